@@ -1,1 +1,26 @@
+//! sandgate: the gate in front of sandboxes.
+//!
+//! A request's way through the listing of this folder:
+//!
+//! ```text
+//! shard (accept) -> client -> head -> route -> grant -> target -> exchange -> Next::{KeepAlive, Close, Tunnel}
+//! ```
+//!
+//! Each stage's output type is the next stage's only input: a [`grant::Grant`] is made by the authorizer alone and
+//! a [`target::Target`] only from a `Grant`, so forwarding an unauthorized request does not compile. Protocol
+//! modules ([`head`], [`framing`], [`chunked`], [`route`], [`forward`]) know no socket, no clock and no configuration.
 
+pub mod chunked;
+pub mod config;
+pub mod control;
+pub mod counters;
+pub mod demo;
+pub mod error;
+pub mod forward;
+pub mod framing;
+pub mod head;
+pub mod ids;
+pub mod limits;
+pub mod mailbox;
+pub mod route;
+pub mod sys;

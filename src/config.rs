@@ -1,0 +1,1 @@
+//! Configuration: environment to checked values, all mistakes together.

@@ -1,0 +1,157 @@
+//! What a shard counts. Plain cells of one thread; the control plane asks for a copy and adds the copies up.
+
+use crate::error::Source;
+use crate::head::Reject;
+use std::cell::Cell;
+
+/// Upper bounds in milliseconds of the duration histogram (OpenTelemetry's advice, longer ones for held commands).
+pub const DURATION_BOUNDS_MS: [u64; 17] =
+    [5, 10, 25, 50, 75, 100, 250, 500, 750, 1000, 2500, 5000, 7500, 10_000, 30_000, 60_000, 180_000];
+
+/// What a request was, for labels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Class {
+    Preview,
+    Toolbox,
+    BuildLogs,
+    WebSocket,
+    /// Answered before or without a route: health page, refused heads.
+    Own,
+}
+
+impl Class {
+    pub const ALL: &'static [Self] =
+        &[Self::Preview, Self::Toolbox, Self::BuildLogs, Self::WebSocket, Self::Own];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Preview => "preview",
+            Self::Toolbox => "toolbox",
+            Self::BuildLogs => "build_logs",
+            Self::WebSocket => "websocket",
+            Self::Own => "own",
+        }
+    }
+}
+
+/// How a request was let in or refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AuthResult {
+    Public,
+    Bearer,
+    Header,
+    Query,
+    Missing,
+    Invalid,
+    /// The API could not say.
+    Undecided,
+}
+
+impl AuthResult {
+    pub const ALL: &'static [Self] = &[
+        Self::Public,
+        Self::Bearer,
+        Self::Header,
+        Self::Query,
+        Self::Missing,
+        Self::Invalid,
+        Self::Undecided,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Public => "public",
+            Self::Bearer => "bearer",
+            Self::Header => "header",
+            Self::Query => "query",
+            Self::Missing => "missing",
+            Self::Invalid => "invalid",
+            Self::Undecided => "undecided",
+        }
+    }
+}
+
+/// A bound cache of a shard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CacheKind {
+    Public,
+    Runner,
+    Verdict,
+}
+
+impl CacheKind {
+    pub const ALL: &'static [Self] = &[Self::Public, Self::Runner, Self::Verdict];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Public => "public",
+            Self::Runner => "runner",
+            Self::Verdict => "verdict",
+        }
+    }
+}
+
+type Count = Cell<u64>;
+
+/// One shard's counters. Gauges are named as such; all else only grows.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    pub accepted: Count,
+    /// Gauge.
+    pub connections_open: Count,
+    pub connections_shed: Count,
+    /// Accept failed for want of descriptors or memory.
+    pub accept_failures: Count,
+    /// By class, then by hundreds of the status (index 0 counts requests whose client left).
+    pub requests: [[Count; 6]; 5],
+    pub requests_active: Count,
+    /// By class: buckets of [`DURATION_BOUNDS_MS`] (not cumulative) and one for the rest.
+    pub durations: [[Count; 18]; 5],
+    /// By class, in microseconds.
+    pub duration_sum_us: [Count; 5],
+    pub rejects: [Count; Reject::ALL.len()],
+    /// Answers we made, by source.
+    pub errors: [Count; Source::ALL.len()],
+    pub auth: [Count; 7],
+    pub cache_hits: [Count; 3],
+    pub cache_misses: [Count; 3],
+    /// Gauges.
+    pub cache_entries: [Count; 3],
+    pub questions_asked: Count,
+    /// Gauge.
+    pub questions_open: Count,
+    pub runner_connects: Count,
+    pub runner_connect_failures: Count,
+    pub runner_reuses: Count,
+    /// A pooled connection was dead when it was about to be used.
+    pub runner_stale: Count,
+    pub runner_retries: Count,
+    /// Gauge.
+    pub runner_idle: Count,
+    pub tunnels: Count,
+    /// Gauge.
+    pub tunnels_open: Count,
+    /// Body and tunnel bytes from clients to runners, copied through our memory.
+    pub bytes_up_copied: Count,
+    pub bytes_up_spliced: Count,
+    pub bytes_down_copied: Count,
+    pub bytes_down_spliced: Count,
+    pub splice_calls: Count,
+    /// Bodies cut short by the runner and therefore cut short to the client.
+    pub truncated: Count,
+    pub deadlines: Count,
+    pub log_lines: Count,
+    pub log_lines_dropped: Count,
+    /// Longest time between two looks at the ring since the last report, microseconds (gauge).
+    pub loop_stall_us: Count,
+}
+
+/// `cell += n`.
+pub fn add(cell: &Count, n: u64) {
+    cell.set(cell.get().wrapping_add(n));
+}
+
+/// `gauge -= 1`.
+pub fn less(gauge: &Count) {
+    gauge.set(gauge.get().saturating_sub(1));
+}

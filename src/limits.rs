@@ -1,0 +1,88 @@
+//! Every bound of the data plane, in one place, with what it costs.
+
+use std::time::Duration;
+
+/// The bounds of one process; where a field says "per shard" it holds for each core by itself.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Longest request or response head in bytes. Costs one pooled buffer of this size per request being read.
+    pub head_bytes_max: usize,
+    /// Most header fields of one head. Costs 10 bytes each while the head lives.
+    pub header_count_max: usize,
+    /// Longest request target in bytes.
+    pub uri_bytes_max: usize,
+    /// Most informational (1xx) responses forwarded for one request; more is an upstream fault.
+    pub informational_max: u32,
+    /// From the first byte of a request to the end of its head. 408 and close after it.
+    pub head_deadline: Duration,
+    /// How long a kept-alive client connection may be silent. Longer than common load balancers' 600 s.
+    pub client_idle: Duration,
+    /// How long a body may stand still while the *client* is the one to move (sending or reading). `None`: for ever.
+    pub client_stall: Option<Duration>,
+    /// From the last request byte to the runner's response head. `None` (default): for ever, commands run for hours.
+    pub runner_first_byte: Option<Duration>,
+    /// TCP connect to a runner.
+    pub runner_connect: Duration,
+    /// How long an idle runner connection is kept; below the runner's own 70 s (CONTRACT 3).
+    pub runner_idle: Duration,
+    /// Idle runner connections kept per shard. Costs a socket and about 300 bytes each.
+    pub runner_idle_max: usize,
+    /// Open client connections per shard; beyond it new ones are answered 503 and closed.
+    pub connections_max: usize,
+    /// How long and how much of an unread request body is drained so that an early answer is not lost in a reset.
+    pub linger: Duration,
+    pub linger_bytes_max: u64,
+    /// Cached sandboxes per shard (public flag and runner). About 300 bytes each.
+    pub sandbox_cache_max: usize,
+    /// Cached verdicts per shard. About 200 bytes each.
+    pub verdict_cache_max: usize,
+    /// Questions a shard may have open at the control plane; beyond it requests are answered 503.
+    pub questions_max: usize,
+    /// Pipes for splice kept per shard. Each is 1 MiB of kernel address space, filled only while in use.
+    pub pipes_max: usize,
+    /// Bulk buffers (256 KiB) kept per shard.
+    pub bulk_buffers_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            head_bytes_max: 32 * 1024,
+            header_count_max: 128,
+            uri_bytes_max: 16 * 1024,
+            informational_max: 32,
+            head_deadline: Duration::from_secs(15),
+            client_idle: Duration::from_secs(620),
+            client_stall: Some(Duration::from_secs(300)),
+            runner_first_byte: None,
+            runner_connect: Duration::from_secs(5),
+            runner_idle: Duration::from_secs(45),
+            runner_idle_max: 4096,
+            connections_max: 200_000,
+            linger: Duration::from_secs(2),
+            linger_bytes_max: 1 << 20,
+            sandbox_cache_max: 100_000,
+            verdict_cache_max: 100_000,
+            questions_max: 4096,
+            pipes_max: 64,
+            bulk_buffers_max: 32,
+        }
+    }
+}
+
+impl Limits {
+    /// Relations that must hold between the bounds; each broken one as a sentence for the operator.
+    pub fn broken_relations(&self) -> Vec<&'static str> {
+        let mut broken = Vec::new();
+        if self.head_bytes_max > usize::from(u16::MAX) {
+            broken.push("a head is addressed with 16-bit offsets: head bytes must stay at or below 65535");
+        }
+        if self.uri_bytes_max >= self.head_bytes_max {
+            broken.push("the longest URI must fit into the longest head");
+        }
+        if self.runner_idle >= Duration::from_secs(70) {
+            broken.push("runners close idle connections after 70 s: the pool must let go earlier");
+        }
+        broken
+    }
+}

@@ -1,0 +1,145 @@
+//! The two-way road between shards and the control plane: questions go up, answers come down.
+//!
+//! Up: tokio's bounded channel (`try_send`, never waits). Down: a bounded lock-free queue per shard and an eventfd
+//! the shard reads through its ring. Nothing here allocates per message but the message.
+
+use crate::ids::{SandboxId, Token};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+/// What a shard does not know. Equal questions (the full identity: every field counts) become one flight.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum Question {
+    /// Is the sandbox public? Answered `Yes` or `No`.
+    Public(SandboxId),
+    /// May whoever shows this pass? Answered `Yes` or `No`.
+    Verdict { proof: ProofKind, sandbox: SandboxId, token: Token, client_ip: IpAddr },
+    /// Where is the sandbox? Answered `Runner` or `NotFound`. `fresh` bypasses every cache on the way.
+    Runner { sandbox: SandboxId, fresh: bool },
+    /// Build logs with the caller's own access. Answered `BuildLogs`, `No` (the caller may not) or `NotFound`.
+    BuildLogs { of: crate::route::BuildLogsOf, bearer: Token, client_ip: IpAddr },
+}
+
+/// The proofs the API judges. Part of every cache key: a token good in one slot says nothing about another (W17).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum ProofKind {
+    /// `Authorization: Bearer`: `GET /preview/{id}/access` with the caller's own bearer.
+    Bearer,
+    /// Preview token by header or query: `GET /preview/{id}/validate/{token}` with the service key.
+    PreviewToken,
+}
+
+#[derive(Clone, Debug)]
+pub enum Answer {
+    Yes,
+    No,
+    NotFound,
+    Runner(Arc<RunnerAddress>),
+    BuildLogs { runner: Arc<RunnerAddress>, snapshot_ref: String },
+}
+
+/// Where a runner listens and what it wants to see. Made by the control plane, which resolved the name.
+#[derive(PartialEq, Eq)]
+pub struct RunnerAddress {
+    /// At least one, in the order to try.
+    pub addrs: Vec<SocketAddr>,
+    /// `Host` for requests to it: host and, when not the scheme's default, port.
+    pub authority: String,
+    /// Path part of its URL without a trailing slash; empty or starting with `/`.
+    pub base_path: String,
+    /// `Bearer <api key>`. Secret.
+    pub authorization: String,
+}
+
+impl std::fmt::Debug for RunnerAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { addrs, authority, base_path, authorization: _ } = self;
+        write!(f, "RunnerAddress({authority}{base_path} at {addrs:?})")
+    }
+}
+
+/// Why there is no answer. Never cached as one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trouble {
+    /// No connection to the API, or it broke, after the retries.
+    ApiUnreachable,
+    /// No answer within the deadline.
+    ApiTimeout,
+    /// The API answered with this status and it says nothing about the question (5xx, 401/403 for our own key, …).
+    ApiStatus(u16),
+    /// 429; seconds to wait if the API said so.
+    ApiRateLimited(Option<u32>),
+    /// A 200 that does not say what it must (a dashboard page, broken JSON).
+    ApiGarbage,
+    /// The runner has no usable URL: missing, not http(s), or its name does not resolve.
+    RunnerUrl,
+    /// The mailbox or the table of open questions is full.
+    Overloaded,
+}
+
+pub type Reply = Result<Answer, Trouble>;
+
+/// From a shard to the control plane.
+#[derive(Debug)]
+pub enum ToControl {
+    Ask {
+        shard: usize,
+        ticket: u64,
+        question: Question,
+    },
+    /// Nobody waits for this any more; a flight without waiters is cancelled.
+    Cancel {
+        shard: usize,
+        ticket: u64,
+    },
+    /// The shard has no connection left after [`ToShard::Drain`].
+    Drained {
+        shard: usize,
+    },
+}
+
+/// From the control plane to a shard.
+#[derive(Debug)]
+pub enum ToShard {
+    Answer {
+        ticket: u64,
+        reply: Reply,
+    },
+    /// Send a copy of the counters back.
+    Report(tokio::sync::oneshot::Sender<Box<crate::counters::Counters>>),
+    /// Accept no more, finish what runs, then say [`ToControl::Drained`].
+    Drain,
+    /// End now.
+    Stop,
+}
+
+/// The downward road of one shard.
+pub struct Down {
+    queue: crossbeam_queue::ArrayQueue<ToShard>,
+    bell: std::fs::File,
+}
+
+impl Down {
+    /// `capacity` must cover the shard's open questions: each gets exactly one answer.
+    pub fn new(capacity: usize) -> std::io::Result<Self> {
+        Ok(Self { queue: crossbeam_queue::ArrayQueue::new(capacity), bell: crate::sys::eventfd()?.into() })
+    }
+
+    /// Never waits. The message comes back when the queue is full.
+    pub fn push(&self, message: ToShard) -> Result<(), ToShard> {
+        self.queue.push(message)?;
+        // An eventfd write fails only when its counter is full: then the bell is ringing already.
+        let _ = std::io::Write::write(&mut &self.bell, &1u64.to_ne_bytes());
+        Ok(())
+    }
+
+    /// For the shard: the next message, if any.
+    pub fn pop(&self) -> Option<ToShard> {
+        self.queue.pop()
+    }
+
+    /// For the shard: readable when there may be messages.
+    pub fn bell(&self) -> std::os::fd::BorrowedFd<'_> {
+        std::os::fd::AsFd::as_fd(&self.bell)
+    }
+}
