@@ -10,6 +10,7 @@
 //! a [`target::Target`] only from a `Grant`, so forwarding an unauthorized request does not compile. Protocol
 //! modules ([`head`], [`framing`], [`chunked`], [`route`], [`forward`]) know no socket, no clock and no configuration.
 
+pub mod access_log;
 pub mod chunked;
 pub mod config;
 pub mod control;
@@ -21,6 +22,7 @@ pub mod framing;
 pub mod head;
 pub mod ids;
 pub mod limits;
+pub mod log;
 pub mod mailbox;
 pub mod route;
 pub mod sys;

@@ -1,1 +1,265 @@
-//! The control plane: one tokio thread that asks the API so that shards need not.
+//! The control plane: one thread that knows what shards do not and may wait where shards may not.
+//!
+//! Takes questions from all shards, lets equal ones share a call to the API, and answers each asker exactly once.
+//! Runs on a tokio current-thread runtime (name lookups go to its blocking pool). Knows no client connection.
+
+mod api;
+mod exposition;
+#[cfg(test)]
+mod fake_api;
+mod flights;
+mod metrics;
+mod runner_address;
+mod stats;
+#[cfg(test)]
+mod tests;
+
+use crate::ids::Token;
+use crate::log::{self, Level, Log};
+use crate::mailbox::{Down, Question, Reply, ToControl, ToShard, Trouble};
+use api::Api;
+use flights::{Asked, Flights, Waiter};
+use stats::{Operation, Stats};
+use std::collections::VecDeque;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{Id, JoinError, JoinSet};
+
+/// How soon an answer that found a shard's queue full is tried again.
+const REDELIVER: Duration = Duration::from_millis(2);
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// With its path, as `http://api:3000/api`.
+    pub api_base: String,
+    /// The service key.
+    pub api_key: Token,
+    /// For one question, all tries and calls together.
+    pub timeout: Duration,
+    /// Where the metrics page listens; `None`: nowhere. It has no access control: a loopback address, unless the
+    /// network keeps strangers away.
+    pub metrics: Option<SocketAddr>,
+    /// Most calls under way at once; beyond it questions are answered [`Trouble::Overloaded`]. Each costs a task, a
+    /// connection and at worst 256 KiB of body.
+    pub flights_max: usize,
+}
+
+/// Why there is no control plane.
+#[derive(Debug)]
+pub enum StartError {
+    /// A sentence for the operator.
+    Setting(&'static str),
+    /// The metrics page cannot listen.
+    Metrics(SocketAddr, std::io::Error),
+}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Setting(sentence) => f.write_str(sentence),
+            Self::Metrics(addr, error) => {
+                write!(f, "the metrics page cannot listen at {addr} (METRICS_PORT): {error}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+pub struct Control {
+    api: Arc<Api>,
+    inbox: mpsc::Receiver<ToControl>,
+    flights: Flights,
+    tasks: JoinSet<Landed>,
+    outbox: Outbox,
+    stats: Arc<Stats>,
+    metrics: Option<metrics::Server>,
+    /// By shard.
+    drained: Vec<bool>,
+    all_drained: watch::Sender<bool>,
+}
+
+/// What a flight brings home.
+struct Landed {
+    operation: Operation,
+    took: Duration,
+    reply: Reply,
+}
+
+impl Control {
+    /// `downs` by shard number. The metrics page listens from here on and answers once [`Self::run`] runs.
+    pub fn new(
+        settings: Settings,
+        inbox: mpsc::Receiver<ToControl>,
+        downs: Vec<Arc<Down>>,
+    ) -> Result<Self, StartError> {
+        Self::with_log(settings, inbox, downs, log::process_log())
+    }
+
+    fn with_log(
+        settings: Settings,
+        inbox: mpsc::Receiver<ToControl>,
+        downs: Vec<Arc<Down>>,
+        log: Log,
+    ) -> Result<Self, StartError> {
+        let Settings { api_base, api_key, timeout, metrics, flights_max } = settings;
+        let stats = Arc::<Stats>::default();
+        let metrics = metrics
+            .map(|addr| {
+                metrics::Server::bind(addr, downs.clone(), Arc::clone(&stats))
+                    .map_err(|error| StartError::Metrics(addr, error))
+            })
+            .transpose()?;
+        Ok(Self {
+            api: Arc::new(Api::new(&api_base, &api_key, timeout, log).map_err(StartError::Setting)?),
+            inbox,
+            flights: Flights::new(flights_max),
+            tasks: JoinSet::new(),
+            drained: vec![false; downs.len()],
+            outbox: Outbox::new(downs),
+            stats,
+            metrics,
+            all_drained: watch::Sender::new(false),
+        })
+    }
+
+    /// Becomes true once every shard has said [`ToControl::Drained`].
+    pub fn all_drained(&self) -> watch::Receiver<bool> {
+        self.all_drained.subscribe()
+    }
+
+    /// Where the metrics page listens: the port when 0 was asked for.
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(metrics::Server::addr)
+    }
+
+    /// Serves until `shutdown` resolves or every sender of the inbox is gone. Open flights end with it.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
+        let mut shutdown = std::pin::pin!(shutdown);
+        // Ends with this function: a JoinSet aborts what it holds.
+        let mut servers = JoinSet::new();
+        if let Some(server) = self.metrics.take() {
+            servers.spawn(server.run());
+        }
+        loop {
+            tokio::select! {
+                () = &mut shutdown => return,
+                message = self.inbox.recv() => match message {
+                    Some(message) => self.take(message),
+                    None => return,
+                },
+                Some(ended) = self.tasks.join_next_with_id() => self.land(ended),
+                () = tokio::time::sleep(REDELIVER), if self.outbox.is_waiting() => self.outbox.redeliver(),
+            }
+            self.stats.flights_open.store(self.flights.count() as u64, Relaxed);
+            self.stats.answers_waiting.store(self.outbox.waiting_count() as u64, Relaxed);
+        }
+    }
+
+    fn take(&mut self, message: ToControl) {
+        match message {
+            ToControl::Ask { shard, ticket, question } => self.ask(Waiter { shard, ticket }, question),
+            ToControl::Cancel { shard, ticket } => self.flights.cancel(Waiter { shard, ticket }),
+            ToControl::Drained { shard } => {
+                if let Some(drained) = self.drained.get_mut(shard) {
+                    *drained = true;
+                }
+                if self.drained.iter().all(|drained| *drained) {
+                    self.all_drained.send_replace(true);
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, waiter: Waiter, question: Question) {
+        let Self { flights, tasks, api, .. } = self;
+        let asked = flights.ask(question, waiter, |question| {
+            let api = Arc::clone(api);
+            tasks.spawn(async move {
+                let start = Instant::now();
+                let reply = api.answer(&question).await;
+                Landed { operation: Operation::of(&question), took: start.elapsed(), reply }
+            })
+        });
+        match asked {
+            Asked::Flies => {}
+            Asked::Joined => {
+                self.stats.joined.fetch_add(1, Relaxed);
+            }
+            Asked::Full => {
+                self.stats.trouble(Trouble::Overloaded);
+                self.outbox.answer(waiter, Err(Trouble::Overloaded));
+            }
+        }
+    }
+
+    fn land(&mut self, ended: Result<(Id, Landed), JoinError>) {
+        let (id, reply) = match ended {
+            Ok((id, Landed { operation, took, reply })) => {
+                self.stats.landed(operation, took, &reply);
+                (id, reply)
+            }
+            // Cancelled ones have left the table: nobody is told.
+            Err(error) => {
+                if error.is_panic() {
+                    log::event(Level::Error, "flight_panicked", &[]);
+                    self.stats.trouble(Trouble::ApiGarbage);
+                }
+                (error.id(), Err(Trouble::ApiGarbage))
+            }
+        };
+        for waiter in self.flights.land(id) {
+            self.outbox.answer(waiter, reply.clone());
+        }
+    }
+}
+
+/// Answers on their way to the shards. None is lost: what finds a queue full waits here, in order. Bounded by the
+/// shards' own bounds on open questions.
+struct Outbox {
+    downs: Vec<Arc<Down>>,
+    /// By shard.
+    waiting: Vec<VecDeque<ToShard>>,
+}
+
+impl Outbox {
+    fn new(downs: Vec<Arc<Down>>) -> Self {
+        Self { waiting: downs.iter().map(|_| VecDeque::new()).collect(), downs }
+    }
+
+    fn answer(&mut self, waiter: Waiter, reply: Reply) {
+        let Some(waiting) = self.waiting.get_mut(waiter.shard) else {
+            debug_assert!(false, "a shard that does not exist has asked");
+            return;
+        };
+        waiting.push_back(ToShard::Answer { ticket: waiter.ticket, reply });
+        Self::deliver(&self.downs[waiter.shard], waiting);
+    }
+
+    fn redeliver(&mut self) {
+        for (down, waiting) in self.downs.iter().zip(&mut self.waiting) {
+            Self::deliver(down, waiting);
+        }
+    }
+
+    fn deliver(down: &Down, waiting: &mut VecDeque<ToShard>) {
+        while let Some(message) = waiting.pop_front() {
+            if let Err(back) = down.push(message) {
+                waiting.push_front(back);
+                return;
+            }
+        }
+    }
+
+    fn is_waiting(&self) -> bool {
+        self.waiting.iter().any(|waiting| !waiting.is_empty())
+    }
+
+    fn waiting_count(&self) -> usize {
+        self.waiting.iter().map(VecDeque::len).sum()
+    }
+}

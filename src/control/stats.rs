@@ -1,0 +1,117 @@
+//! What the control plane counts about itself. Atomics only because the runtime asks for `Send`; one thread uses them.
+
+use crate::counters::DURATION_BOUNDS_MS;
+use crate::mailbox::{ProofKind, Question, Reply, Trouble};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+/// What a question makes the control plane do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Operation {
+    Public,
+    Access,
+    Validate,
+    Runner,
+    BuildLogs,
+}
+
+impl Operation {
+    pub const ALL: &'static [Self] =
+        &[Self::Public, Self::Access, Self::Validate, Self::Runner, Self::BuildLogs];
+
+    pub fn of(question: &Question) -> Self {
+        match question {
+            Question::Public(_) => Self::Public,
+            Question::Verdict { proof: ProofKind::Bearer, .. } => Self::Access,
+            Question::Verdict { proof: ProofKind::PreviewToken, .. } => Self::Validate,
+            Question::Runner { .. } => Self::Runner,
+            Question::BuildLogs { .. } => Self::BuildLogs,
+        }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Public => "public",
+            Self::Access => "access",
+            Self::Validate => "validate",
+            Self::Runner => "runner",
+            Self::BuildLogs => "build_logs",
+        }
+    }
+}
+
+/// Labels of the troubles, in the order of [`Stats::troubles`].
+pub const TROUBLES: [&str; 7] =
+    ["unreachable", "timeout", "status", "rate_limited", "garbage", "runner_url", "overloaded"];
+
+fn trouble_index(trouble: Trouble) -> usize {
+    match trouble {
+        Trouble::ApiUnreachable => 0,
+        Trouble::ApiTimeout => 1,
+        Trouble::ApiStatus(_) => 2,
+        Trouble::ApiRateLimited(_) => 3,
+        Trouble::ApiGarbage => 4,
+        Trouble::RunnerUrl => 5,
+        Trouble::Overloaded => 6,
+    }
+}
+
+/// Not cumulative; the last bucket is for the rest.
+#[derive(Default)]
+pub struct Histogram {
+    pub buckets: [AtomicU64; DURATION_BOUNDS_MS.len() + 1],
+    pub sum_us: AtomicU64,
+}
+
+impl Histogram {
+    pub fn record(&self, took: Duration) {
+        // Compared in microseconds: 5.5 ms is not "at most 5".
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let bucket = DURATION_BOUNDS_MS.partition_point(|bound_ms| bound_ms * 1000 < us);
+        self.buckets[bucket].fetch_add(1, Relaxed);
+        self.sum_us.fetch_add(us, Relaxed);
+    }
+}
+
+#[derive(Default)]
+pub struct Stats {
+    /// How long flights took, by [`Operation`]; cancelled ones are not in it.
+    pub flight_seconds: [Histogram; Operation::ALL.len()],
+    /// By [`TROUBLES`].
+    pub troubles: [AtomicU64; TROUBLES.len()],
+    /// Questions that joined a flight under way.
+    pub joined: AtomicU64,
+    /// Gauge.
+    pub flights_open: AtomicU64,
+    /// Answers that found a shard's queue full and wait (gauge).
+    pub answers_waiting: AtomicU64,
+}
+
+impl Stats {
+    pub fn landed(&self, operation: Operation, took: Duration, reply: &Reply) {
+        self.flight_seconds[operation as usize].record(took);
+        if let Err(trouble) = reply {
+            self.trouble(*trouble);
+        }
+    }
+
+    pub fn trouble(&self, trouble: Trouble) {
+        self.troubles[trouble_index(trouble)].fetch_add(1, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_on_a_bound_belongs_to_it_and_one_above_does_not() {
+        let histogram = Histogram::default();
+        for us in [0, 5_000, 5_001, 180_000_000, 180_000_001] {
+            histogram.record(Duration::from_micros(us));
+        }
+        let counts: Vec<_> = histogram.buckets.iter().map(|b| b.load(Relaxed)).collect();
+        assert_eq!((counts[0], counts[1], counts[16], counts[17]), (2, 1, 1, 1));
+        assert_eq!(counts.iter().sum::<u64>(), 5);
+    }
+}
