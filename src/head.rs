@@ -49,6 +49,10 @@ pub enum FieldId {
     XForwardedFor,
     XForwardedHost,
     XForwardedProto,
+    XForwardedPort,
+    XRealIp,
+    /// RFC 7239.
+    Forwarded,
     XRequestId,
     /// `X-Daytona-Preview-Token`.
     PreviewToken,
@@ -205,6 +209,11 @@ impl<'b> RequestHead<'b> {
     pub fn query(&self) -> Option<&'b [u8]> {
         self.target.of(self.bytes).get(usize::from(self.path_len) + 1..)
     }
+
+    /// The names listed in every `Connection` field, as received; empty list members are skipped (RFC 9110 7.6.1).
+    pub fn connection_names(&self) -> impl Iterator<Item = &[u8]> {
+        connection_names(self.bytes, &self.fields)
+    }
 }
 
 impl<'b> ResponseHead<'b> {
@@ -214,4 +223,18 @@ impl<'b> ResponseHead<'b> {
         let _ = (bytes, request, limits);
         unimplemented!()
     }
+
+    /// The names listed in every `Connection` field, as received; empty list members are skipped (RFC 9110 7.6.1).
+    pub fn connection_names(&self) -> impl Iterator<Item = &[u8]> {
+        connection_names(self.bytes, &self.fields)
+    }
+}
+
+fn connection_names<'h>(bytes: &'h [u8], fields: &'h [Field]) -> impl Iterator<Item = &'h [u8]> {
+    fields
+        .iter()
+        .filter(|field| field.id == FieldId::Connection)
+        .flat_map(move |field| field.value.of(bytes).split(|&b| b == b','))
+        .map(|name| name.trim_ascii())
+        .filter(|name| !name.is_empty())
 }
