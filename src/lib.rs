@@ -11,6 +11,7 @@
 //! modules ([`head`], [`framing`], [`chunked`], [`route`], [`forward`]) know no socket, no clock and no configuration.
 
 pub mod chunked;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod counters;
@@ -23,4 +24,5 @@ pub mod ids;
 pub mod limits;
 pub mod mailbox;
 pub mod route;
+pub mod serve;
 pub mod sys;
