@@ -13,6 +13,7 @@
 pub mod buffers;
 pub mod cache;
 pub mod chunked;
+pub mod cli;
 pub mod config;
 pub mod control;
 pub mod counters;
@@ -29,5 +30,6 @@ pub mod pool;
 pub mod relay;
 pub mod ring;
 pub mod route;
+pub mod serve;
 pub mod socket;
 pub mod sys;
