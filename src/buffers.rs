@@ -26,10 +26,44 @@ pub struct Buffers {
     pipes_out: Cell<usize>,
 }
 
-/// An empty pipe. Handed back only when empty: leftover bytes would reach another connection.
-pub struct Pipe {
-    pub read: OwnedFd,
-    pub write: OwnedFd,
+struct Pipe {
+    read: OwnedFd,
+    write: OwnedFd,
+}
+
+/// An empty pipe on loan. Dropped, it is closed: bytes may be left in it, and they would reach another connection.
+/// Only [`Lease::give_back`] returns it to the pool.
+pub struct Lease<'a> {
+    buffers: &'a Buffers,
+    /// Gone only while `give_back` runs.
+    pipe: Option<Pipe>,
+}
+
+impl Lease<'_> {
+    fn pipe(&self) -> &Pipe {
+        self.pipe.as_ref().expect("taken by give_back alone, which consumes the lease")
+    }
+
+    pub fn read(&self) -> &OwnedFd {
+        &self.pipe().read
+    }
+
+    pub fn write(&self) -> &OwnedFd {
+        &self.pipe().write
+    }
+
+    /// The pipe is empty again.
+    pub fn give_back(mut self) {
+        if let Some(pipe) = self.pipe.take() {
+            self.buffers.pipes.borrow_mut().push(pipe);
+        }
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        self.buffers.pipes_out.set(self.buffers.pipes_out.get().saturating_sub(1));
+    }
 }
 
 impl Buffers {
@@ -69,31 +103,22 @@ impl Buffers {
     }
 
     /// `Ok(None)`: all pipes this shard may have are in use; copy instead.
-    pub fn pipe(&self) -> io::Result<Option<Pipe>> {
-        if let Some(pipe) = self.pipes.borrow_mut().pop() {
-            self.pipes_out.set(self.pipes_out.get() + 1);
-            return Ok(Some(pipe));
-        }
+    pub fn pipe(&self) -> io::Result<Option<Lease<'_>>> {
         if self.pipes_out.get() >= self.pipes_max {
             return Ok(None);
         }
-        let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
-        // A smaller pipe than wished works as well, only slower.
-        let _ = rustix::pipe::fcntl_setpipe_size(&write, PIPE);
+        let pooled = self.pipes.borrow_mut().pop();
+        let pipe = match pooled {
+            Some(pipe) => pipe,
+            None => {
+                let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+                // A smaller pipe than wished works as well, only slower.
+                let _ = rustix::pipe::fcntl_setpipe_size(&write, PIPE);
+                Pipe { read, write }
+            }
+        };
         self.pipes_out.set(self.pipes_out.get() + 1);
-        Ok(Some(Pipe { read, write }))
-    }
-
-    /// Takes back an empty pipe.
-    pub fn give_pipe(&self, pipe: Pipe) {
-        self.pipes_out.set(self.pipes_out.get().saturating_sub(1));
-        self.pipes.borrow_mut().push(pipe);
-    }
-
-    /// A pipe with bytes left in it is closed.
-    pub fn discard_pipe(&self, pipe: Pipe) {
-        self.pipes_out.set(self.pipes_out.get().saturating_sub(1));
-        drop(pipe);
+        Ok(Some(Lease { buffers: self, pipe: Some(pipe) }))
     }
 }
 
@@ -107,10 +132,11 @@ mod tests {
         let one = buffers.pipe().expect("made").expect("first");
         let two = buffers.pipe().expect("made").expect("second");
         assert!(buffers.pipe().expect("no error").is_none());
-        buffers.give_pipe(one);
-        buffers.discard_pipe(two);
-        assert!(buffers.pipe().expect("no error").is_some());
-        assert!(buffers.pipe().expect("no error").is_some());
+        one.give_back();
+        drop(two);
+        assert_eq!(buffers.pipes.borrow().len(), 1, "a dropped lease closes its pipe");
+        let _one = buffers.pipe().expect("no error").expect("free again");
+        let _two = buffers.pipe().expect("no error").expect("free again");
         assert!(buffers.pipe().expect("no error").is_none());
     }
 

@@ -219,6 +219,11 @@ impl Watch {
         self.with(|e| e.fired)
     }
 
+    /// The cause was dealt with; another wait begins.
+    pub fn unfire(&self) {
+        self.with(|e| e.fired = None);
+    }
+
     /// Wakes this task when something fires (for waits that have no socket).
     pub fn wake_on_fire(&self, waker: &Waker) {
         self.with(|e| e.waker = Some(waker.clone()));

@@ -5,7 +5,7 @@
 //! is never used: each idle one would hold a kernel thread. Waits are readiness only, so an idle lane holds neither
 //! buffer nor pipe, and dropping a lane loses nothing that was not lost with its connection.
 
-use crate::buffers::{Buffers, PIPE, Pipe, SMALL};
+use crate::buffers::{Buffers, Lease, PIPE, SMALL};
 use crate::chunked::{self, ChunkReader, Piece};
 use crate::counters::{Counters, add};
 use crate::deadlines::Watch;
@@ -263,7 +263,7 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
         }
     }
 
-    async fn spliced(&self, pipe: Pipe, length: u64) -> Result<(), Fault> {
+    async fn spliced(&self, pipe: Lease<'_>, length: u64) -> Result<(), Fault> {
         let mut left = length;
         let mut unpaused = 0;
         while left > 0 {
@@ -274,68 +274,52 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
                     continue;
                 }
                 Ok(Moved::End) => {
-                    self.means.buffers.give_pipe(pipe);
+                    pipe.give_back();
                     return Err(Fault::SourceEnded);
                 }
-                Err(error) => {
-                    self.means.buffers.give_pipe(pipe);
-                    return Err(Fault::SourceBroke(error));
-                }
+                Err(error) => return Err(Fault::SourceBroke(error)),
             };
             left -= n;
-            if let Err(fault) = self.drain(&pipe, n).await {
-                self.means.buffers.discard_pipe(pipe);
-                return Err(fault);
-            }
+            self.drain(&pipe, n).await?;
             self.take_turns(&mut unpaused, n).await?;
         }
-        self.means.buffers.give_pipe(pipe);
+        pipe.give_back();
         Ok(())
     }
 
     /// Until the source has nothing ready (or ended, which the caller's next read will see).
-    async fn spliced_while_busy(&self, pipe: Pipe, framing: SinkFraming) -> Result<u64, Fault> {
+    async fn spliced_while_busy(&self, pipe: Lease<'_>, framing: SinkFraming) -> Result<u64, Fault> {
         let (mut total, mut unpaused) = (0, 0);
         let mut line = Vec::new();
         loop {
             let n = match self.fill(&pipe, PIPE as u64) {
                 Ok(Moved::Bytes(n)) => n as u64,
                 Ok(Moved::End | Moved::NotReady) => {
-                    self.means.buffers.give_pipe(pipe);
+                    pipe.give_back();
                     return Ok(total);
                 }
-                Err(error) => {
-                    self.means.buffers.give_pipe(pipe);
-                    return Err(Fault::SourceBroke(error));
-                }
+                Err(error) => return Err(Fault::SourceBroke(error)),
             };
             total += n;
-            let moved = async {
-                if framing == SinkFraming::Chunked {
-                    line.clear();
-                    chunked::write_chunk_line(n, &mut line);
-                    self.send(&line).await?;
-                }
-                self.drain(&pipe, n).await?;
-                if framing == SinkFraming::Chunked {
-                    self.send(b"\r\n").await?;
-                }
-                Ok(())
-            };
-            if let Err(fault) = moved.await {
-                self.means.buffers.discard_pipe(pipe);
-                return Err(fault);
+            if framing == SinkFraming::Chunked {
+                line.clear();
+                chunked::write_chunk_line(n, &mut line);
+                self.send(&line).await?;
+            }
+            self.drain(&pipe, n).await?;
+            if framing == SinkFraming::Chunked {
+                self.send(b"\r\n").await?;
             }
             self.take_turns(&mut unpaused, n).await?;
         }
     }
 
     /// Source to empty pipe, without waiting.
-    fn fill(&self, pipe: &Pipe, max: u64) -> io::Result<Moved> {
+    fn fill(&self, pipe: &Lease<'_>, max: u64) -> io::Result<Moved> {
         let Some(source) = self.source.splice_fd() else { return Ok(Moved::NotReady) };
         let max = usize::try_from(max).unwrap_or(PIPE).min(PIPE);
         add(&self.means.counters.splice_calls, 1);
-        match rustix::pipe::splice(source, None, &pipe.write, None, max, FLAGS) {
+        match rustix::pipe::splice(source, None, pipe.write(), None, max, FLAGS) {
             Ok(0) => Ok(Moved::End),
             Ok(n) => Ok(Moved::Bytes(n)),
             // The pipe is empty, so this can only mean that the source has nothing yet.
@@ -346,13 +330,13 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
 
     /// All `n` bytes of the pipe to the sink. While bytes are in the pipe only the sink is waited for: a full pipe
     /// and an empty source look the same to `splice`.
-    async fn drain(&self, pipe: &Pipe, n: u64) -> Result<(), Fault> {
+    async fn drain(&self, pipe: &Lease<'_>, n: u64) -> Result<(), Fault> {
         self.count(n, Mover::Splice);
         let mut left = n as usize;
         while left > 0 {
             let Some(sink) = self.sink.splice_fd() else { return Err(Fault::SinkBroke(io::ErrorKind::Unsupported.into())) };
             add(&self.means.counters.splice_calls, 1);
-            match rustix::pipe::splice(&pipe.read, None, sink, None, left, FLAGS) {
+            match rustix::pipe::splice(pipe.read(), None, sink, None, left, FLAGS) {
                 Ok(moved) => left -= moved,
                 Err(Errno::AGAIN | Errno::INTR) => self.wait_writable().await?,
                 Err(error) => return Err(Fault::SinkBroke(error.into())),
@@ -361,7 +345,7 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
         Ok(())
     }
 
-    fn pipe(&self) -> Result<Option<Pipe>, Fault> {
+    fn pipe(&self) -> Result<Option<Lease<'_>>, Fault> {
         if self.source.splice_fd().is_none() || self.sink.splice_fd().is_none() {
             return Ok(None);
         }
