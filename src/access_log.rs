@@ -49,7 +49,12 @@ pub struct Log {
 }
 
 impl Log {
-    pub fn new(mode: AccessLog, slow: Option<Duration>, writer: SyncSender<Vec<u8>>, counters: Rc<Counters>) -> Self {
+    pub fn new(
+        mode: AccessLog,
+        slow: Option<Duration>,
+        writer: SyncSender<Vec<u8>>,
+        counters: Rc<Counters>,
+    ) -> Self {
         Self { mode, slow, batch: RefCell::default(), writer, counters }
     }
 
@@ -117,7 +122,9 @@ impl Log {
 }
 
 /// Starts the writer thread. It ends when the last sender is gone and everything handed over is written.
-pub fn start_writer(mut out: Box<dyn Write + Send>) -> std::io::Result<(SyncSender<Vec<u8>>, JoinHandle<()>)> {
+pub fn start_writer(
+    mut out: Box<dyn Write + Send>,
+) -> std::io::Result<(SyncSender<Vec<u8>>, JoinHandle<()>)> {
     let (sender, batches) = mpsc::sync_channel::<Vec<u8>>(BATCHES);
     let thread = std::thread::Builder::new().name("access-log".into()).spawn(move || {
         for batch in batches {

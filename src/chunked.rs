@@ -33,13 +33,24 @@ pub enum Piece {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     /// In a chunk's size line, `digits` of the size read.
-    Size { size: u64, digits: u32 },
+    Size {
+        size: u64,
+        digits: u32,
+    },
     /// Behind the `;`, `len` bytes read.
-    Extension { size: u64, len: u32 },
+    Extension {
+        size: u64,
+        len: u32,
+    },
     /// Before the LF of the size line.
-    SizeLf { size: u64, line_len: u32 },
+    SizeLf {
+        size: u64,
+        line_len: u32,
+    },
     /// `remaining` bytes of data to come, never 0.
-    Data { remaining: u64 },
+    Data {
+        remaining: u64,
+    },
     /// Behind a chunk's data, before CR and before LF.
     DataCr,
     DataLf,
@@ -154,7 +165,8 @@ impl ChunkReader {
 
     /// A size line is complete.
     fn chunk(&mut self, size: u64, line_len: u32) -> State {
-        self.line_excess = (self.line_excess + u64::from(line_len)).saturating_sub(16 + 2 * size.min(SIZE_MAX / 2));
+        self.line_excess =
+            (self.line_excess + u64::from(line_len)).saturating_sub(16 + 2 * size.min(SIZE_MAX / 2));
         match size {
             _ if self.line_excess > LINE_EXCESS_MAX => State::Refused(Reject::ChunkSyntax),
             0 => State::Trailer,
@@ -244,10 +256,8 @@ fn is_token_byte(byte: u8) -> bool {
 /// into the head would act on what was never checked. Compared with every odd byte taken for `-`, as CGI-like
 /// recipients do.
 fn may_be_trailer(name: &[u8]) -> bool {
-    let folded: Vec<u8> = name
-        .iter()
-        .map(|b| if b.is_ascii_alphanumeric() { b.to_ascii_lowercase() } else { b'-' })
-        .collect();
+    let folded: Vec<u8> =
+        name.iter().map(|b| if b.is_ascii_alphanumeric() { b.to_ascii_lowercase() } else { b'-' }).collect();
     FieldId::of(&folded) == FieldId::Other
         && !FORBIDDEN_PREFIXES.iter().any(|prefix| folded.starts_with(prefix.as_bytes()))
         && !FORBIDDEN.iter().any(|name| folded == name.as_bytes())

@@ -11,7 +11,7 @@ use crate::error::{Cause, Source};
 use crate::exchange::{self, Failed, Next, Outgoing};
 use crate::grant::{Asker, authorize};
 use crate::head::{Method, RequestHead};
-use crate::relay::{Means, Stream};
+use crate::relay::Means;
 use crate::request_id::RequestId;
 use crate::route::{Route, route};
 use crate::shard::Shard;
@@ -111,35 +111,33 @@ async fn requests(shard: &Shard, client: &Client) -> Next {
         // One request's head may need several reads; pipelined ones need none.
         let parsed = RequestHead::parse(&buf, &shard.config.limits);
         match parsed {
-            Ok(None) => {
-                match client.transport.try_recv(with_room(&mut buf)) {
-                    Ok(Moved::Bytes(_)) => {
-                        if begun.is_none() {
-                            begun = Some(Instant::now());
-                            client.watch.busy();
-                        }
+            Ok(None) => match client.transport.try_recv(with_room(&mut buf)) {
+                Ok(Moved::Bytes(_)) => {
+                    if begun.is_none() {
+                        begun = Some(Instant::now());
+                        client.watch.busy();
                     }
-                    Ok(Moved::NotReady) if buf.is_empty() => {
-                        shard.buffers.give(buf);
-                        return Next::KeepAlive;
-                    }
-                    Ok(Moved::NotReady) => {
-                        let begun = *begun.get_or_insert_with(Instant::now);
-                        let left = shard.config.limits.head_deadline.saturating_sub(begun.elapsed());
-                        client.watch.client_reads(Some(left));
-                        let ready = client.transport.readable().await;
-                        client.watch.client_reads(None);
-                        if ready.is_err() {
-                            return Next::Close;
-                        }
-                    }
-                    Ok(Moved::End) if client.watch.fired() == Some(Fired::ClientRead) => {
-                        refuse(shard, client, Cause::HeadTimeout).await;
+                }
+                Ok(Moved::NotReady) if buf.is_empty() => {
+                    shard.buffers.give(buf);
+                    return Next::KeepAlive;
+                }
+                Ok(Moved::NotReady) => {
+                    let begun = *begun.get_or_insert_with(Instant::now);
+                    let left = shard.config.limits.head_deadline.saturating_sub(begun.elapsed());
+                    client.watch.client_reads(Some(left));
+                    let ready = client.transport.readable().await;
+                    client.watch.client_reads(None);
+                    if ready.is_err() {
                         return Next::Close;
                     }
-                    Ok(Moved::End) | Err(_) => return Next::Close,
                 }
-            }
+                Ok(Moved::End) if client.watch.fired() == Some(Fired::ClientRead) => {
+                    refuse(shard, client, Cause::HeadTimeout).await;
+                    return Next::Close;
+                }
+                Ok(Moved::End) | Err(_) => return Next::Close,
+            },
             Err(reject) => {
                 add(&shard.counters.rejects[reject as usize], 1);
                 refuse(shard, client, Cause::Rejected(reject)).await;
@@ -248,7 +246,8 @@ impl Client {
         let fields = head.fields.iter().filter(|f| f.id == crate::head::FieldId::XForwardedFor);
         for field in fields.rev() {
             for part in field.value.of(head.bytes).rsplit(|b| *b == b',') {
-                let Some(ip) = std::str::from_utf8(part.trim_ascii()).ok().and_then(|t| t.parse::<IpAddr>().ok())
+                let Some(ip) =
+                    std::str::from_utf8(part.trim_ascii()).ok().and_then(|t| t.parse::<IpAddr>().ok())
                 else {
                     return visitor;
                 };
@@ -394,7 +393,8 @@ fn error_text(cause: Cause, kind: Method, method: &str, path: &str, request_id: 
         "source": row.source.as_str(),
         "hint": row.hint,
     });
-    let mut extra = format!("X-Preview-Error-Source: {}\r\nX-Preview-Error-Code: {}\r\n", row.source.as_str(), row.code);
+    let mut extra =
+        format!("X-Preview-Error-Source: {}\r\nX-Preview-Error-Code: {}\r\n", row.source.as_str(), row.code);
     if row.status == 401 {
         extra.push_str("WWW-Authenticate: Bearer\r\n");
     }

@@ -166,7 +166,11 @@ impl Watch {
             None => NEVER,
             Some(wait) => {
                 let ticks = wait.as_millis().div_ceil(TICK.as_millis());
-                self.table.now.get().saturating_add(u32::try_from(ticks).unwrap_or(u32::MAX)).saturating_add(1)
+                self.table
+                    .now
+                    .get()
+                    .saturating_add(u32::try_from(ticks).unwrap_or(u32::MAX))
+                    .saturating_add(1)
             }
         }
     }

@@ -87,7 +87,8 @@ pub async fn exchange(
                 Err(cause) if cause != Cause::ClientGone && !looked_up_again => {
                     // What is remembered may be old: the sandbox may have moved.
                     looked_up_again = true;
-                    target = target::locate(asker, outgoing.grant, true).await.map_err(Failed::before_answer)?;
+                    target =
+                        target::locate(asker, outgoing.grant, true).await.map_err(Failed::before_answer)?;
                     continue;
                 }
                 Err(cause) => return Err(Failed::before_answer(cause)),
@@ -111,8 +112,14 @@ pub async fn exchange(
             Ok(()) if body.complete => {
                 let (received, inbuf) = runner.recv_waiting(shard.buffers.small()).await;
                 match received {
-                    Ok(n) if n > 0 => respond(client, shard, &runner, head, outgoing, inbuf, &Cell::new(false)).await,
-                    _ if was_reused && !resent && head.method.is_idempotent() && client.watch.fired().is_none() => {
+                    Ok(n) if n > 0 => {
+                        respond(client, shard, &runner, head, outgoing, inbuf, &Cell::new(false)).await
+                    }
+                    _ if was_reused
+                        && !resent
+                        && head.method.is_idempotent()
+                        && client.watch.fired().is_none() =>
+                    {
                         resent = true;
                         add(&shard.counters.runner_retries, 1);
                         drop(attached);
@@ -196,7 +203,13 @@ impl Body {
     }
 }
 
-fn write_head(client: &Client, shard: &Shard, target: &Target, outgoing: &Outgoing<'_, '_>, out: &mut Vec<u8>) {
+fn write_head(
+    client: &Client,
+    shard: &Shard,
+    target: &Target,
+    outgoing: &Outgoing<'_, '_>,
+    out: &mut Vec<u8>,
+) {
     let address = &target.runner.address;
     let plan = RequestPlan {
         host: &address.authority,
@@ -294,7 +307,9 @@ async fn both_ways(
                 let mut reader = ChunkReader::new(shard.config.limits.head_bytes_max);
                 lane.chunked(&mut reader, outgoing.rest.to_vec(), SinkFraming::Chunked).await
             }
-            RequestBody::Length(_) | RequestBody::None => lane.exact(body.length_left).await.map(|()| Vec::new()),
+            RequestBody::Length(_) | RequestBody::None => {
+                lane.exact(body.length_left).await.map(|()| Vec::new())
+            }
         }
     };
     let inbuf = shard.buffers.small();
@@ -383,7 +398,12 @@ async fn respond(
                 let behind = inbuf[answer.bytes.len()..].to_vec();
                 started.set(true);
                 client.send(shard, &out).await.map_err(|_| fail(Cause::ClientGone))?;
-                return Ok(Answered { status: 101, runner_reusable: false, client_stays: false, switched: Some(behind) });
+                return Ok(Answered {
+                    status: 101,
+                    runner_reusable: false,
+                    client_stays: false,
+                    switched: Some(behind),
+                });
             }
             Ok(Some(answer)) if answer.status < 200 => {
                 informational += 1;
@@ -393,7 +413,11 @@ async fn respond(
                 let used = answer.bytes.len();
                 // RFC 9110 15.2: never to an HTTP/1.0 client.
                 if head.version == Version::Http11 {
-                    forward::write_response(&answer, &response_plan(outgoing, ResponseBody::None, false), &mut out);
+                    forward::write_response(
+                        &answer,
+                        &response_plan(outgoing, ResponseBody::None, false),
+                        &mut out,
+                    );
                     client.send(shard, &out).await.map_err(|_| fail(Cause::ClientGone))?;
                 }
                 inbuf.drain(..used);
@@ -411,7 +435,12 @@ async fn respond(
                 forward::write_response(&answer, &response_plan(outgoing, framing, close), &mut out);
                 let head_bytes = answer.bytes.len();
                 break (
-                    Final { head_bytes, status: answer.status, body: answer.body, keep_alive: answer.keep_alive },
+                    Final {
+                        head_bytes,
+                        status: answer.status,
+                        body: answer.body,
+                        keep_alive: answer.keep_alive,
+                    },
                     framing,
                     !close,
                 );
@@ -474,9 +503,12 @@ async fn respond(
     shard.buffers.give(out);
     shard.buffers.give(std::mem::take(&mut inbuf));
     match moved {
-        Ok(clean) => {
-            Ok(Answered { status: last.status, runner_reusable: clean && last.keep_alive, client_stays, switched: None })
-        }
+        Ok(clean) => Ok(Answered {
+            status: last.status,
+            runner_reusable: clean && last.keep_alive,
+            client_stays,
+            switched: None,
+        }),
         Err(fault) => {
             let cause = match fault {
                 Fault::SinkBroke(_) => Cause::ClientGone,

@@ -64,7 +64,12 @@ impl FramingFields {
     }
 
     /// RFC 9112 6.3 for responses to a request of method `request`.
-    pub(crate) fn response(&self, version: Version, status: u16, request: Method) -> Result<ResponseBody, Reject> {
+    pub(crate) fn response(
+        &self,
+        version: Version,
+        status: u16,
+        request: Method,
+    ) -> Result<ResponseBody, Reject> {
         self.refuse_ambiguity(version)?;
         Ok(match (self.chunked, self.length) {
             _ if request == Method::Head || matches!(status, 100..=199 | 204 | 304) => ResponseBody::None,
@@ -111,7 +116,8 @@ mod tests {
         assert_eq!(decimal(b"0"), Some(0));
         assert_eq!(decimal(b"0042"), Some(42));
         assert_eq!(decimal(b"18446744073709551615"), Some(u64::MAX));
-        for bad in ["", "+5", "-5", " 5", "5 ", "0x5", "5a", "5.0", "1_0", "18446744073709551616", "\u{665}"] {
+        for bad in ["", "+5", "-5", " 5", "5 ", "0x5", "5a", "5.0", "1_0", "18446744073709551616", "\u{665}"]
+        {
             assert_eq!(decimal(bad.as_bytes()), None, "{bad}");
         }
     }
@@ -119,7 +125,9 @@ mod tests {
     #[test]
     fn no_body_follows_head_informational_204_and_304() {
         let fields = FramingFields { length: Some(5), chunked: false };
-        for (status, method) in [(200, Method::Head), (101, Method::Get), (204, Method::Get), (304, Method::Get)] {
+        for (status, method) in
+            [(200, Method::Head), (101, Method::Get), (204, Method::Get), (304, Method::Get)]
+        {
             assert_eq!(fields.response(Version::Http11, status, method), Ok(ResponseBody::None), "{status}");
         }
         for status in [200, 205, 404, 999] {

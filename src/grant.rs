@@ -27,10 +27,20 @@ pub struct Grant {
 
 /// What the grant opens.
 pub enum Access {
-    Preview { sandbox: SandboxId, port: Port },
-    Toolbox { sandbox: SandboxId, rest_at: u16 },
+    Preview {
+        sandbox: SandboxId,
+        port: Port,
+    },
+    Toolbox {
+        sandbox: SandboxId,
+        rest_at: u16,
+    },
     /// The caller's own bearer is the API's business: the look-up of the logs is the check.
-    BuildLogs { of: BuildLogsOf, follow: bool, bearer: Token },
+    BuildLogs {
+        of: BuildLogsOf,
+        follow: bool,
+        bearer: Token,
+    },
 }
 
 impl Grant {
@@ -113,7 +123,10 @@ async fn decide(asker: &Asker<'_>, route: &Route, head: &RequestHead<'_>) -> Res
         }
         Route::BuildLogs { of, follow } => {
             let bearer = bearer(head).ok_or(Cause::AuthRequired)?;
-            Ok(Grant { access: Access::BuildLogs { of: of.clone(), follow: *follow, bearer }, auth: AuthResult::Bearer })
+            Ok(Grant {
+                access: Access::BuildLogs { of: of.clone(), follow: *follow, bearer },
+                auth: AuthResult::Bearer,
+            })
         }
         Route::Health => Err(Cause::Internal),
     }
@@ -153,7 +166,12 @@ async fn prove(asker: &Asker<'_>, sandbox: &SandboxId, head: &RequestHead<'_>) -
     Err(refusal)
 }
 
-async fn is_good(asker: &Asker<'_>, proof: ProofKind, sandbox: &SandboxId, token: Token) -> Result<bool, Cause> {
+async fn is_good(
+    asker: &Asker<'_>,
+    proof: ProofKind,
+    sandbox: &SandboxId,
+    token: Token,
+) -> Result<bool, Cause> {
     let shard = asker.shard;
     let hash = Sha256::digest(token.expose().as_bytes()).into();
     let key = ProofKey { kind: proof, sandbox: *sandbox, token: hash };

@@ -217,7 +217,8 @@ impl<'b> RequestHead<'b> {
         if has_bare_lf(bytes) {
             return Err(Reject::BareLf);
         }
-        let (Some(method_text), Some(target), Some(version)) = (request.method, request.path, request.version)
+        let (Some(method_text), Some(target), Some(version)) =
+            (request.method, request.path, request.version)
         else {
             return Err(Reject::Syntax);
         };
@@ -258,8 +259,7 @@ impl<'b> RequestHead<'b> {
         let target = Span::at(&target.as_bytes()[path_and_query], bytes);
         let path_len = memchr::memchr(b'?', target.of(bytes)).map_or(target.len, |n| n as u16);
         let body = framing.request(version)?;
-        let websocket =
-            method == Method::Get && version == Version::Http11 && upgrade && connection.upgrade;
+        let websocket = method == Method::Get && version == Version::Http11 && upgrade && connection.upgrade;
         if websocket && !matches!(body, RequestBody::None | RequestBody::Length(0)) {
             return Err(Reject::UpgradeWithBody);
         }
@@ -431,7 +431,10 @@ fn trim(mut bytes: &[u8]) -> &[u8] {
 }
 
 fn connection_names<'b>(fields: &[Field], bytes: &'b [u8]) -> impl Iterator<Item = &'b [u8]> {
-    fields.iter().filter(|field| field.id == FieldId::Connection).flat_map(|field| list(field.value.of(bytes)))
+    fields
+        .iter()
+        .filter(|field| field.id == FieldId::Connection)
+        .flat_map(|field| list(field.value.of(bytes)))
 }
 
 /// The `Connection` options that mean something to us.

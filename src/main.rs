@@ -14,7 +14,9 @@ const EXIT_CONFIG: u8 = 2;
 fn main() -> ExitCode {
     match Cli::parse().into_command() {
         Command::Serve(options) => serve(&options),
-        Command::Demo(options) => demo::run(demo::DemoOptions { port: options.port }),
+        Command::Demo(options) => demo::run(demo::DemoOptions { port: options.port }, |environment| {
+            start(&environment.into_iter().collect())
+        }),
     }
 }
 
@@ -33,6 +35,12 @@ fn serve(options: &ServeArgs) -> ExitCode {
             }
             ExitCode::SUCCESS
         }
+        _ => start(&environment),
+    }
+}
+
+fn start(environment: &Environment) -> ExitCode {
+    match Config::from_env(environment) {
         Ok(config) => serve::run(config),
         Err(mistakes) => {
             for mistake in &mistakes {

@@ -41,7 +41,9 @@ impl Questions {
     pub fn answer(&self, ticket: u64, reply: Reply) {
         let (index, generation) = (ticket as u32 as usize, (ticket >> 32) as u32);
         let mut slots = self.slots.borrow_mut();
-        let Some(slot) = slots.get_mut(index).filter(|s| s.waiting && s.generation == generation) else { return };
+        let Some(slot) = slots.get_mut(index).filter(|s| s.waiting && s.generation == generation) else {
+            return;
+        };
         slot.reply = Some(reply);
         let waker = slot.waker.take();
         drop(slots);

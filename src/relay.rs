@@ -182,7 +182,12 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
 
     /// Moves one chunked body whose first bytes are `buf` (read already, not looked at). The end and the trailers
     /// are written too when the sink is chunked. Returns what was read behind the body's end.
-    pub async fn chunked(&self, reader: &mut ChunkReader, mut buf: Vec<u8>, framing: SinkFraming) -> Result<Vec<u8>, Fault> {
+    pub async fn chunked(
+        &self,
+        reader: &mut ChunkReader,
+        mut buf: Vec<u8>,
+        framing: SinkFraming,
+    ) -> Result<Vec<u8>, Fault> {
         let mut out = self.means.buffers.small();
         let mut unpaused = 0;
         loop {
@@ -334,7 +339,9 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
         self.count(n, Mover::Splice);
         let mut left = n as usize;
         while left > 0 {
-            let Some(sink) = self.sink.splice_fd() else { return Err(Fault::SinkBroke(io::ErrorKind::Unsupported.into())) };
+            let Some(sink) = self.sink.splice_fd() else {
+                return Err(Fault::SinkBroke(io::ErrorKind::Unsupported.into()));
+            };
             add(&self.means.counters.splice_calls, 1);
             match rustix::pipe::splice(pipe.read(), None, sink, None, left, FLAGS) {
                 Ok(moved) => left -= moved,

@@ -79,7 +79,9 @@ pub fn choose(wish: Wish) -> io::Result<Choice> {
     }
     let reason = refused.join("; ");
     match wish {
-        Wish::IoUring => Err(io::Error::other(format!("io_uring was asked for and is not available: {reason}"))),
+        Wish::IoUring => {
+            Err(io::Error::other(format!("io_uring was asked for and is not available: {reason}")))
+        }
         _ => Ok(Choice { driver: Driver::Epoll, reason }),
     }
 }

@@ -186,10 +186,14 @@ fn accepted(shard: &Rc<Shard>, fd: OwnedFd, peer: std::net::IpAddr) {
 /// One try, no wait: who is turned away for want of room must not cost any.
 fn shed(shard: &Shard, fd: &OwnedFd) {
     add(&shard.counters.connections_shed, 1);
-    let answer = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: 44\r\n\
-        Retry-After: 1\r\nConnection: close\r\n\r\n{\"statusCode\":503,\"code\":\"OVERLOADED\",\"x\":0}";
+    let body = r#"{"statusCode":503,"message":"too much is going on here","code":"OVERLOADED"}"#;
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+         Retry-After: 1\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
     let flags = rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL;
-    let _ = rustix::net::send(fd, answer, flags);
+    let _ = rustix::net::send(fd, answer.as_bytes(), flags);
 }
 
 /// Deadlines, idle connections, log batches; and how late it is, which shows when something held the shard up.

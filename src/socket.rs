@@ -133,7 +133,8 @@ pub fn set_keepalive(fd: BorrowedFd<'_>) -> io::Result<()> {
 /// `Ok(true)`: established already.
 pub fn start_connect(addr: SocketAddr) -> io::Result<(OwnedFd, bool)> {
     use socket2::{Domain, Protocol, Type};
-    let socket = socket2::Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    let socket =
+        socket2::Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_tcp_nodelay(true)?;
     let established = match socket.connect(&addr.into()) {
         Ok(()) => true,
@@ -146,7 +147,8 @@ pub fn start_connect(addr: SocketAddr) -> io::Result<(OwnedFd, bool)> {
 /// A listening socket of one shard; SO_REUSEPORT lets every shard have its own on the same address.
 pub fn listen(addr: SocketAddr, backlog: i32) -> io::Result<OwnedFd> {
     use socket2::{Domain, Protocol, Type};
-    let socket = socket2::Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    let socket =
+        socket2::Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(false)?;
     }

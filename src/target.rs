@@ -41,7 +41,8 @@ pub async fn locate(asker: &Asker<'_>, grant: &Grant, fresh: bool) -> Result<Tar
             Ok(Target { runner, path_prefix, path_at: *rest_at, whole_target: None, strip_authorization })
         }
         Access::BuildLogs { of, follow, bearer } => {
-            let question = Question::BuildLogs { of: of.clone(), bearer: bearer.clone(), client_ip: asker.ip };
+            let question =
+                Question::BuildLogs { of: of.clone(), bearer: bearer.clone(), client_ip: asker.ip };
             let (address, snapshot_ref) = match ask(asker.shard, asker.watch, question).await {
                 Err(Left) => return Err(Cause::ClientGone),
                 Ok(Ok(Answer::BuildLogs { runner, snapshot_ref })) => (runner, snapshot_ref),

@@ -63,6 +63,8 @@ pub fn environment(world: &World, port: u16) -> Environment {
     vec![
         ("PROXY_PORT", port.to_string()),
         ("PROXY_PROTOCOL", "http".into()),
+        // The key below is in the source: nobody else is to reach what it opens.
+        ("SANDGATE_LISTEN", "127.0.0.1".into()),
         ("PROXY_API_KEY", world.proxy_key()),
         ("DAYTONA_API_URL", world.api_url()),
         ("REDIS_HOST", String::new()),

@@ -104,7 +104,9 @@ mod tests {
 
     #[test]
     fn authorities_are_names_or_addresses_with_an_optional_port() {
-        for good in ["a", "3000-abc.preview.example", "A_b-c.d", "127.0.0.1", "h:1", "h:65535", "[::1]", "[::1]:80"] {
+        for good in
+            ["a", "3000-abc.preview.example", "A_b-c.d", "127.0.0.1", "h:1", "h:65535", "[::1]", "[::1]:80"]
+        {
             assert!(is_authority(good.as_bytes()), "{good}");
         }
         let longest = "a".repeat(253);
@@ -112,8 +114,33 @@ mod tests {
         assert!(is_authority(format!("{longest}:65535").as_bytes()));
         let too_long = "a".repeat(254);
         for bad in [
-            "", ":", ":80", "h:", "h:+1", "h:65536", "h:000080", "h:8a", "a:1:2", "a,b", "a b", "u@h", "a%2e", "a;b",
-            "a/b", "a?b", "a#b", "[", "[]", "[::1", "[::1]x", "[::1%25lo]", "[v1.x]", "[1.2.3.4]", "::1", "a\0", "ä",
+            "",
+            ":",
+            ":80",
+            "h:",
+            "h:+1",
+            "h:65536",
+            "h:000080",
+            "h:8a",
+            "a:1:2",
+            "a,b",
+            "a b",
+            "u@h",
+            "a%2e",
+            "a;b",
+            "a/b",
+            "a?b",
+            "a#b",
+            "[",
+            "[]",
+            "[::1",
+            "[::1]x",
+            "[::1%25lo]",
+            "[v1.x]",
+            "[1.2.3.4]",
+            "::1",
+            "a\0",
+            "ä",
             &too_long,
         ] {
             assert!(!is_authority(bad.as_bytes()), "{bad}");
@@ -123,7 +150,8 @@ mod tests {
     #[test]
     fn exactly_the_documented_bytes_may_stand_in_a_target() {
         let allowed: Vec<u8> = (0..=255).filter(|b| TARGET_BYTES[usize::from(*b)]).collect();
-        let documented = b"!$%&'()*+,-./0123456789:;=?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]^_`abcdefghijklmnopqrstuvwxyz{|}~";
+        let documented =
+            b"!$%&'()*+,-./0123456789:;=?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]^_`abcdefghijklmnopqrstuvwxyz{|}~";
         assert_eq!(allowed, documented);
     }
 }
