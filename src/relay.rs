@@ -235,6 +235,10 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
                 return Ok(buf);
             }
             buf.clear();
+            if buf.capacity() < SMALL {
+                // What was read behind a head came in a buffer of just its size.
+                buf = self.means.buffers.small();
+            }
             let n = self.recv(&mut buf, SMALL).await?;
             if n == 0 {
                 return Err(Fault::SourceEnded);

@@ -63,7 +63,7 @@ impl Socket {
 
     /// As [`Self::try_recv`], never more than `max` bytes: what is not asked for stays in the kernel.
     pub fn try_recv_at_most(&self, buf: &mut Vec<u8>, max: usize) -> io::Result<Moved> {
-        debug_assert!(max > 0 && buf.len() < buf.capacity(), "a read into nothing would look like the end");
+        assert!(max > 0 && buf.len() < buf.capacity(), "a read into nothing would look like the end");
         match sys::recv_append(self.fd(), buf, max) {
             Ok(0) => Ok(Moved::End),
             Ok(n) => Ok(Moved::Bytes(n)),
