@@ -10,11 +10,14 @@
 //! a [`target::Target`] only from a `Grant`, so forwarding an unauthorized request does not compile. Protocol
 //! modules ([`head`], [`framing`], [`chunked`], [`route`], [`forward`]) know no socket, no clock and no configuration.
 
+pub mod buffers;
+pub mod cache;
 pub mod chunked;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod counters;
+pub mod deadlines;
 pub mod demo;
 pub mod error;
 pub mod forward;
@@ -23,6 +26,10 @@ pub mod head;
 pub mod ids;
 pub mod limits;
 pub mod mailbox;
+pub mod pool;
+pub mod relay;
+pub mod ring;
 pub mod route;
 pub mod serve;
+pub mod socket;
 pub mod sys;
