@@ -35,7 +35,7 @@ pub struct ServeArgs {
 #[derive(Debug, Args)]
 pub struct DemoArgs {
     /// Port to listen on
-    #[arg(long, default_value_t = 4000)]
+    #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
 }
 
@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn demo_takes_a_port_and_nothing_unknown_is_taken() {
         assert!(matches!(parse(&["demo"]), Ok(Command::Demo(DemoArgs { port: 4000 }))));
-        assert!(matches!(parse(&["demo", "--port", "0"]), Ok(Command::Demo(DemoArgs { port: 0 }))));
+        assert!(matches!(parse(&["demo", "--port", "1"]), Ok(Command::Demo(DemoArgs { port: 1 }))));
         for arguments in [&["demo", "--port", "65536"][..], &["serve", "--port", "1"], &["stop"], &["--prot"]]
         {
             assert!(parse(arguments).is_err(), "{arguments:?}");
