@@ -121,7 +121,8 @@ mod tests {
         let (mut map, now) = (TtlMap::new(2), Instant::now());
         map.insert("a", 1, TTL, now);
         map.insert("a", 2, TTL * 2, now);
-        assert_eq!((map.get(&"a", now + TTL), map.len()), (Some(&2), 1));
+        assert_eq!(map.get(&"a", now + TTL), Some(&2));
+        assert_eq!(map.len(), 1);
     }
 
     proptest! {
@@ -135,9 +136,9 @@ mod tests {
                 match op {
                     0 => { map.insert(key, step, Duration::from_secs(ttl), now); model.insert(key, (step, now + Duration::from_secs(ttl))); }
                     1 => { map.remove(&key); model.remove(&key); }
-                    _ => if let Some(value) = map.get(&key, now) {
+                    _ => if let Some(value) = map.get(&key, now).copied() {
                         let (expected, expires) = model[&key];
-                        prop_assert_eq!(*value, expected);
+                        prop_assert_eq!(value, expected);
                         prop_assert!(expires > now);
                     }
                 }

@@ -181,10 +181,13 @@ pub fn write_response(head: &ResponseHead<'_>, plan: &ResponsePlan<'_>, out: &mu
         ResponseBody::UntilClose => {}
         // To HEAD and with 304 the length is a fact about the resource; 1xx and 204 must not have one (RFC 9110 8.6).
         ResponseBody::None => match length {
-            Some(digits) if head.status >= 200 && head.status != 204 => {
-                if !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) {
-                    write_field("Content-Length", digits, out);
-                }
+            Some(digits)
+                if head.status >= 200
+                    && head.status != 204
+                    && !digits.is_empty()
+                    && digits.iter().all(u8::is_ascii_digit) =>
+            {
+                write_field("Content-Length", digits, out);
             }
             _ => {}
         },
@@ -237,6 +240,10 @@ fn write_target(head: &RequestHead<'_>, plan: &RequestPlan<'_>, out: &mut Vec<u8
 }
 
 /// The fields a `Connection` field names, without the three words that are not names.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "lives on the stack for one head; a box would be an allocation per request"
+)]
 enum Named<'h> {
     These(SmallVec<[&'h [u8]; Named::MAX]>),
     /// No honest sender lists so many. Comparing each with each field would cost the square of a head, so all

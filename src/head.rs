@@ -24,7 +24,7 @@ pub struct Span {
 }
 
 impl Span {
-    pub fn of<'b>(self, bytes: &'b [u8]) -> &'b [u8] {
+    pub fn of(self, bytes: &[u8]) -> &[u8] {
         &bytes[usize::from(self.start)..usize::from(self.start) + usize::from(self.len)]
     }
 

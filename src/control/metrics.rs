@@ -182,7 +182,8 @@ pub fn page(shards: &[Counters]) -> String {
     p.one("preview_tunnels_total", "counter", "Tunnels opened.", |c| &c.tunnels);
     p.one("preview_ws_open", "gauge", "Open tunnels.", |c| &c.tunnels_open);
     p.about("preview_bytes_total", "counter", "Bytes relayed, by direction and by who moved them.");
-    let bytes: [(&str, fn(&Counters) -> &Cell<u64>); 4] = [
+    type Pick = fn(&Counters) -> &Cell<u64>;
+    let bytes: [(&str, Pick); 4] = [
         ("dir=\"up\",path=\"copy\"", |c| &c.bytes_up_copied),
         ("dir=\"up\",path=\"splice\"", |c| &c.bytes_up_spliced),
         ("dir=\"down\",path=\"copy\"", |c| &c.bytes_down_copied),

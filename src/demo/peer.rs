@@ -58,10 +58,6 @@ impl Head {
         self.target.split_once('?').map_or(&self.target, |(path, _)| path)
     }
 
-    pub fn query(&self) -> &str {
-        self.target.split_once('?').map_or("", |(_, query)| query)
-    }
-
     pub fn is_head(&self) -> bool {
         self.method == "HEAD"
     }
@@ -398,7 +394,7 @@ mod tests {
     fn fields_keep_order_spelling_and_bytes() {
         let h = head("GET /a?b HTTP/1.1\r\nX-B: 1\r\nx-a: 2\r\n\r\n").expect("a good head");
         assert_eq!(h.fields, [("X-B".into(), "1".into()), ("x-a".into(), "2".into())]);
-        assert_eq!((h.path(), h.query(), h.framing), ("/a", "b", Framing::None));
+        assert_eq!((h.path(), h.framing), ("/a", Framing::None));
     }
 
     #[test]

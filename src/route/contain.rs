@@ -51,11 +51,11 @@ impl Segment {
 /// Removing a segment together with the `..` behind it never lowers what follows, because a segment counts one at
 /// most: so a path that stays non-negative here does so for compositions of the readings too.
 fn lowest_depth_behind(piece: &[u8], depth: i32) -> i32 {
-    let mut parts = Parts { bytes: Decoded(Decoded(piece.iter().copied())), ended: false };
+    let parts = Parts { bytes: Decoded(Decoded(piece.iter().copied())), ended: false };
     let mut lowest = depth;
     // Least depth when a segment that began in an earlier part still goes on.
     let mut joined: Option<i32> = None;
-    while let Some(part) = parts.next() {
+    for part in parts {
         let alone = lowest + part.alone.step();
         let begun = lowest + part.when_joined.step();
         lowest = joined.map_or(alone, |joined| joined.min(alone));
