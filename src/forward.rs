@@ -1,12 +1,26 @@
-//! The heads we write: request to the runner, response to the client. Header rules live here and nowhere else
-//! (SECURITY W6): hop-by-hop and `Connection`-named fields go first, then reserved names in every spelling, then ours
-//! are set once.
+//! The heads we write: request to the runner, response to the client. Header rules live here and nowhere else.
+//!
+//! One order, both ways: hop-by-hop fields and those `Connection` names go first (RFC 9110 7.6.1), then what is
+//! reserved, in every spelling; what is ours is written once, behind everything else. So no list a client sends can
+//! take a field of ours away, and no copy of its own can stand before it (CVE-2024-45410 was that mistake).
+//! Everything else passes with its bytes, its spelling and its place unchanged. Knows no socket and no configuration;
+//! what the body is has been decided in [`crate::framing`].
+
+mod proofs;
+#[cfg(test)]
+mod tests;
+
+pub use proofs::{AUTH_QUERY_KEY, query_token};
 
 use crate::framing::{RequestBody, ResponseBody};
-use crate::head::{RequestHead, ResponseHead, Version};
+use crate::head::{Field, FieldId, RequestHead, ResponseHead, Version};
+use smallvec::SmallVec;
+use std::io::Write as _;
 use std::net::IpAddr;
 
 /// What the request to the runner is made of besides the client's head.
+///
+/// Its texts come from checked sources and hold no control characters.
 pub struct RequestPlan<'a> {
     /// Runner's `proxyUrl` authority, for `Host`.
     pub host: &'a str,
@@ -22,21 +36,93 @@ pub struct RequestPlan<'a> {
     pub strip_authorization: bool,
     pub client_ip: IpAddr,
     /// The peer may speak for others: its X-Forwarded-For is appended to, its X-Forwarded-Host and -Proto kept.
+    /// `client_ip` is the peer's own address then.
     pub trusted_peer: bool,
     /// `http` or `https` as the client sees it.
     pub scheme: &'a str,
     pub request_id: &'a str,
 }
 
-/// Appends the whole head, blank line included, to `out`.
+/// Appends the whole head, blank line included, to `out`. Always HTTP/1.1; allocates nothing but `out`.
+///
+/// Of a client's proofs none reaches the app: preview tokens, our cookies, our query parameter and anything that
+/// looks like an API key of ours go whether or not they were what let the request in.
 pub fn write_request(head: &RequestHead<'_>, plan: &RequestPlan<'_>, out: &mut Vec<u8>) {
-    let _ = (head, plan, out, RequestBody::None);
-    unimplemented!()
+    debug_assert!(plan.is_clean(), "a text of the plan holds control characters");
+    let bytes = head.bytes;
+    out.reserve(bytes.len() + plan.path_prefix.len() + plan.authorization.len() + 512);
+
+    out.extend_from_slice(head.method_text.of(bytes));
+    out.push(b' ');
+    write_target(head, plan, out);
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    write_field("Host", plan.host.as_bytes(), out);
+
+    let named = Named::collect(head.connection_names());
+    let mut has_request_id = false;
+    for field in &head.fields {
+        let value = field.value.of(bytes);
+        let kept = match field.id {
+            // Written by us, below, from what was decided about the message.
+            FieldId::Host
+            | FieldId::Connection
+            | FieldId::ContentLength
+            | FieldId::TransferEncoding
+            | FieldId::HopByHop
+            | FieldId::Te
+            | FieldId::Upgrade
+            | FieldId::Expect
+            | FieldId::XForwardedFor
+            | FieldId::XForwardedHost
+            | FieldId::XForwardedProto => false,
+            // For us, or for nobody.
+            FieldId::Reserved | FieldId::PreviewToken | FieldId::ProxyControl | FieldId::SkipLastActivity => {
+                false
+            }
+            // What a trusted peer says about the client stays, even if a client's `Connection` names it.
+            FieldId::Forwarded | FieldId::XForwardedPort | FieldId::XRealIp => {
+                if plan.trusted_peer {
+                    write_line(bytes, field, out);
+                }
+                false
+            }
+            FieldId::Authorization => !plan.strip_authorization && !proofs::holds_api_key(value),
+            _ => true,
+        };
+        if !kept || named.hold(field, bytes) {
+            continue;
+        }
+        match field.id {
+            FieldId::Cookie => write_cookie(bytes, field, out),
+            id => {
+                has_request_id |= id == FieldId::XRequestId;
+                write_line(bytes, field, out);
+            }
+        }
+    }
+
+    match head.body {
+        RequestBody::None => {}
+        RequestBody::Length(length) => write_length(length, out),
+        RequestBody::Chunked => write_field("Transfer-Encoding", b"chunked", out),
+    }
+    if head.expect_continue {
+        write_field("Expect", b"100-continue", out);
+    }
+    if head.websocket {
+        write_websocket_upgrade(out);
+    }
+    write_forwarded(head, plan, out);
+    if !has_request_id {
+        write_field("X-Request-Id", plan.request_id.as_bytes(), out);
+    }
+    write_field("X-Daytona-Authorization", plan.authorization.as_bytes(), out);
+    out.extend_from_slice(b"\r\n");
 }
 
 /// What the response to the client needs to know besides the runner's head.
 pub struct ResponsePlan<'a> {
-    /// The client's version: chunked is not for HTTP/1.0.
+    /// The client's version: an HTTP/1.0 client has to be told that its connection stays.
     pub client_version: Version,
     /// How the body goes out; decided by the exchange from the runner's framing and the client's version.
     pub framing: ResponseBody,
@@ -46,30 +132,224 @@ pub struct ResponsePlan<'a> {
 }
 
 /// Appends the whole head, blank line included, to `out`. Status 101 keeps `Upgrade` and `Connection: Upgrade`.
+///
+/// The app's `Set-Cookie` of a cookie that is ours by name is dropped, and `Alt-Svc`, which would move its visitors
+/// to an address that is not this gate.
 pub fn write_response(head: &ResponseHead<'_>, plan: &ResponsePlan<'_>, out: &mut Vec<u8>) {
-    let _ = (head, plan, out);
-    unimplemented!()
+    debug_assert!(is_clean(plan.request_id), "the request id holds control characters");
+    let bytes = head.bytes;
+    out.reserve(bytes.len() + 256);
+    let switching = head.status == 101;
+    let informational = head.status < 200 && !switching;
+
+    out.extend_from_slice(b"HTTP/1.1 ");
+    write_number(u64::from(head.status), out);
+    out.push(b' ');
+    out.extend_from_slice(head.reason.of(bytes));
+    out.extend_from_slice(b"\r\n");
+
+    let named = Named::collect(head.connection_names());
+    let mut has_request_id = false;
+    let mut length = None;
+    for field in &head.fields {
+        let value = field.value.of(bytes);
+        let kept = match field.id {
+            FieldId::Connection
+            | FieldId::TransferEncoding
+            | FieldId::HopByHop
+            | FieldId::Te
+            | FieldId::Upgrade => false,
+            FieldId::ContentLength => {
+                length = length.or(Some(value));
+                false
+            }
+            FieldId::Other => match field.name.of(bytes) {
+                name if name.eq_ignore_ascii_case(b"set-cookie") => !proofs::is_our_cookie(value),
+                name => !name.eq_ignore_ascii_case(b"alt-svc"),
+            },
+            _ => true,
+        };
+        if kept && !named.hold(field, bytes) {
+            has_request_id |= field.id == FieldId::XRequestId;
+            write_line(bytes, field, out);
+        }
+    }
+
+    match plan.framing {
+        ResponseBody::Length(length) => write_length(length, out),
+        ResponseBody::Chunked => write_field("Transfer-Encoding", b"chunked", out),
+        ResponseBody::UntilClose => {}
+        // To HEAD and with 304 the length is a fact about the resource; 1xx and 204 must not have one (RFC 9110 8.6).
+        ResponseBody::None => match length {
+            Some(digits)
+                if head.status >= 200
+                    && head.status != 204
+                    && !digits.is_empty()
+                    && digits.iter().all(u8::is_ascii_digit) =>
+            {
+                write_field("Content-Length", digits, out);
+            }
+            _ => {}
+        },
+    }
+    if switching {
+        write_websocket_upgrade(out);
+    } else if !informational {
+        if plan.close {
+            write_field("Connection", b"close", out);
+        } else if plan.client_version == Version::Http10 {
+            write_field("Connection", b"keep-alive", out);
+        }
+    }
+    if !has_request_id && !informational {
+        write_field("X-Request-Id", plan.request_id.as_bytes(), out);
+    }
+    out.extend_from_slice(b"\r\n");
 }
 
-/// Name of the query parameter that carries a preview token.
-pub const AUTH_QUERY_KEY: &[u8] = b"DAYTONA_SANDBOX_AUTH_KEY";
-
-/// The first value of our query parameter, percent-decoded. `None` when absent.
-pub fn query_token(query: &[u8]) -> Option<Vec<u8>> {
-    let _ = query;
-    unimplemented!()
+impl RequestPlan<'_> {
+    fn is_clean(&self) -> bool {
+        let target = self.whole_target.unwrap_or(self.path_prefix);
+        let words = [self.host, target, self.scheme];
+        words.iter().all(|text| is_clean(text) && !text.contains(' '))
+            && is_clean(self.authorization)
+            && is_clean(self.request_id)
+    }
 }
 
-/// `query` without any of our parameters, by byte surgery; the rest keeps bytes and order. `None`: nothing is left,
-/// the `?` goes too. Works on the same parse as [`query_token`].
-pub fn strip_query(query: &[u8]) -> Option<Vec<u8>> {
-    let _ = query;
-    unimplemented!()
+fn is_clean(text: &str) -> bool {
+    text.bytes().all(|b| b == b' ' || b.is_ascii_graphic())
 }
 
-/// `Cookie` value without the cookies that are ours by name, other cookies byte-identical. `None`: nothing is left.
-/// Borrowed when there was nothing to strip.
-pub fn strip_cookies(value: &[u8]) -> Option<std::borrow::Cow<'_, [u8]>> {
-    let _ = value;
-    unimplemented!()
+fn write_target(head: &RequestHead<'_>, plan: &RequestPlan<'_>, out: &mut Vec<u8>) {
+    if let Some(target) = plan.whole_target {
+        return out.extend_from_slice(target.as_bytes());
+    }
+    out.extend_from_slice(plan.path_prefix.as_bytes());
+    let rest = head.path().get(usize::from(plan.path_at)..).unwrap_or_default();
+    // Behind the prefix stands a `/`, whatever the client sent: `3000` must not become `30001`.
+    if rest.first() != Some(&b'/') {
+        out.push(b'/');
+    }
+    if rest != b"*" {
+        out.extend_from_slice(rest);
+    }
+    if let Some(query) = head.query() {
+        proofs::append_query(query, out);
+    }
+}
+
+/// The fields a `Connection` field names, without the three words that are not names.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "lives on the stack for one head; a box would be an allocation per request"
+)]
+enum Named<'h> {
+    These(SmallVec<[&'h [u8]; Named::MAX]>),
+    /// No honest sender lists so many. Comparing each with each field would cost the square of a head, so all
+    /// fields we do not know count as named.
+    TooMany,
+}
+
+impl<'h> Named<'h> {
+    const MAX: usize = 16;
+
+    fn collect(names: impl Iterator<Item = &'h [u8]>) -> Self {
+        let mut these = SmallVec::new();
+        for name in names {
+            let word =
+                [&b"close"[..], b"keep-alive", b"upgrade"].iter().any(|w| name.eq_ignore_ascii_case(w));
+            if word {
+                continue;
+            }
+            if these.len() == Self::MAX {
+                return Self::TooMany;
+            }
+            these.push(name);
+        }
+        Self::These(these)
+    }
+
+    fn hold(&self, field: &Field, bytes: &[u8]) -> bool {
+        match self {
+            Self::These(names) => names.iter().any(|name| name.eq_ignore_ascii_case(field.name.of(bytes))),
+            Self::TooMany => field.id == FieldId::Other,
+        }
+    }
+}
+
+fn write_forwarded(head: &RequestHead<'_>, plan: &RequestPlan<'_>, out: &mut Vec<u8>) {
+    // What a trusted peer said, nothing from anybody else.
+    let said = |id| {
+        let of_peer = move |field: &&Field| plan.trusted_peer && field.id == id && field.value.len > 0;
+        head.fields.iter().filter(of_peer).map(|field| field.value.of(head.bytes))
+    };
+    out.extend_from_slice(b"X-Forwarded-For: ");
+    for value in said(FieldId::XForwardedFor) {
+        out.extend_from_slice(value);
+        out.extend_from_slice(b", ");
+    }
+    write!(out, "{}", plan.client_ip.to_canonical()).expect("a Vec takes all that is written");
+    out.extend_from_slice(b"\r\n");
+
+    let host = said(FieldId::XForwardedHost).next().unwrap_or(head.authority.of(head.bytes));
+    write_field("X-Forwarded-Host", host, out);
+    let scheme = said(FieldId::XForwardedProto).next().unwrap_or(plan.scheme.as_bytes());
+    write_field("X-Forwarded-Proto", scheme, out);
+}
+
+/// Lower case: the toolbox compares the token as it is written. `Connection` names it, as RFC 9110 7.8 wants.
+fn write_websocket_upgrade(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
+}
+
+fn write_cookie(bytes: &[u8], field: &Field, out: &mut Vec<u8>) {
+    let start = out.len();
+    out.extend_from_slice(field.name.of(bytes));
+    out.extend_from_slice(b": ");
+    if proofs::append_cookies(field.value.of(bytes), out) {
+        out.extend_from_slice(b"\r\n");
+    } else {
+        out.truncate(start);
+    }
+}
+
+/// A field line of the other side, name and value byte-identical.
+fn write_line(bytes: &[u8], field: &Field, out: &mut Vec<u8>) {
+    let (name, value) = (field.name.of(bytes), field.value.of(bytes));
+    debug_assert!(
+        !value.iter().any(|b| matches!(b, b'\r' | b'\n' | 0)),
+        "the head's parser let a break through"
+    );
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn write_field(name: &str, value: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn write_length(length: u64, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"Content-Length: ");
+    write_number(length, out);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn write_number(mut number: u64, out: &mut Vec<u8>) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
 }

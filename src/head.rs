@@ -1,11 +1,20 @@
 //! Message heads: bytes in, checked values out. Knows no socket, no clock and no configuration but its limits.
 //!
-//! `httparse` tokenizes; everything it lets through that a strict proxy must not (SECURITY 3.2) is refused here:
-//! bare LF, a target with characters outside RFC 3986, an ambiguous framing or authority.
+//! `httparse` tokenizes; what it lets through and a strict proxy must not is refused here: bare LF, empty lines, a
+//! target with characters outside RFC 3986, an ambiguous framing or authority.
 
-use crate::framing::{RequestBody, ResponseBody};
+mod field_id;
+mod target;
+#[cfg(test)]
+mod tests;
+
+pub use field_id::FieldId;
+
+use crate::framing::{FramingFields, RequestBody, ResponseBody};
 use crate::limits::Limits;
+use httparse::Status;
 use smallvec::SmallVec;
+use std::mem::MaybeUninit;
 
 /// A stretch of the head's bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -15,8 +24,17 @@ pub struct Span {
 }
 
 impl Span {
-    pub fn of<'b>(self, bytes: &'b [u8]) -> &'b [u8] {
+    pub fn of(self, bytes: &[u8]) -> &[u8] {
         &bytes[usize::from(self.start)..usize::from(self.start) + usize::from(self.len)]
+    }
+
+    /// Where `part`, a slice of `head`, lies in it. An empty part may come from anywhere and has no place.
+    fn at(part: &[u8], head: &[u8]) -> Self {
+        if part.is_empty() {
+            return Self::default();
+        }
+        // The casts are exact: a head is at most 65535 bytes (`head_bytes_max`).
+        Self { start: (part.as_ptr().addr() - head.as_ptr().addr()) as u16, len: part.len() as u16 }
     }
 }
 
@@ -29,59 +47,27 @@ pub struct Field {
     pub value: Span,
 }
 
-/// The fields some stage of ours looks at; everything else is `Other` and passes as it is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FieldId {
-    Other,
-    Host,
-    Connection,
-    ContentLength,
-    TransferEncoding,
-    /// Connection-level without being named: Keep-Alive, Proxy-Connection, TE, Upgrade, HTTP2-Settings,
-    /// Proxy-Authenticate, Proxy-Authorization, Proxy-Authentication-Info.
-    HopByHop,
-    Te,
-    Upgrade,
-    Trailer,
-    Expect,
-    Authorization,
-    Cookie,
-    XForwardedFor,
-    XForwardedHost,
-    XForwardedProto,
-    XRequestId,
-    /// `X-Daytona-Preview-Token`.
-    PreviewToken,
-    /// Names a client must never deliver to a runner, in any spelling (`_` for `-`, any case):
-    /// `X-Daytona-Authorization`, and `_` spellings of the other names we set or strip.
-    Reserved,
-    /// `X-Daytona-Skip-Last-Activity-Update`.
-    SkipLastActivity,
-    /// `X-Daytona-Skip-Preview-Warning`, `X-Daytona-Disable-CORS`.
-    ProxyControl,
-    Origin,
-    SecWebSocketKey,
-    SecWebSocketAccept,
-    SecWebSocketVersion,
-    SecFetchMode,
-    Accept,
-    UserAgent,
-}
-
-impl FieldId {
-    /// Case-insensitive.
-    pub fn of(name: &[u8]) -> Self {
-        let _ = name;
-        unimplemented!()
+impl Field {
+    fn of(header: &httparse::Header<'_>, head: &[u8]) -> Self {
+        let name = header.name.as_bytes();
+        Self { id: FieldId::of(name), name: Span::at(name, head), value: Span::at(header.value, head) }
     }
 }
 
+/// Inline up to 32 fields (320 bytes), which ordinary heads stay below.
 pub type Fields = SmallVec<[Field; 32]>;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Version {
     Http10,
     Http11,
+}
+
+impl Version {
+    /// The tokenizer knows the minor versions 0 and 1 only.
+    fn of_minor(minor: u8) -> Self {
+        if minor == 0 { Self::Http10 } else { Self::Http11 }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -99,6 +85,22 @@ pub enum Method {
 }
 
 impl Method {
+    /// Case-sensitive (RFC 9110 9.1).
+    fn of(text: &[u8]) -> Self {
+        match text {
+            b"GET" => Self::Get,
+            b"HEAD" => Self::Head,
+            b"POST" => Self::Post,
+            b"PUT" => Self::Put,
+            b"PATCH" => Self::Patch,
+            b"DELETE" => Self::Delete,
+            b"OPTIONS" => Self::Options,
+            b"CONNECT" => Self::Connect,
+            b"TRACE" => Self::Trace,
+            _ => Self::Other,
+        }
+    }
+
     /// RFC 9110 9.2.2: may be sent again when it is not known whether the first was received.
     pub fn is_idempotent(self) -> bool {
         matches!(self, Self::Get | Self::Head | Self::Put | Self::Delete | Self::Options | Self::Trace)
@@ -113,8 +115,8 @@ pub struct RequestHead<'b> {
     pub method: Method,
     pub method_text: Span,
     pub version: Version,
-    /// Path and query of the target as received, `/` at least; `*` only for OPTIONS. Never absolute-form: that one's
-    /// authority has been compared with `Host` and dropped.
+    /// Path and query of the target as received, `/` at least; `*` only for OPTIONS, `host:port` only for CONNECT.
+    /// Never absolute-form: that one's authority has been compared with `Host` and dropped.
     pub target: Span,
     /// Length of the path within `target` (the query, if any, starts there with `?`).
     pub path_len: u16,
@@ -192,9 +194,90 @@ impl Reject {
 
 impl<'b> RequestHead<'b> {
     /// `Ok(None)`: not complete yet, read more. After an error nothing later on the connection may be interpreted.
+    ///
+    /// `bytes` may reach beyond the head. One empty line before the request line is skipped (RFC 9112 2.2: some
+    /// clients send CRLF behind a body); it stays part of the head's bytes.
     pub fn parse(bytes: &'b [u8], limits: &Limits) -> Result<Option<Self>, Reject> {
-        let _ = (bytes, limits);
-        unimplemented!()
+        let window = window(bytes, limits);
+        let start = if window.starts_with(b"\r\n") { 2 } else { 0 };
+        // The tokenizer would skip any number of empty lines, ended by bare LF too.
+        match window.get(start) {
+            Some(b'\n') => return Err(Reject::BareLf),
+            Some(b'\r') if start > 0 || window.len() > 1 => return Err(Reject::Syntax),
+            _ => {}
+        }
+        let mut table = [const { MaybeUninit::uninit() }; FIELD_TABLE_LEN];
+        let mut request = httparse::Request::new(&mut []);
+        let status = request.parse_with_uninit_headers(&window[start..], field_table(&mut table, limits));
+        let Status::Complete(len) = status.map_err(reject_of)? else {
+            refuse_long_target(&window[start..], request.path, limits)?;
+            return incomplete(bytes, window, limits);
+        };
+        let bytes = &window[..start + len];
+        if has_bare_lf(bytes) {
+            return Err(Reject::BareLf);
+        }
+        let (Some(method_text), Some(target), Some(version)) =
+            (request.method, request.path, request.version)
+        else {
+            return Err(Reject::Syntax);
+        };
+        if target.len() > limits.uri_bytes_max {
+            return Err(Reject::UriTooLong);
+        }
+        let version = Version::of_minor(version);
+        let method = Method::of(method_text.as_bytes());
+
+        let mut fields = Fields::with_capacity(request.headers.len());
+        let mut framing = FramingFields::default();
+        let mut connection = ConnectionOptions::default();
+        let mut host = None;
+        let (mut upgrade, mut expect_continue) = (false, false);
+        for header in &*request.headers {
+            let field = Field::of(header, bytes);
+            match field.id {
+                FieldId::Host if host.is_some() => return Err(Reject::HostDouble),
+                FieldId::Host => host = Some(field.value),
+                FieldId::ContentLength => framing.content_length(header.value)?,
+                FieldId::TransferEncoding => framing.transfer_encoding(header.value)?,
+                FieldId::Connection => connection.add(header.value),
+                FieldId::Upgrade => {
+                    upgrade |= list(header.value).any(|name| name.eq_ignore_ascii_case(b"websocket"));
+                }
+                FieldId::Expect => expect_continue |= header.value.eq_ignore_ascii_case(b"100-continue"),
+                _ => {}
+            }
+            fields.push(field);
+        }
+
+        // HTTP/1.0 may omit Host, but without one there is nothing to route by.
+        let authority = host.ok_or(Reject::HostMissing)?;
+        if !target::is_authority(authority.of(bytes)) {
+            return Err(Reject::HostSyntax);
+        }
+        let path_and_query = target::path_and_query(target.as_bytes(), method, authority.of(bytes))?;
+        let target = Span::at(&target.as_bytes()[path_and_query], bytes);
+        let path_len = memchr::memchr(b'?', target.of(bytes)).map_or(target.len, |n| n as u16);
+        let body = framing.request(version)?;
+        let websocket = method == Method::Get && version == Version::Http11 && upgrade && connection.upgrade;
+        if websocket && !matches!(body, RequestBody::None | RequestBody::Length(0)) {
+            return Err(Reject::UpgradeWithBody);
+        }
+        Ok(Some(Self {
+            bytes,
+            fields,
+            method,
+            method_text: Span::at(method_text.as_bytes(), bytes),
+            version,
+            target,
+            path_len,
+            authority,
+            body,
+            websocket,
+            keep_alive: connection.keeps_alive(version),
+            // RFC 9110 10.1.1: to be ignored from an HTTP/1.0 client.
+            expect_continue: expect_continue && version == Version::Http11,
+        }))
     }
 
     pub fn path(&self) -> &'b [u8] {
@@ -205,13 +288,177 @@ impl<'b> RequestHead<'b> {
     pub fn query(&self) -> Option<&'b [u8]> {
         self.target.of(self.bytes).get(usize::from(self.path_len) + 1..)
     }
+
+    /// What the `Connection` fields name, in any case: options and the fields meant for this hop alone
+    /// (RFC 9110 7.6.1).
+    pub fn connection_names(&self) -> impl Iterator<Item = &'b [u8]> {
+        connection_names(&self.fields, self.bytes)
+    }
 }
 
 impl<'b> ResponseHead<'b> {
     /// `request` is the method of the request this answers: it decides whether a body follows.
     /// `Ok(None)`: not complete yet.
     pub fn parse(bytes: &'b [u8], request: Method, limits: &Limits) -> Result<Option<Self>, Reject> {
-        let _ = (bytes, request, limits);
-        unimplemented!()
+        let window = window(bytes, limits);
+        // The tokenizer would skip empty lines: leftovers of an earlier response, so nothing behind can be trusted.
+        match window.first() {
+            Some(b'\n') => return Err(Reject::BareLf),
+            Some(b'\r') => return Err(Reject::Syntax),
+            _ => {}
+        }
+        let mut table = [const { MaybeUninit::uninit() }; FIELD_TABLE_LEN];
+        let mut response = httparse::Response::new(&mut []);
+        let status = httparse::ParserConfig::default().parse_response_with_uninit_headers(
+            &mut response,
+            window,
+            field_table(&mut table, limits),
+        );
+        let Status::Complete(len) = status.map_err(reject_of)? else {
+            return incomplete(bytes, window, limits);
+        };
+        let bytes = &window[..len];
+        if has_bare_lf(bytes) {
+            return Err(Reject::BareLf);
+        }
+        let (Some(status @ 100..), Some(version)) = (response.code, response.version) else {
+            return Err(Reject::Syntax);
+        };
+        let version = Version::of_minor(version);
+
+        let mut fields = Fields::with_capacity(response.headers.len());
+        let mut framing = FramingFields::default();
+        let mut connection = ConnectionOptions::default();
+        for header in &*response.headers {
+            let field = Field::of(header, bytes);
+            match field.id {
+                FieldId::ContentLength => framing.content_length(header.value)?,
+                FieldId::TransferEncoding => framing.transfer_encoding(header.value)?,
+                FieldId::Connection => connection.add(header.value),
+                _ => {}
+            }
+            fields.push(field);
+        }
+
+        let body = framing.response(version, status, request)?;
+        Ok(Some(Self {
+            bytes,
+            fields,
+            status,
+            reason: reason(bytes),
+            version,
+            body,
+            keep_alive: connection.keeps_alive(version)
+                && body != ResponseBody::UntilClose
+                && !framing.announces_forbidden_body(status),
+        }))
+    }
+
+    /// What the `Connection` fields name, as in [`RequestHead::connection_names`].
+    pub fn connection_names(&self) -> impl Iterator<Item = &'b [u8]> {
+        connection_names(&self.fields, self.bytes)
+    }
+}
+
+/// Most fields of any head whatever the limits say: the tokenizer's table stands on the stack, 32 bytes each.
+const FIELD_TABLE_LEN: usize = 256;
+
+type FieldTable<'b> = [MaybeUninit<httparse::Header<'b>>];
+
+fn field_table<'t, 'b>(table: &'t mut FieldTable<'b>, limits: &Limits) -> &'t mut FieldTable<'b> {
+    &mut table[..limits.header_count_max.min(FIELD_TABLE_LEN)]
+}
+
+/// Spans are 16 bits.
+fn head_bytes_max(limits: &Limits) -> usize {
+    limits.head_bytes_max.min(usize::from(u16::MAX))
+}
+
+/// What of `bytes` a head may lie in.
+fn window<'b>(bytes: &'b [u8], limits: &Limits) -> &'b [u8] {
+    &bytes[..bytes.len().min(head_bytes_max(limits))]
+}
+
+/// A head that did not end within `window`: waits for more, unless what came already decides it.
+fn incomplete<T>(bytes: &[u8], window: &[u8], limits: &Limits) -> Result<Option<T>, Reject> {
+    if has_bare_lf(window) {
+        return Err(Reject::BareLf);
+    }
+    if bytes.len() >= head_bytes_max(limits) { Err(Reject::HeadTooLarge) } else { Ok(None) }
+}
+
+/// The tokenizer takes LF for CRLF; a hop that does not would see other lines than we do.
+fn has_bare_lf(bytes: &[u8]) -> bool {
+    memchr::memchr_iter(b'\n', bytes).any(|at| at == 0 || bytes[at - 1] != b'\r')
+}
+
+fn reject_of(error: httparse::Error) -> Reject {
+    match error {
+        httparse::Error::TooManyHeaders => Reject::TooManyFields,
+        httparse::Error::Version => Reject::Version,
+        _ => Reject::Syntax,
+    }
+}
+
+/// Refuses an incomplete head whose target is already too long, whether or not its end was seen (`target`).
+fn refuse_long_target(head: &[u8], target: Option<&str>, limits: &Limits) -> Result<(), Reject> {
+    let seen = match (target, memchr::memchr(b' ', head)) {
+        (Some(target), _) => target.len(),
+        (None, Some(method_len)) => head.len() - method_len - 1,
+        (None, None) => 0,
+    };
+    if seen > limits.uri_bytes_max { Err(Reject::UriTooLong) } else { Ok(()) }
+}
+
+/// What stands between the status code and CRLF; the tokenizer's own answer drops a phrase with bytes from 0x80.
+fn reason(head: &[u8]) -> Span {
+    const BEFORE: usize = "HTTP/1.1 200 ".len();
+    let line_len = memchr::memchr(b'\r', head).unwrap_or(0);
+    Span::at(head.get(BEFORE..line_len).unwrap_or_default(), head)
+}
+
+/// The members of a comma-separated list (RFC 9110 5.6.1), without SP and HTAB around them and without empty ones.
+fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|b| *b == b',').map(trim).filter(|member| !member.is_empty())
+}
+
+/// SP and HTAB only: what `trim_ascii` takes further (FF, CR, LF) is no whitespace in HTTP.
+fn trim(mut bytes: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = bytes {
+        bytes = rest;
+    }
+    bytes
+}
+
+fn connection_names<'b>(fields: &[Field], bytes: &'b [u8]) -> impl Iterator<Item = &'b [u8]> {
+    fields
+        .iter()
+        .filter(|field| field.id == FieldId::Connection)
+        .flat_map(|field| list(field.value.of(bytes)))
+}
+
+/// The `Connection` options that mean something to us.
+#[derive(Default)]
+struct ConnectionOptions {
+    close: bool,
+    keep_alive: bool,
+    upgrade: bool,
+}
+
+impl ConnectionOptions {
+    fn add(&mut self, value: &[u8]) {
+        for option in list(value) {
+            match option.len() {
+                5 => self.close |= option.eq_ignore_ascii_case(b"close"),
+                7 => self.upgrade |= option.eq_ignore_ascii_case(b"upgrade"),
+                10 => self.keep_alive |= option.eq_ignore_ascii_case(b"keep-alive"),
+                _ => {}
+            }
+        }
+    }
+
+    /// RFC 9112 9.3.
+    fn keeps_alive(&self, version: Version) -> bool {
+        !self.close && (version == Version::Http11 || self.keep_alive)
     }
 }

@@ -7,7 +7,7 @@ use std::fmt;
 /// A sandbox id as it may stand in a host label, a path segment or an API path.
 ///
 /// 1 to 57 bytes of `[A-Za-z0-9_-]` (a host label holds 63: port, dash, id): no dot, slash or percent sign, so it
-/// can be put into a path as it is (CONTRACT 9/22).
+/// can be put into a path as it is and no hop can fold it away.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SandboxId {
     len: u8,
@@ -63,8 +63,8 @@ impl fmt::Debug for SandboxId {
 pub struct Port(std::num::NonZeroU16);
 
 impl Port {
-    /// The canonical spelling only: ASCII digits, no sign, no leading zero (SECURITY W1: `02280` is port 2280 to a
-    /// dialler, so an alias must not exist).
+    /// The canonical spelling only: ASCII digits, no sign, no leading zero. To a dialler `02280` is port 2280: if an
+    /// alias existed, it would walk around every rule about the port it names.
     pub fn parse(text: &[u8]) -> Option<Self> {
         if text.is_empty() || text.len() > 5 || text[0] == b'0' || !text.iter().all(u8::is_ascii_digit) {
             return None;
@@ -77,7 +77,7 @@ impl Port {
         self.0.get()
     }
 
-    /// Terminal, toolbox and recordings: closed to the public flag, always (CONTRACT 4).
+    /// Terminal, toolbox and recordings: closed to the public flag, always: each of them is a shell.
     pub fn is_reserved(self) -> bool {
         matches!(self.number(), 2280 | 22222 | 33333)
     }

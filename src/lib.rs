@@ -11,18 +11,36 @@
 //! modules ([`head`], [`framing`], [`chunked`], [`route`], [`forward`]) know no socket, no clock and no configuration.
 
 pub mod access_log;
+pub mod buffers;
+pub mod cache;
 pub mod chunked;
+pub mod cli;
+pub mod client;
 pub mod config;
 pub mod control;
 pub mod counters;
+pub mod deadlines;
 pub mod demo;
 pub mod error;
+pub mod exchange;
 pub mod forward;
 pub mod framing;
+pub mod grant;
 pub mod head;
 pub mod ids;
 pub mod limits;
 pub mod log;
+pub mod log_writer;
 pub mod mailbox;
+pub mod pool;
+pub mod questions;
+pub mod relay;
+pub mod request_id;
+pub mod ring;
 pub mod route;
+pub mod serve;
+pub mod shard;
+pub mod socket;
 pub mod sys;
+pub mod target;
+pub mod tunnel;

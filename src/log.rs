@@ -3,11 +3,11 @@
 //! Each kind of event passes at most once a second, with a count of what was held back, so that trouble does not
 //! flood. Not for the way of a request: an event takes a lock and allocates. Callers put no secret and no URL into it.
 
-use crate::access_log::{LogSender, LogWriter};
+use crate::log_writer::{LogSender, LogWriter};
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Equal events closer together than this are only counted.
 const QUIET: Duration = Duration::from_secs(1);
@@ -31,8 +31,8 @@ impl Level {
     }
 }
 
-/// Writes one line to the process's log: `{"ts_ms":…,"level":…,"what":…,<fields>}`, `ts_ms` being milliseconds since
-/// 1970 UTC. `what` names the kind of event and is what the rate is limited by; field names must be unique.
+/// Writes one line to the process's log: `{"ts":…,"level":…,"what":…,<fields>}`, `ts` as RFC 3339
+/// in UTC. `what` names the kind of event and is what the rate is limited by; field names must be unique.
 pub fn event(level: Level, what: &'static str, fields: &[(&'static str, &str)]) {
     process_log().event(level, what, fields);
 }
@@ -66,6 +66,13 @@ struct Turn {
 impl Log {
     pub fn new(out: Option<LogSender>) -> Self {
         Self { out, turns: Arc::default() }
+    }
+
+    /// A log nobody reads.
+    #[cfg(test)]
+    pub(crate) fn discard() -> Self {
+        let writer = LogWriter::spawn("log-test", Box::new(std::io::sink()), 1).expect("a thread");
+        Self::new(Some(writer.sender()))
     }
 
     /// As [`event`], to this log.
@@ -113,8 +120,8 @@ fn process() -> &'static (Log, Mutex<Option<LogWriter>>) {
 }
 
 fn line(level: Level, what: &str, fields: &[(&'static str, &str)], suppressed: u64) -> Vec<u8> {
-    let millis = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    let mut line = format!("{{\"ts_ms\":{millis},\"level\":\"{}\",\"what\":{}", level.as_str(), json(what));
+    let ts = humantime::format_rfc3339_millis(SystemTime::now());
+    let mut line = format!("{{\"ts\":\"{ts}\",\"level\":\"{}\",\"what\":{}", level.as_str(), json(what));
     for (name, value) in fields {
         // Writing to a String cannot fail, here and below.
         let _ = write!(line, ",{}:{}", json(name), json(value));
@@ -165,7 +172,7 @@ mod tests {
         assert_eq!(lines[0]["level"], "warn");
         assert_eq!(lines[0]["what"], "odd");
         assert_eq!(lines[0]["detail"], "a\"b\\c\nd\u{1}");
-        assert!(lines[0]["ts_ms"].as_u64().is_some_and(|ms| ms > 1_700_000_000_000));
+        assert!(lines[0]["ts"].as_str().is_some_and(|ts| humantime::parse_rfc3339(ts).is_ok()));
     }
 
     #[test]

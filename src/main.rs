@@ -1,1 +1,52 @@
-fn main() {}
+//! The binary: command line and configuration, then [`serve`] or [`demo`].
+
+use clap::Parser;
+use sandgate::cli::{Cli, Command, ServeArgs};
+use sandgate::config::{Config, Environment};
+use sandgate::{demo, serve};
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+/// The configuration is wrong; nothing was started. The same as for a wrong command line.
+const EXIT_CONFIG: u8 = 2;
+
+fn main() -> ExitCode {
+    match Cli::parse().into_command() {
+        Command::Serve(options) => serve(&options),
+        Command::Demo(options) => demo::run(demo::DemoOptions { port: options.port }, |environment| {
+            start(&environment.into_iter().collect())
+        }),
+    }
+}
+
+fn serve(options: &ServeArgs) -> ExitCode {
+    let environment = Environment::of_process().with_files(Path::new("."));
+    if options.print_config && io::stdout().write_all(environment.effective().as_bytes()).is_err() {
+        return ExitCode::FAILURE;
+    }
+    match Config::from_env(&environment) {
+        Ok(config) if options.check_config || options.print_config => {
+            for warning in config.warnings() {
+                eprintln!("warning: {warning}");
+            }
+            if options.check_config {
+                println!("OK");
+            }
+            ExitCode::SUCCESS
+        }
+        _ => start(&environment),
+    }
+}
+
+fn start(environment: &Environment) -> ExitCode {
+    match Config::from_env(environment) {
+        Ok(config) => serve::run(config),
+        Err(mistakes) => {
+            for mistake in &mistakes {
+                eprintln!("{mistake}");
+            }
+            ExitCode::from(EXIT_CONFIG)
+        }
+    }
+}

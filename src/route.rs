@@ -1,17 +1,22 @@
 //! Authority and path to what is asked for. Pure; the one place that reads a host name or a path prefix.
 
-use crate::head::RequestHead;
+mod contain;
+#[cfg(test)]
+mod tests;
+
+use crate::head::{Method, RequestHead};
 use crate::ids::{Port, SandboxId};
 
-/// What a request asks for (CONTRACT 0, 2).
+/// What a request asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Route {
-    /// `{port}-{label}.domain`: the label is a sandbox id or (later) a signed token.
+    /// `{port}-{label}.domain`: the label is a sandbox id or (later) a signed token. The whole path is the app's.
     Preview { port: Port, label: SandboxId },
     /// `/toolbox/{id}/...`: `rest_at` is where the path behind the id starts in the target (at a `/`, or at the end
     /// of the path when nothing follows: then the runner is sent `/`).
     Toolbox { sandbox: SandboxId, rest_at: u16 },
-    /// `/sandboxes/{id}/build-logs`, `/snapshots/{id}/build-logs`.
+    /// `/sandboxes/{id}/build-logs`, `/snapshots/{id}/build-logs`. Of the client's query only `follow` is kept: the
+    /// runner takes the first `snapshotRef` it finds, so a client's own would read another tenant's log.
     BuildLogs { of: BuildLogsOf, follow: bool },
     /// `GET`/`HEAD /health` on a host that is not a preview host.
     Health,
@@ -31,7 +36,7 @@ pub enum NoRoute {
     NotFound,
     /// The host looks like a preview host but its port or label is not one: 400.
     BadHost,
-    /// The path climbs above its root in some hop's reading (SECURITY W5): 400.
+    /// The path climbs above its root in some hop's reading: 400.
     PathClimbs,
     /// CONNECT and TRACE: 405.
     MethodNotAllowed,
@@ -44,7 +49,91 @@ pub struct RouteRules {
     pub toolbox_only: bool,
 }
 
+/// The toolbox of a sandbox, as a port.
+const TOOLBOX_PORT: u16 = 2280;
+/// Longest snapshot id or name in bytes.
+const SNAPSHOT_MAX: usize = 128;
+
+/// The host decides first: on a preview host every path belongs to the app. Allocates for build logs of a snapshot
+/// only.
 pub fn route(head: &RequestHead<'_>, rules: RouteRules) -> Result<Route, NoRoute> {
-    let _ = (head, rules);
-    unimplemented!()
+    if matches!(head.method, Method::Connect | Method::Trace) {
+        return Err(NoRoute::MethodNotAllowed);
+    }
+    let path = head.path();
+    if path.first() != Some(&b'/') {
+        // `OPTIONS *` asks about the server as a whole (RFC 9110 9.3.7); behind a prefix it has no meaning.
+        return Err(NoRoute::NotFound);
+    }
+    match preview_host(head.authority.of(head.bytes))? {
+        Some((port, _)) if rules.toolbox_only && port.number() != TOOLBOX_PORT => Err(NoRoute::NotFound),
+        Some((port, label)) => {
+            contained(path)?;
+            Ok(Route::Preview { port, label })
+        }
+        None => own_path(head, path),
+    }
+}
+
+/// `None`: not a preview host. Its domain is not looked at: several may point here.
+fn preview_host(authority: &[u8]) -> Result<Option<(Port, SandboxId)>, NoRoute> {
+    if authority.first() == Some(&b'[') {
+        return Ok(None);
+    }
+    // The authority's grammar is checked: what is left of the first of these is the first label.
+    let end = memchr::memchr2(b'.', b':', authority).unwrap_or(authority.len());
+    let first_label = &authority[..end];
+    let Some(dash) = memchr::memchr(b'-', first_label) else { return Ok(None) };
+    let (port, label) = (&first_label[..dash], &first_label[dash + 1..]);
+    if port.is_empty() || !port.iter().all(u8::is_ascii_digit) {
+        return Ok(None);
+    }
+    match (Port::parse(port), SandboxId::parse_host_label(label)) {
+        (Some(port), Some(label)) => Ok(Some((port, label))),
+        _ => Err(NoRoute::BadHost),
+    }
+}
+
+/// The paths of hosts that are not previews. Matched byte by byte, never decoded: what is forwarded is the same text.
+fn own_path(head: &RequestHead<'_>, path: &[u8]) -> Result<Route, NoRoute> {
+    if path == b"/health" && matches!(head.method, Method::Get | Method::Head) {
+        return Ok(Route::Health);
+    }
+    if let Some(behind) = path.strip_prefix(b"/toolbox/") {
+        let id_len = memchr::memchr(b'/', behind).unwrap_or(behind.len());
+        let (id, rest) = behind.split_at(id_len);
+        let sandbox = SandboxId::parse(id).ok_or(NoRoute::NotFound)?;
+        contained(rest)?;
+        // A target is addressed with 16 bits, its path is shorter, and what is subtracted is a part of it.
+        return Ok(Route::Toolbox { sandbox, rest_at: head.path_len - rest.len() as u16 });
+    }
+    if head.method == Method::Get
+        && let Some(of) = build_logs(path)
+    {
+        return Ok(Route::BuildLogs { of, follow: follows(head.query()) });
+    }
+    Err(NoRoute::NotFound)
+}
+
+fn build_logs(path: &[u8]) -> Option<BuildLogsOf> {
+    let path = path.strip_suffix(b"/build-logs")?;
+    if let Some(id) = path.strip_prefix(b"/sandboxes/") {
+        return SandboxId::parse(id).map(BuildLogsOf::Sandbox);
+    }
+    let name = path.strip_prefix(b"/snapshots/")?;
+    let known = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b':' | b'-');
+    let ok = name.len() <= SNAPSHOT_MAX && name.iter().all(known) && name.iter().any(|&b| b != b'.');
+    let name = ok.then(|| std::str::from_utf8(name).ok()).flatten()?;
+    Some(BuildLogsOf::Snapshot(name.into()))
+}
+
+/// The first `follow` counts.
+fn follows(query: Option<&[u8]>) -> bool {
+    let mut values =
+        query.unwrap_or_default().split(|&b| b == b'&').filter_map(|pair| pair.strip_prefix(b"follow"));
+    values.find(|rest| matches!(rest.first(), None | Some(b'='))) == Some(b"=true")
+}
+
+fn contained(path: &[u8]) -> Result<(), NoRoute> {
+    if contain::climbs(path) { Err(NoRoute::PathClimbs) } else { Ok(()) }
 }

@@ -1,15 +1,69 @@
-//! System calls that no safe crate here offers. The only module that may say `unsafe`.
+//! What no safe crate offers: the only module that may say `unsafe`.
+//!
+//! Everything else the data plane asks of the kernel goes through `rustix`, whose wrappers are safe.
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
-
-fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// A non-blocking, close-on-exec eventfd at zero.
 pub fn eventfd() -> io::Result<OwnedFd> {
-    // SAFETY: no pointers; the new descriptor is owned by nobody else.
-    unsafe { Ok(OwnedFd::from_raw_fd(check(libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK))?)) }
+    use rustix::event::{EventfdFlags, eventfd};
+    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+}
+
+/// The descriptor of something that only tells its number (monoio's streams).
+pub fn borrow<T: AsRawFd>(owner: &T) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor lives at least as long as its owner, which the result borrows.
+    unsafe { BorrowedFd::borrow_raw(owner.as_raw_fd()) }
+}
+
+/// Blocks every signal on the calling thread, so that none interrupts its ring (the runtime ignores the error an
+/// interrupted `io_uring_enter` returns). Signals go to the thread that waits for them.
+pub fn block_signals() -> io::Result<()> {
+    // SAFETY: `set` is initialised by sigfillset before it is read; no other memory is involved.
+    let code = unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigfillset(&mut set);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut())
+    };
+    if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) }
+}
+
+/// A non-blocking `recv` that appends at most `max` bytes to the spare capacity of `buf`; how many came.
+pub fn recv_append(fd: BorrowedFd<'_>, buf: &mut Vec<u8>, max: usize) -> rustix::io::Result<usize> {
+    let len = buf.len();
+    let room = (buf.capacity() - len).min(max);
+    let spare = &mut buf.spare_capacity_mut()[..room];
+    let ((filled, _), n) = rustix::net::recv(fd, spare, rustix::net::RecvFlags::DONTWAIT)?;
+    let filled = filled.len().min(n);
+    // SAFETY: recv initialised the first `filled` bytes of the spare capacity, which starts at `len`.
+    unsafe { buf.set_len(len + filled) };
+    Ok(filled)
+}
+
+/// Ends directions of a socket known by number, as the deadline table knows it. A negative number is no socket.
+/// The table's entries live no longer than the sockets they name, so the number cannot have passed to another.
+pub fn shutdown_raw(fd: RawFd, how: rustix::net::Shutdown) {
+    if fd < 0 {
+        return;
+    }
+    // SAFETY: used for this call only, while its owner keeps it open (see above).
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    // A socket that is not connected (any more) has nothing left to end.
+    let _ = rustix::net::shutdown(fd, how);
+}
+
+/// Which of these sockets (with the caller's label) were closed or half-closed by their peer. Never waits.
+pub fn hung_up<L: Copy>(sockets: &[(L, RawFd)]) -> Vec<(L, bool)> {
+    if sockets.is_empty() {
+        return Vec::new();
+    }
+    let watched = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR;
+    let mut polled: Vec<_> =
+        sockets.iter().map(|(_, fd)| libc::pollfd { fd: *fd, events: libc::POLLRDHUP, revents: 0 }).collect();
+    // SAFETY: pointer and length belong to `polled`, which lives across the call; a timeout of zero never blocks.
+    let found = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, 0) };
+    let gone = |p: &libc::pollfd| found > 0 && p.revents & watched != 0;
+    sockets.iter().zip(&polled).map(|((label, _), p)| (*label, gone(p))).collect()
 }

@@ -9,6 +9,7 @@ mod decode;
 mod tests;
 
 use super::runner_address::{RunnerUrl, UrlFault};
+use crate::config::Secret;
 use crate::ids::{SandboxId, Token};
 use crate::log::{Level, Log};
 use crate::mailbox::{Answer, ProofKind, Question, Reply, Trouble};
@@ -79,7 +80,7 @@ impl Api {
     ///
     /// # Errors
     /// A sentence for the operator.
-    pub fn new(base: &str, service_key: &Token, deadline: Duration, log: Log) -> Result<Self, &'static str> {
+    pub fn new(base: &str, service_key: &Secret, deadline: Duration, log: Log) -> Result<Self, &'static str> {
         let url = reqwest::Url::parse(base).map_err(|_| "DAYTONA_API_URL is not a URL")?;
         if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
             return Err("DAYTONA_API_URL must start with http:// or https://");
@@ -89,6 +90,10 @@ impl Api {
         }
         if url.query().is_some() || url.fragment().is_some() {
             return Err("DAYTONA_API_URL must not hold a query or fragment");
+        }
+        let key = service_key.expose();
+        if key.is_empty() || !key.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err("PROXY_API_KEY must be visible ASCII characters");
         }
         let client = reqwest::Client::builder()
             .user_agent(concat!("sandgate/", env!("CARGO_PKG_VERSION")))
@@ -103,7 +108,7 @@ impl Api {
         Ok(Self {
             client,
             base: url.as_str().trim_end_matches('/').to_owned(),
-            service_bearer: bearer(service_key),
+            service_bearer: bearer(key),
             deadline,
             log,
         })
@@ -251,9 +256,9 @@ impl Api {
         let request = self.client.get(format!("{}{path}", self.base));
         let request = match caller {
             Caller::Service => request.header(AUTHORIZATION, self.service_bearer.clone()),
-            Caller::Client { bearer: token, ip } => {
-                request.header(AUTHORIZATION, bearer(token)).header("x-forwarded-for", ip.to_string())
-            }
+            Caller::Client { bearer: token, ip } => request
+                .header(AUTHORIZATION, bearer(token.expose()))
+                .header("x-forwarded-for", ip.to_string()),
         };
         let response = request.send().await.map_err(unreachable)?;
         let status = response.status().as_u16();
@@ -291,9 +296,9 @@ impl Api {
     }
 }
 
-fn bearer(token: &Token) -> HeaderValue {
-    let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose()))
-        .expect("a token is visible ASCII, checked when it was made");
+/// Of visible ASCII, which the caller has checked.
+fn bearer(secret: &str) -> HeaderValue {
+    let mut value = HeaderValue::try_from(format!("Bearer {secret}")).expect("visible ASCII");
     value.set_sensitive(true);
     value
 }

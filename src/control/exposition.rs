@@ -138,8 +138,10 @@ fn labelled(page: &mut Page, sum: Sum<'_>) {
     }
     let name = "preview_upstream_connects_total";
     page.family(name, "counter", "Connects to runners.");
-    page.sample(name, &[("result", "ok")], sum(&|c| &c.runner_connects));
-    page.sample(name, &[("result", "failed")], sum(&|c| &c.runner_connect_failures));
+    // Shards count all of them and the failed ones among them.
+    let failed = sum(&|c| &c.runner_connect_failures);
+    page.sample(name, &[("result", "ok")], sum(&|c| &c.runner_connects).saturating_sub(failed));
+    page.sample(name, &[("result", "failed")], failed);
     let name = "preview_bytes_total";
     page.family(
         name,
@@ -229,3 +231,6 @@ impl Page {
         self.sample(&format!("{name}_count"), &[label], count);
     }
 }
+
+#[cfg(test)]
+mod tests;

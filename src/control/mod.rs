@@ -14,7 +14,7 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
-use crate::ids::Token;
+use crate::config::Secret;
 use crate::log::{self, Level, Log};
 use crate::mailbox::{Down, Question, Reply, ToControl, ToShard, Trouble};
 use api::Api;
@@ -37,7 +37,7 @@ pub struct Settings {
     /// With its path, as `http://api:3000/api`.
     pub api_base: String,
     /// The service key.
-    pub api_key: Token,
+    pub api_key: Secret,
     /// For one question, all tries and calls together.
     pub timeout: Duration,
     /// Where the metrics page listens; `None`: nowhere. It has no access control: a loopback address, unless the

@@ -1,0 +1,153 @@
+//! Pooled memory of a shard: small buffers for heads and trickles, large ones for bulk, pipes for splice.
+//!
+//! Everything is handed out by value and given back; what is not given back is simply freed. Bounded: beyond the
+//! bounds things are made and dropped, never waited for.
+
+use rustix::pipe::PipeFlags;
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::os::fd::OwnedFd;
+
+/// A small buffer: ordinary heads and messages fit.
+pub const SMALL: usize = 16 * 1024;
+/// A bulk buffer: chunk size beats mechanism when bytes must be copied.
+pub const BULK: usize = 256 * 1024;
+/// What a pipe is asked to hold. The kernel may refuse (fs.pipe-user-pages-soft); then it holds less.
+pub const PIPE: usize = 1 << 20;
+
+const SMALL_KEPT: usize = 256;
+
+pub struct Buffers {
+    small: RefCell<Vec<Vec<u8>>>,
+    bulk: RefCell<Vec<Vec<u8>>>,
+    pipes: RefCell<Vec<Pipe>>,
+    bulk_max: usize,
+    pipes_max: usize,
+    pipes_out: Cell<usize>,
+}
+
+struct Pipe {
+    read: OwnedFd,
+    write: OwnedFd,
+}
+
+/// An empty pipe on loan. Dropped, it is closed: bytes may be left in it, and they would reach another connection.
+/// Only [`Lease::give_back`] returns it to the pool.
+pub struct Lease<'a> {
+    buffers: &'a Buffers,
+    /// Gone only while `give_back` runs.
+    pipe: Option<Pipe>,
+}
+
+impl Lease<'_> {
+    fn pipe(&self) -> &Pipe {
+        self.pipe.as_ref().expect("taken by give_back alone, which consumes the lease")
+    }
+
+    pub fn read(&self) -> &OwnedFd {
+        &self.pipe().read
+    }
+
+    pub fn write(&self) -> &OwnedFd {
+        &self.pipe().write
+    }
+
+    /// The pipe is empty again.
+    pub fn give_back(mut self) {
+        if let Some(pipe) = self.pipe.take() {
+            self.buffers.pipes.borrow_mut().push(pipe);
+        }
+    }
+}
+
+impl Drop for Lease<'_> {
+    fn drop(&mut self) {
+        self.buffers.pipes_out.set(self.buffers.pipes_out.get().saturating_sub(1));
+    }
+}
+
+impl Buffers {
+    pub fn new(bulk_max: usize, pipes_max: usize) -> Self {
+        Self {
+            small: RefCell::default(),
+            bulk: RefCell::default(),
+            pipes: RefCell::default(),
+            bulk_max,
+            pipes_max,
+            pipes_out: Cell::new(0),
+        }
+    }
+
+    /// Empty, with at least [`SMALL`] capacity.
+    pub fn small(&self) -> Vec<u8> {
+        self.small.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(SMALL))
+    }
+
+    /// Empty, with [`BULK`] capacity.
+    pub fn bulk(&self) -> Vec<u8> {
+        self.bulk.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(BULK))
+    }
+
+    /// Takes back any buffer; one that grew beyond its kind or finds its place taken is freed.
+    pub fn give(&self, mut buf: Vec<u8>) {
+        buf.clear();
+        let (place, kept) = match buf.capacity() {
+            SMALL..=65_536 => (&self.small, SMALL_KEPT),
+            BULK => (&self.bulk, self.bulk_max),
+            _ => return,
+        };
+        let mut place = place.borrow_mut();
+        if place.len() < kept {
+            place.push(buf);
+        }
+    }
+
+    /// `Ok(None)`: all pipes this shard may have are in use; copy instead.
+    pub fn pipe(&self) -> io::Result<Option<Lease<'_>>> {
+        if self.pipes_out.get() >= self.pipes_max {
+            return Ok(None);
+        }
+        let pooled = self.pipes.borrow_mut().pop();
+        let pipe = match pooled {
+            Some(pipe) => pipe,
+            None => {
+                let (read, write) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+                // A smaller pipe than wished works as well, only slower.
+                let _ = rustix::pipe::fcntl_setpipe_size(&write, PIPE);
+                Pipe { read, write }
+            }
+        };
+        self.pipes_out.set(self.pipes_out.get() + 1);
+        Ok(Some(Lease { buffers: self, pipe: Some(pipe) }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pipes_are_bounded_and_come_back() {
+        let buffers = Buffers::new(1, 2);
+        let one = buffers.pipe().expect("made").expect("first");
+        let two = buffers.pipe().expect("made").expect("second");
+        assert!(buffers.pipe().expect("no error").is_none());
+        one.give_back();
+        drop(two);
+        assert_eq!(buffers.pipes.borrow().len(), 1, "a dropped lease closes its pipe");
+        let _one = buffers.pipe().expect("no error").expect("free again");
+        let _two = buffers.pipe().expect("no error").expect("free again");
+        assert!(buffers.pipe().expect("no error").is_none());
+    }
+
+    #[test]
+    fn a_buffer_comes_back_empty_and_one_that_grew_too_large_does_not() {
+        let buffers = Buffers::new(1, 1);
+        let mut buf = buffers.small();
+        buf.extend_from_slice(b"secret of another request");
+        buffers.give(buf);
+        assert!(buffers.small().is_empty());
+        buffers.give(Vec::with_capacity(BULK * 2));
+        assert_eq!(buffers.bulk().capacity(), BULK);
+    }
+}

@@ -1,0 +1,150 @@
+//! A bounded map whose entries expire: what a shard remembers of the control plane's answers.
+//!
+//! Knows no clock: `now` is given. When full, the entry that was not used since the hand last passed makes room
+//! (CLOCK), so a flood of once-seen keys cannot push out what is in use.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::time::{Duration, Instant};
+
+struct Slot<K, V> {
+    key: K,
+    value: V,
+    expires: Instant,
+    used: bool,
+}
+
+pub struct TtlMap<K, V> {
+    index: HashMap<K, u32>,
+    slots: Vec<Slot<K, V>>,
+    hand: usize,
+    entries_max: usize,
+}
+
+impl<K: Hash + Eq + Clone, V> TtlMap<K, V> {
+    /// Never holds more than `entries_max` entries; memory grows with use, not ahead.
+    pub fn new(entries_max: usize) -> Self {
+        assert!(entries_max > 0 && u32::try_from(entries_max).is_ok(), "a cache holds at least one entry");
+        Self { index: HashMap::new(), slots: Vec::new(), hand: 0, entries_max }
+    }
+
+    /// `None` when unknown or expired.
+    pub fn get(&mut self, key: &K, now: Instant) -> Option<&V> {
+        let slot = &mut self.slots[*self.index.get(key)? as usize];
+        if slot.expires <= now {
+            return None;
+        }
+        slot.used = true;
+        Some(&slot.value)
+    }
+
+    pub fn insert(&mut self, key: K, value: V, ttl: Duration, now: Instant) {
+        let expires = now + ttl;
+        if let Some(&at) = self.index.get(&key) {
+            let slot = &mut self.slots[at as usize];
+            (slot.value, slot.expires) = (value, expires);
+            return;
+        }
+        let slot = Slot { key: key.clone(), value, expires, used: false };
+        let at = if self.slots.len() < self.entries_max {
+            self.slots.push(slot);
+            self.slots.len() - 1
+        } else {
+            let at = self.victim(now);
+            let old = std::mem::replace(&mut self.slots[at], slot);
+            self.index.remove(&old.key);
+            at
+        };
+        self.index.insert(key, at as u32);
+    }
+
+    /// The entry is gone for the next `get`.
+    pub fn remove(&mut self, key: &K) {
+        let Some(at) = self.index.remove(key) else { return };
+        let at = at as usize;
+        self.slots.swap_remove(at);
+        if let Some(moved) = self.slots.get(at) {
+            self.index.insert(moved.key.clone(), at as u32);
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// At most two rounds: the first takes every mark away.
+    fn victim(&mut self, now: Instant) -> usize {
+        loop {
+            let at = self.hand % self.slots.len();
+            self.hand = at + 1;
+            let slot = &mut self.slots[at];
+            if slot.expires <= now || !slot.used {
+                return at;
+            }
+            slot.used = false;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const TTL: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn an_entry_is_there_until_its_time_and_not_a_moment_longer() {
+        let (mut map, now) = (TtlMap::new(4), Instant::now());
+        map.insert("a", 1, TTL, now);
+        assert_eq!(map.get(&"a", now + TTL - Duration::from_nanos(1)), Some(&1));
+        assert_eq!(map.get(&"a", now + TTL), None);
+    }
+
+    #[test]
+    fn a_flood_of_new_keys_neither_grows_the_map_nor_evicts_what_is_in_use() {
+        let (mut map, now) = (TtlMap::new(8), Instant::now());
+        map.insert(u32::MAX, 0, TTL, now);
+        for key in 0..1000 {
+            assert!(map.get(&u32::MAX, now).is_some(), "evicted by key {key}");
+            map.insert(key, 0, TTL, now);
+        }
+        assert_eq!(map.len(), 8);
+    }
+
+    #[test]
+    fn an_overwritten_entry_takes_the_new_value_and_the_new_time() {
+        let (mut map, now) = (TtlMap::new(2), Instant::now());
+        map.insert("a", 1, TTL, now);
+        map.insert("a", 2, TTL * 2, now);
+        assert_eq!(map.get(&"a", now + TTL), Some(&2));
+        assert_eq!(map.len(), 1);
+    }
+
+    proptest! {
+        /// Against a plain model: what the map says is there was put there last under that key and is not expired.
+        #[test]
+        fn never_tells_another_keys_or_an_old_value(ops in proptest::collection::vec((0u8..3, 0u8..12, 0u64..20), 1..300)) {
+            let (mut map, start) = (TtlMap::new(5), Instant::now());
+            let mut model = HashMap::new();
+            for (step, (op, key, ttl)) in ops.into_iter().enumerate() {
+                let now = start + Duration::from_secs(step as u64);
+                match op {
+                    0 => { map.insert(key, step, Duration::from_secs(ttl), now); model.insert(key, (step, now + Duration::from_secs(ttl))); }
+                    1 => { map.remove(&key); model.remove(&key); }
+                    _ => if let Some(value) = map.get(&key, now).copied() {
+                        let (expected, expires) = model[&key];
+                        prop_assert_eq!(value, expected);
+                        prop_assert!(expires > now);
+                    }
+                }
+                prop_assert!(map.len() <= 5);
+                prop_assert_eq!(map.index.len(), map.slots.len());
+            }
+        }
+    }
+}

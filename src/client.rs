@@ -1,0 +1,485 @@
+//! A client's connection, from its first byte to its last.
+//!
+//! Between requests it is one small task waiting for readiness: no buffer, no pipe. A request's working state is
+//! allocated when its first byte is there and freed with it. The stages behind the head do not know whether the
+//! transport is plain or the protocol HTTP/1.1.
+
+use crate::access_log::Line;
+use crate::counters::{Class, add, less};
+use crate::deadlines::{Fired, Watch};
+use crate::error::{Cause, Source};
+use crate::exchange::{self, Failed, Next, Outgoing};
+use crate::grant::{Asker, authorize};
+use crate::head::{Method, RequestHead};
+use crate::relay::Means;
+use crate::request_id::RequestId;
+use crate::route::{Route, route};
+use crate::shard::Shard;
+use crate::socket::{Moved, Socket};
+use crate::target;
+use crate::tunnel;
+use rustix::net::Shutdown;
+use std::cell::Cell;
+use std::io;
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime};
+
+/// What carries the client's bytes: plain TCP today.
+type Transport = Socket;
+
+pub struct Client {
+    // Before the socket: its entry names the descriptor and must go first.
+    pub watch: Watch,
+    transport: Transport,
+    pub peer: IpAddr,
+    /// The peer may speak for others.
+    pub trusted: bool,
+    first_byte: Cell<Option<Instant>>,
+}
+
+impl Client {
+    pub fn transport(&self) -> &Transport {
+        &self.transport
+    }
+
+    pub fn means<'a>(&'a self, shard: &'a Shard) -> Means<'a> {
+        let stall = shard.config.limits.client_stall;
+        Means { buffers: &shard.buffers, counters: &shard.counters, watch: &self.watch, stall }
+    }
+
+    /// Heads and small answers.
+    pub async fn send(&self, shard: &Shard, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.transport.try_send(bytes)? {
+                Moved::Bytes(n) => bytes = &bytes[n..],
+                Moved::End | Moved::NotReady => {
+                    self.watch.client_writes(shard.config.limits.client_stall);
+                    self.transport.writable().await?;
+                    self.watch.client_writes(None);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What really happened, when a deadline or the client's leaving ended the wait.
+    pub fn cause_or(&self, cause: Cause) -> Cause {
+        match self.watch.fired() {
+            Some(Fired::ClientRead) => Cause::BodyStalled,
+            Some(Fired::ClientWrite | Fired::ClientGone) => Cause::ClientGone,
+            Some(Fired::Runner) => Cause::RunnerTimeout,
+            None => cause,
+        }
+    }
+
+    /// The app's answer has begun.
+    pub fn first_byte(&self) {
+        self.first_byte.set(Some(Instant::now()));
+    }
+}
+
+/// Serves one accepted connection to its end.
+pub async fn serve(shard: Rc<Shard>, socket: Socket, peer: IpAddr) {
+    let watch = shard.deadlines.watch(socket.raw_fd());
+    let trusted = shard.config.trusted_proxies.iter().any(|net| net.contains(&peer));
+    let client = Client { watch, transport: socket, peer, trusted, first_byte: Cell::new(None) };
+    add(&shard.counters.connections_open, 1);
+    loop {
+        client.watch.idle(shard.config.limits.client_idle);
+        if client.transport.readable().await.is_err() {
+            break;
+        }
+        match Box::pin(requests(&shard, &client)).await {
+            Next::KeepAlive if !shard.draining.get() => {}
+            Next::KeepAlive | Next::Close => break,
+            Next::Tunnel(tunnel) => {
+                client.watch.busy();
+                tunnel::run(&client.transport, tunnel, client.means(&shard)).await;
+                break;
+            }
+        }
+    }
+    less(&shard.counters.connections_open);
+}
+
+/// Serves the requests that are here, until the connection has no byte left to interpret.
+async fn requests(shard: &Shard, client: &Client) -> Next {
+    let mut buf = shard.buffers.small();
+    let mut begun = None;
+    loop {
+        // One request's head may need several reads; pipelined ones need none.
+        let parsed = RequestHead::parse(&buf, &shard.config.limits);
+        match parsed {
+            Ok(None) => match client.transport.try_recv(with_room(&mut buf)) {
+                Ok(Moved::Bytes(_)) => {
+                    if begun.is_none() {
+                        begun = Some(Instant::now());
+                        client.watch.busy();
+                    }
+                }
+                Ok(Moved::NotReady) if buf.is_empty() => {
+                    shard.buffers.give(buf);
+                    return Next::KeepAlive;
+                }
+                Ok(Moved::NotReady) => {
+                    let begun = *begun.get_or_insert_with(Instant::now);
+                    let left = shard.config.limits.head_deadline.saturating_sub(begun.elapsed());
+                    client.watch.client_reads(Some(left));
+                    let ready = client.transport.readable().await;
+                    client.watch.client_reads(None);
+                    if ready.is_err() {
+                        return Next::Close;
+                    }
+                }
+                Ok(Moved::End) if client.watch.fired() == Some(Fired::ClientRead) => {
+                    refuse(shard, client, Cause::HeadTimeout).await;
+                    return Next::Close;
+                }
+                Ok(Moved::End) | Err(_) => return Next::Close,
+            },
+            Err(reject) => {
+                add(&shard.counters.rejects[reject as usize], 1);
+                refuse(shard, client, Cause::Rejected(reject)).await;
+                return Next::Close;
+            }
+            Ok(Some(head)) => {
+                let head_bytes = head.bytes.len();
+                let started = begun.take().unwrap_or_else(Instant::now);
+                client.watch.busy();
+                let (next, used, overread) = request(shard, client, &head, &buf[head_bytes..], started).await;
+                drop(head);
+                if !matches!(next, Next::KeepAlive) {
+                    shard.buffers.give(buf);
+                    return next;
+                }
+                if overread.is_empty() {
+                    buf.drain(..head_bytes + used);
+                } else {
+                    // Only a body that was read to its end leaves bytes of a later request.
+                    buf.clear();
+                    buf.extend_from_slice(&overread);
+                }
+            }
+        }
+    }
+}
+
+/// One request through all stages.
+async fn request(
+    shard: &Shard,
+    client: &Client,
+    head: &RequestHead<'_>,
+    rest: &[u8],
+    started: Instant,
+) -> (Next, usize, Vec<u8>) {
+    add(&shard.counters.requests_active, 1);
+    let request_id = shard.request_ids.next();
+    let request_id = std::str::from_utf8(&request_id).expect("hex digits and dashes");
+    client.first_byte.set(None);
+    let mut stamps = Stamps { started, granted: None, class: Class::Own, auth: None };
+    let outcome = staged(shard, client, head, rest, request_id, &mut stamps).await;
+    let (next, used, overread, status, cause) = match outcome {
+        Ok(done) => (done.next, done.used, done.overread, done.status, None),
+        Err(Failed { cause, answerable, reset }) => {
+            let status = if answerable { cause.answer().status } else { 0 };
+            let stays = answerable && answer(shard, client, head, rest, cause, request_id).await;
+            if reset {
+                let linger = socket2::SockRef::from(&client.transport.fd()).set_linger(Some(Duration::ZERO));
+                // A socket that is gone already needs no reset.
+                let _ = linger;
+            }
+            let next = if stays { Next::KeepAlive } else { Next::Close };
+            (next, body_here(head, rest).unwrap_or(0), Vec::new(), status, Some(cause))
+        }
+    };
+    client.watch.waits_for_others(false);
+    less(&shard.counters.requests_active);
+    finish(shard, client, head, request_id, &stamps, status, cause);
+    (next, used, overread)
+}
+
+struct Stamps {
+    started: Instant,
+    granted: Option<Instant>,
+    class: Class,
+    auth: Option<crate::counters::AuthResult>,
+}
+
+async fn staged(
+    shard: &Shard,
+    client: &Client,
+    head: &RequestHead<'_>,
+    rest: &[u8],
+    request_id: &str,
+    stamps: &mut Stamps,
+) -> Result<exchange::Done, Failed> {
+    let early = |cause| Failed { cause, answerable: true, reset: false };
+    let route = route(head, shard.route_rules).map_err(|no| early(Cause::NoRoute(no)))?;
+    stamps.class = match &route {
+        Route::Preview { .. } | Route::Toolbox { .. } if head.websocket => Class::WebSocket,
+        Route::Preview { .. } => Class::Preview,
+        Route::Toolbox { .. } => Class::Toolbox,
+        Route::BuildLogs { .. } => Class::BuildLogs,
+        Route::Health => Class::Own,
+    };
+    if route == Route::Health {
+        return health(shard, client, head, rest, request_id).await;
+    }
+    let asker = Asker { shard, watch: &client.watch, ip: client.visitor(shard, head), now: stamps.started };
+    let grant = authorize(&asker, &route, head).await.map_err(early)?;
+    stamps.granted = Some(Instant::now());
+    stamps.auth = Some(grant.auth());
+    let target = target::locate(&asker, &grant, false).await.map_err(early)?;
+    let outgoing = Outgoing { head, rest, grant: &grant, request_id };
+    exchange::exchange(client, &asker, target, &outgoing).await
+}
+
+impl Client {
+    /// The address the request comes from: the peer's, or what trusted peers say in X-Forwarded-For, read from the
+    /// right up to the first address that is not trusted itself. Anything further left may be invented.
+    fn visitor(&self, shard: &Shard, head: &RequestHead<'_>) -> IpAddr {
+        if !self.trusted {
+            return self.peer;
+        }
+        let mut visitor = self.peer;
+        let fields = head.fields.iter().filter(|f| f.id == crate::head::FieldId::XForwardedFor);
+        for field in fields.rev() {
+            for part in field.value.of(head.bytes).rsplit(|b| *b == b',') {
+                let Some(ip) =
+                    std::str::from_utf8(part.trim_ascii()).ok().and_then(|t| t.parse::<IpAddr>().ok())
+                else {
+                    return visitor;
+                };
+                visitor = ip.to_canonical();
+                if !shard.config.trusted_proxies.iter().any(|net| net.contains(&visitor)) {
+                    return visitor;
+                }
+            }
+        }
+        visitor
+    }
+}
+
+/// Our own page: is the gate alive? 503 while it drains, so that load balancers turn away.
+async fn health(
+    shard: &Shard,
+    client: &Client,
+    head: &RequestHead<'_>,
+    rest: &[u8],
+    request_id: &str,
+) -> Result<exchange::Done, Failed> {
+    let draining = shard.draining.get();
+    let (status, word) = if draining { (503, "draining") } else { (200, "ok") };
+    let version = env!("CARGO_PKG_VERSION");
+    let body = format!("{{\"status\":\"{word}\",\"version\":\"{version}\"}}");
+    let used = body_here(head, rest);
+    let keep = head.keep_alive && !draining && used.is_some();
+    let own = Own { status, content_type: "application/json; charset=utf-8", extra: "", body: &body, keep };
+    let gone = |_| Failed { cause: Cause::ClientGone, answerable: false, reset: false };
+    client.send(shard, &own.text(head.method, request_id)).await.map_err(gone)?;
+    let next = if keep { Next::KeepAlive } else { Next::Close };
+    Ok(exchange::Done { next, status, used: used.unwrap_or(0), overread: Vec::new() })
+}
+
+/// A response of our own.
+struct Own<'a> {
+    status: u16,
+    content_type: &'a str,
+    /// Further field lines, each with its CRLF.
+    extra: &'a str,
+    body: &'a str,
+    keep: bool,
+}
+
+impl Own<'_> {
+    fn text(&self, method: Method, request_id: &str) -> Vec<u8> {
+        let Self { status, content_type, extra, body, keep } = self;
+        let connection = if *keep { "" } else { "Connection: close\r\n" };
+        let shown = if method == Method::Head { "" } else { body };
+        format!(
+            "HTTP/1.1 {status} {}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n{extra}\
+             Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nX-Request-Id: {request_id}\r\n\
+             {connection}\r\n{shown}",
+            reason(*status),
+            body.len(),
+        )
+        .into_bytes()
+    }
+}
+
+fn reason(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        414 => "URI Too Long",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        _ => "Error",
+    }
+}
+
+/// Bytes of the body when all of it was read already; `None` when some of it is still to come.
+fn body_here(head: &RequestHead<'_>, rest: &[u8]) -> Option<usize> {
+    use crate::framing::RequestBody;
+    match head.body {
+        RequestBody::None => Some(0),
+        RequestBody::Length(n) => usize::try_from(n).ok().filter(|n| *n <= rest.len()),
+        RequestBody::Chunked => None,
+    }
+}
+
+/// Tells the client why its request ends here. `true`: the connection goes on.
+async fn answer(
+    shard: &Shard,
+    client: &Client,
+    head: &RequestHead<'_>,
+    rest: &[u8],
+    cause: Cause,
+    request_id: &str,
+) -> bool {
+    if cause == Cause::ClientGone {
+        return false;
+    }
+    let method = String::from_utf8_lossy(head.method_text.of(head.bytes));
+    let path = String::from_utf8_lossy(head.path());
+    let refused = matches!(cause, Cause::Rejected(_) | Cause::BodyStalled);
+    let whole = body_here(head, rest).is_some() && !refused;
+    let keep = whole && head.keep_alive && !shard.draining.get();
+    let text = error_text(cause, head.method, &method, &path, request_id, keep);
+    if client.send(shard, &text).await.is_err() {
+        return false;
+    }
+    if !whole {
+        linger(shard, client).await;
+    }
+    keep
+}
+
+/// As [`answer`], when there is no head to speak of. The connection ends.
+async fn refuse(shard: &Shard, client: &Client, cause: Cause) {
+    let request_id: RequestId = shard.request_ids.next();
+    let request_id = std::str::from_utf8(&request_id).expect("hex digits and dashes");
+    let row = cause.answer();
+    add(&shard.counters.errors[source_index(row.source)], 1);
+    add(&shard.counters.requests[Class::Own as usize][usize::from(row.status / 100)], 1);
+    let text = error_text(cause, Method::Get, "", "", request_id, false);
+    if client.send(shard, &text).await.is_ok() {
+        linger(shard, client).await;
+    }
+}
+
+fn error_text(cause: Cause, kind: Method, method: &str, path: &str, request_id: &str, keep: bool) -> Vec<u8> {
+    let row = cause.answer();
+    let timestamp = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
+    let mut body = serde_json::json!({
+        "statusCode": row.status,
+        "message": row.message,
+        "code": row.code,
+        "timestamp": timestamp,
+        "path": path,
+        "method": method,
+        "requestId": request_id,
+        "source": row.source.as_str(),
+        "hint": row.hint,
+    });
+    let mut extra =
+        format!("X-Preview-Error-Source: {}\r\nX-Preview-Error-Code: {}\r\n", row.source.as_str(), row.code);
+    if row.status == 401 {
+        extra.push_str("WWW-Authenticate: Bearer\r\n");
+    }
+    if row.status == 405 {
+        extra.push_str("Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n");
+    }
+    if let Some(seconds) = row.retry_after {
+        extra.push_str(&format!("Retry-After: {seconds}\r\n"));
+        body["retryAfter"] = seconds.into();
+    }
+    let (content_type, body) = ("application/json", body.to_string());
+    Own { status: row.status, content_type, extra: &extra, body: &body, keep }.text(kind, request_id)
+}
+
+/// Reads on for a moment and throws away, so that closing does not turn into a reset that eats the answer. Nothing
+/// of it is interpreted.
+async fn linger(shard: &Shard, client: &Client) {
+    client.transport.shutdown(Shutdown::Write);
+    let limits = &shard.config.limits;
+    client.watch.unfire();
+    client.watch.client_reads(Some(limits.linger));
+    let mut left = limits.linger_bytes_max;
+    let mut buf = shard.buffers.small();
+    while left > 0 {
+        buf.clear();
+        match client.transport.try_recv(&mut buf) {
+            Ok(Moved::Bytes(n)) => left = left.saturating_sub(n as u64),
+            Ok(Moved::NotReady) if client.transport.readable().await.is_ok() => {}
+            _ => break,
+        }
+    }
+    shard.buffers.give(buf);
+}
+
+fn source_index(source: Source) -> usize {
+    Source::ALL.iter().position(|s| *s == source).unwrap_or(0)
+}
+
+/// Counts and, where asked for, logs.
+fn finish(
+    shard: &Shard,
+    client: &Client,
+    head: &RequestHead<'_>,
+    request_id: &str,
+    stamps: &Stamps,
+    status: u16,
+    cause: Option<Cause>,
+) {
+    let took = stamps.started.elapsed();
+    let class = stamps.class as usize;
+    let counters = &shard.counters;
+    add(&counters.requests[class][usize::from(status / 100).min(5)], 1);
+    let millis = took.as_millis() as u64;
+    let bucket = crate::counters::DURATION_BOUNDS_MS.partition_point(|bound| *bound < millis);
+    add(&counters.durations[class][bucket], 1);
+    add(&counters.duration_sum_us[class], took.as_micros() as u64);
+    if let Some(cause) = cause {
+        add(&counters.errors[source_index(cause.answer().source)], 1);
+        if let Cause::Rejected(reject) = cause {
+            add(&counters.rejects[reject as usize], 1);
+        }
+    }
+    if shard.log.wants(status, took) {
+        let since = |at: Option<Instant>| at.map(|at| at.duration_since(stamps.started));
+        shard.log.write(&Line {
+            request_id,
+            class: stamps.class.as_str(),
+            method: head.method_text.of(head.bytes),
+            host: head.authority.of(head.bytes),
+            path: head.path(),
+            status,
+            cause: cause.map(|c| c.answer()),
+            auth: stamps.auth.map(|a| a.as_str()),
+            client_ip: client.peer,
+            granted: since(stamps.granted),
+            first_byte: since(client.first_byte.get()),
+            took,
+        });
+    }
+}
+
+/// Room for more of a head; the parser bounds how far this goes.
+fn with_room(buf: &mut Vec<u8>) -> &mut Vec<u8> {
+    if buf.capacity() - buf.len() < 1024 {
+        buf.reserve(16 * 1024);
+    }
+    buf
+}

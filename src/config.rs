@@ -1,1 +1,0 @@
-//! Configuration: environment to checked values, all mistakes together.

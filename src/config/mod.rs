@@ -1,0 +1,403 @@
+//! Configuration: environment (strings) -> [`Config`] (checked values), with all mistakes told together.
+//!
+//! Nothing is clamped, nothing is ignored silently. What can be set stands in one table ([`table`]); this file says
+//! what it becomes. Knows no socket and no thread.
+
+mod dotenv;
+mod environment;
+mod mistake;
+mod reader;
+mod secret;
+mod table;
+
+#[cfg(test)]
+mod tests;
+
+pub use environment::{Environment, Origin};
+pub use mistake::{Kind as MistakeKind, Mistake};
+pub use secret::Secret;
+pub use table::reference;
+
+use crate::limits::Limits;
+use ipnet::IpNet;
+use reader::Reader;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+use url::Url;
+
+/// Shorter API keys can be guessed.
+const API_KEY_LENGTH_MIN: usize = 32;
+
+/// Keys that stand in public examples.
+const API_KEYS_KNOWN: [&str; 2] = ["super_secret_key", "secret_api_token"];
+
+/// Everything an operator decides, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// As clients see it.
+    pub protocol: Scheme,
+    /// The gate's own key at the API.
+    pub api_key: Secret,
+    /// Base of the API without a slash at its end, without user, password, query and fragment.
+    pub api_url: String,
+    /// One request to the API.
+    pub api_timeout: Duration,
+    /// Where metrics are served.
+    pub metrics: Option<SocketAddr>,
+    /// From SIGTERM to the end of what is still open.
+    pub shutdown: Duration,
+    /// Preview hosts whose port is not 2280 do not exist.
+    pub toolbox_only: bool,
+    /// `None`: one per CPU this process may use.
+    pub shards: Option<NonZeroUsize>,
+    /// Tie each shard to a CPU.
+    pub pin: bool,
+    pub driver: DriverChoice,
+    /// Peers that may speak for others.
+    pub trusted_proxies: Vec<IpNet>,
+    pub access_log: AccessLog,
+    /// With [`AccessLog::Errors`]: requests that take longer get a line too.
+    pub slow: Option<Duration>,
+    /// How long a shard remembers that a sandbox is public,
+    pub ttl_public: Duration,
+    /// its runner,
+    pub ttl_runner: Duration,
+    /// that a key or token opens it,
+    pub ttl_verdict: Duration,
+    /// and any "no".
+    pub ttl_negative: Duration,
+    pub limits: Limits,
+    /// Not used yet: login.
+    pub oidc: Oidc,
+    /// Not used yet: shared caches.
+    pub redis: Option<Redis>,
+    /// Not used yet.
+    pub cookie_domain: Option<String>,
+    /// Not used yet.
+    pub preview_warning: bool,
+    warnings: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scheme {
+    Http,
+    Https,
+}
+
+/// What carries the data plane's I/O.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DriverChoice {
+    /// io_uring where the kernel allows it, else epoll.
+    Auto,
+    IoUring,
+    Epoll,
+}
+
+/// Which requests get a log line.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AccessLog {
+    Off,
+    Errors,
+    All,
+}
+
+/// Login settings; what is `None` comes from the API's `/config`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Oidc {
+    pub client_id: Option<String>,
+    pub client_secret: Option<Secret>,
+    pub domain: Option<String>,
+    pub public_domain: Option<String>,
+    pub audience: Option<String>,
+}
+
+/// The Redis that API and proxies share.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Redis {
+    pub host: String,
+    pub port: u16,
+    pub username: Option<String>,
+    pub password: Option<Secret>,
+    pub tls: bool,
+}
+
+impl Config {
+    /// Checks everything that is set. Fails with every mistake there is, none of which shows a secret.
+    pub fn from_env(environment: &Environment) -> Result<Self, Vec<Mistake>> {
+        let mut reader = Reader::new(environment);
+        let config = read(&mut reader);
+        match config {
+            Some(mut config) if reader.mistakes.is_empty() => {
+                config.warnings.splice(0..0, environment.warnings().iter().cloned());
+                Ok(config)
+            }
+            _ => Err(reader.mistakes),
+        }
+    }
+
+    /// What is accepted and should still be known: one sentence each, without secrets, to be logged at start.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+}
+
+impl Scheme {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+
+    fn from_word(word: &str) -> Option<Self> {
+        [Self::Http, Self::Https].into_iter().find(|scheme| scheme.as_str() == word)
+    }
+}
+
+impl DriverChoice {
+    fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "auto" => Some(Self::Auto),
+            "io_uring" => Some(Self::IoUring),
+            "epoll" => Some(Self::Epoll),
+            _ => None,
+        }
+    }
+}
+
+impl AccessLog {
+    fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "off" => Some(Self::Off),
+            "errors" => Some(Self::Errors),
+            "all" => Some(Self::All),
+            _ => None,
+        }
+    }
+}
+
+/// Reads everything before it gives up, so that every mistake is noted. `None`: a required value is missing or bad.
+fn read(reader: &mut Reader<'_>) -> Option<Config> {
+    let mut warnings = Vec::new();
+    let port = reader.number("PROXY_PORT").map(port);
+    let protocol = reader.word("PROXY_PROTOCOL", Scheme::from_word);
+    let api_key = reader.secret("PROXY_API_KEY");
+    warnings.extend(api_key.as_ref().and_then(weakness));
+    let api_url = reader.base_url("DAYTONA_API_URL").map(|url| api_base(url, &mut warnings));
+    let listen = reader.address("SANDGATE_LISTEN");
+    let metrics = metrics(reader, port, &mut warnings);
+    let limits = limits(reader);
+    refuse_tls(reader, &mut warnings);
+    let oidc = oidc(reader);
+    let redis = redis(reader);
+    let cookie_domain = cookie_domain(reader);
+    let preview_warning = reader.flag("PREVIEW_WARNING_ENABLED");
+    warnings.extend(without_effect(reader, preview_warning));
+    let trusted_proxies = reader.networks("SANDGATE_TRUSTED_PROXIES");
+    if trusted_proxies.iter().any(|network| network.prefix_len() == 0) {
+        warnings
+            .push("SANDGATE_TRUSTED_PROXIES trusts every address: any client may claim any other's".into());
+    }
+    let shards = reader.number("SANDGATE_SHARDS").and_then(|count| NonZeroUsize::new(count as usize));
+    let driver = reader.word("SANDGATE_DRIVER", DriverChoice::from_word);
+    let access_log = reader.word("SANDGATE_ACCESS_LOG", AccessLog::from_word);
+    let slow = reader.millis_or_never("SANDGATE_SLOW_MS");
+    if slow.is_some() && access_log == Some(AccessLog::Off) {
+        warnings.push("SANDGATE_SLOW_MS has no effect with SANDGATE_ACCESS_LOG=off".into());
+    }
+    let api_timeout = reader.seconds("API_CLIENT_TIMEOUT_SEC");
+    let shutdown = reader.seconds("SHUTDOWN_TIMEOUT_SEC");
+    let toolbox_only = reader.flag("TOOLBOX_ONLY_MODE");
+    let pin = reader.flag("SANDGATE_PIN");
+    let ttl_public = reader.seconds("SANDGATE_PUBLIC_TTL_SEC");
+    let ttl_runner = reader.seconds("SANDGATE_RUNNER_TTL_SEC");
+    let ttl_verdict = reader.seconds("SANDGATE_VERDICT_TTL_SEC");
+    let ttl_negative = reader.seconds("SANDGATE_NEGATIVE_TTL_SEC");
+    Some(Config {
+        listen: SocketAddr::new(listen, port?),
+        protocol: protocol?,
+        api_key: api_key?,
+        api_url: api_url?,
+        api_timeout,
+        metrics,
+        shutdown,
+        toolbox_only,
+        shards,
+        pin,
+        driver: driver?,
+        trusted_proxies,
+        access_log: access_log?,
+        slow,
+        ttl_public,
+        ttl_runner,
+        ttl_verdict,
+        ttl_negative,
+        limits,
+        oidc,
+        redis,
+        cookie_domain,
+        preview_warning,
+        warnings,
+    })
+}
+
+fn weakness(api_key: &Secret) -> Option<String> {
+    if API_KEYS_KNOWN.contains(&api_key.expose()) {
+        return Some(
+            "PROXY_API_KEY is a key from public examples: anyone can use it; set a random one".into(),
+        );
+    }
+    (api_key.expose().len() < API_KEY_LENGTH_MIN).then(|| {
+        format!("PROXY_API_KEY is shorter than {API_KEY_LENGTH_MIN} characters: it can be guessed; set a random one")
+    })
+}
+
+fn api_base(mut url: Url, warnings: &mut Vec<String>) -> String {
+    if !url.username().is_empty() || url.password().is_some() {
+        warnings.push("user and password in DAYTONA_API_URL are not used: PROXY_API_KEY is the proof".into());
+        // Cannot fail: an http(s) URL has a host.
+        let _ = (url.set_username(""), url.set_password(None));
+    }
+    let base = url.as_str().trim_end_matches('/').to_owned();
+    if !base.ends_with("/api") {
+        warnings
+            .push("DAYTONA_API_URL does not end with /api: the API will probably not be found there".into());
+    }
+    base
+}
+
+fn metrics(reader: &mut Reader<'_>, main: Option<u16>, warnings: &mut Vec<String>) -> Option<SocketAddr> {
+    let address = reader.address("SANDGATE_METRICS_LISTEN");
+    let port = reader.number("METRICS_PORT").map(port).filter(|port| *port != 0)?;
+    if Some(port) == main {
+        reader.note(MistakeKind::Relation, "METRICS_PORT", "PROXY_PORT is the same", "set another port");
+    }
+    if !reader.is_set("SANDGATE_METRICS_LISTEN") {
+        warnings.push(format!(
+            "metrics are served on {address} only, because METRICS_PORT is set and SANDGATE_METRICS_LISTEN is not"
+        ));
+    }
+    Some(SocketAddr::new(address, port))
+}
+
+fn limits(reader: &mut Reader<'_>) -> Limits {
+    let mistakes = reader.mistakes.len();
+    let limits = Limits {
+        head_bytes_max: reader.count("SANDGATE_HEAD_BYTES_MAX"),
+        header_count_max: reader.count("SANDGATE_HEADER_COUNT_MAX"),
+        uri_bytes_max: reader.count("SANDGATE_URI_BYTES_MAX"),
+        head_deadline: reader.millis("SANDGATE_HEAD_TIMEOUT_MS"),
+        client_idle: reader.millis("SANDGATE_CLIENT_IDLE_MS"),
+        client_stall: reader.millis_or_never("SANDGATE_CLIENT_STALL_MS"),
+        runner_first_byte: reader.millis_or_never("SANDGATE_FIRST_BYTE_TIMEOUT_MS"),
+        runner_connect: reader.millis("SANDGATE_CONNECT_TIMEOUT_MS"),
+        runner_idle: reader.millis("SANDGATE_RUNNER_IDLE_MS"),
+        runner_idle_max: reader.count("SANDGATE_RUNNER_IDLE_MAX"),
+        connections_max: reader.count("SANDGATE_CONNECTIONS_MAX"),
+        linger: reader.millis("SANDGATE_LINGER_MS"),
+        sandbox_cache_max: reader.count("SANDGATE_SANDBOX_CACHE_MAX"),
+        verdict_cache_max: reader.count("SANDGATE_VERDICT_CACHE_MAX"),
+        questions_max: reader.count("SANDGATE_QUESTIONS_MAX"),
+        ..Limits::default()
+    };
+    // Next to a value out of range, a broken relation would be its echo.
+    if reader.mistakes.len() == mistakes {
+        reader.mistakes.extend(limits.broken_relations().into_iter().map(|relation| Mistake {
+            kind: MistakeKind::Relation,
+            variable: "SANDGATE_*_MAX, SANDGATE_*_MS".into(),
+            value: None,
+            problem: relation.into(),
+            remedy: "change one of the two".into(),
+        }));
+    }
+    limits
+}
+
+/// Going on in clear text where TLS was asked for would show every token to the network.
+fn refuse_tls(reader: &mut Reader<'_>, warnings: &mut Vec<String>) {
+    if reader.flag("ENABLE_TLS") {
+        let remedy = "terminate TLS in front (PROXY_PROTOCOL=https says so to apps) and set ENABLE_TLS=false";
+        let problem = "TLS is not supported by this version yet";
+        reader.note(MistakeKind::Unsupported, "ENABLE_TLS", problem, remedy);
+        return;
+    }
+    let files = ["TLS_CERT_FILE", "TLS_KEY_FILE"];
+    warnings.extend(files.into_iter().filter(|name| reader.is_set(name)).map(no_effect));
+}
+
+fn oidc(reader: &mut Reader<'_>) -> Oidc {
+    let mut issuer = |name| {
+        let url = reader.base_url(name)?;
+        if !url.username().is_empty() || url.password().is_some() {
+            reader.invalid(name, "it has a user or password in it", "set a URL like https://host/path");
+        }
+        Some(url.into())
+    };
+    let domain = issuer("OIDC_DOMAIN");
+    let public_domain = issuer("OIDC_PUBLIC_DOMAIN");
+    Oidc {
+        client_id: reader.text("OIDC_CLIENT_ID"),
+        client_secret: reader.secret("OIDC_CLIENT_SECRET"),
+        domain,
+        public_domain,
+        audience: reader.text("OIDC_AUDIENCE"),
+    }
+}
+
+fn redis(reader: &mut Reader<'_>) -> Option<Redis> {
+    let port = reader.number("REDIS_PORT").map_or(6379, port);
+    let username = reader.text("REDIS_USERNAME");
+    let password = reader.text("REDIS_PASSWORD").map(Secret::new);
+    let tls = reader.flag("REDIS_TLS");
+    let host = reader.text("REDIS_HOST")?;
+    if host.contains(['/', '@', '?', '#']) || host.contains(char::is_whitespace) {
+        reader.invalid(
+            "REDIS_HOST",
+            "not a host name",
+            "set the name alone, REDIS_PORT and REDIS_TLS beside it",
+        );
+    }
+    Some(Redis { host, port, username, password, tls })
+}
+
+fn cookie_domain(reader: &mut Reader<'_>) -> Option<String> {
+    let domain = reader.text("COOKIE_DOMAIN")?;
+    let name = domain.strip_prefix('.').unwrap_or(&domain);
+    let is_label = |label: &str| {
+        !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_'))
+    };
+    if !name.split('.').all(is_label) {
+        reader.invalid(
+            "COOKIE_DOMAIN",
+            "not a domain",
+            "set a name like proxy.example.com, without port and path",
+        );
+    }
+    Some(domain)
+}
+
+/// One sentence for each variable that is set and does nothing yet.
+fn without_effect(reader: &Reader<'_>, preview_warning: bool) -> impl Iterator<Item = String> {
+    let names = table::VARIABLES.iter().map(|variable| variable.name);
+    let set = names.filter(|name| match *name {
+        "PREVIEW_WARNING_ENABLED" => preview_warning,
+        // Says nothing without a host.
+        "REDIS_PORT" | "REDIS_USERNAME" | "REDIS_PASSWORD" | "REDIS_TLS" => {
+            reader.is_set("REDIS_HOST") && reader.is_set(name)
+        }
+        "COOKIE_DOMAIN" | "REDIS_HOST" => reader.is_set(name),
+        name => name.starts_with("OIDC_") && reader.is_set(name),
+    });
+    set.map(no_effect).collect::<Vec<_>>().into_iter()
+}
+
+fn no_effect(name: &str) -> String {
+    format!("{name} is accepted and has no effect in this version")
+}
+
+fn port(number: u64) -> u16 {
+    u16::try_from(number).expect("the table's ranges of ports end at 65535")
+}

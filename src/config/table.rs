@@ -1,0 +1,319 @@
+//! The one table of everything that can be set. The reader, `--help`, `--print-config`, the check for unknown names and
+//! the did-you-mean all come from here, so a range cannot be documented and not enforced.
+
+use std::fmt::Write;
+
+/// One environment variable.
+#[derive(Debug)]
+pub struct Variable {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub default: Default,
+    /// What it does, what it costs, in one line.
+    pub meaning: &'static str,
+}
+
+/// What a value may look like.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Text,
+    /// Never shown.
+    Secret,
+    /// Shown without user, password and query.
+    Url,
+    /// What Go's `strconv.ParseBool` takes.
+    Flag,
+    OneOf(&'static [&'static str]),
+    /// Decimal digits, both ends included.
+    Number {
+        min: u64,
+        max: u64,
+        unit: &'static str,
+    },
+    /// An IPv4 or IPv6 address without a port, IPv6 with or without brackets.
+    Address,
+    /// Addresses and networks, separated by commas.
+    Networks,
+}
+
+/// What holds when a variable is unset or empty.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Default {
+    /// The gate does not start.
+    Required,
+    /// Nothing; in words.
+    Unset(&'static str),
+    Value(&'static str),
+}
+
+pub fn find(name: &str) -> Option<&'static Variable> {
+    VARIABLES.iter().find(|variable| variable.name == name)
+}
+
+/// Every variable with its values, default and meaning, as `--help` prints it.
+pub fn reference() -> String {
+    let mut text = String::from(
+        "Configuration comes from the environment. .env, .env.local and .env.production in the working directory \
+         override it in this order; reading stops at the first that is missing. An empty value counts as unset.\n",
+    );
+    for variable in VARIABLES {
+        let default = match variable.default {
+            Default::Required => "required".to_owned(),
+            Default::Unset(words) => format!("default: {words}"),
+            Default::Value(value) => format!("default {value}"),
+        };
+        let name = variable.name;
+        // Writing to a String cannot fail.
+        let _ =
+            write!(text, "\n  {name}  [{}; {default}]\n      {}", variable.kind.describe(), variable.meaning);
+    }
+    text
+}
+
+impl Kind {
+    /// The values it takes, in words.
+    pub fn describe(self) -> String {
+        match self {
+            Self::Text => "text".to_owned(),
+            Self::Secret => "secret".to_owned(),
+            Self::Url => "URL".to_owned(),
+            Self::Flag => "true or false".to_owned(),
+            Self::OneOf(words) => words.join(" or "),
+            Self::Number { min, max, unit: "" } => format!("{min} to {max}"),
+            Self::Number { min, max, unit } => format!("{min} to {max} {unit}"),
+            Self::Address => "IP address".to_owned(),
+            Self::Networks => "IP addresses and networks (CIDR) with commas between".to_owned(),
+        }
+    }
+}
+
+const fn row(name: &'static str, kind: Kind, default: Default, meaning: &'static str) -> Variable {
+    Variable { name, kind, default, meaning }
+}
+
+const fn number(min: u64, max: u64, unit: &'static str) -> Kind {
+    Kind::Number { min, max, unit }
+}
+
+const DAY_MS: u64 = 24 * 3600 * 1000;
+
+use self::Default::{Required, Unset, Value};
+use self::Kind::{Address, Flag, Networks, OneOf, Secret, Text, Url};
+
+pub const VARIABLES: &[Variable] = &[
+    // v0.190, names and meanings unchanged.
+    row("PROXY_PORT", number(1, 65_535, ""), Required, "Port clients connect to."),
+    row(
+        "PROXY_PROTOCOL",
+        OneOf(&["http", "https"]),
+        Required,
+        "Scheme as clients see it: what X-Forwarded-Proto says.",
+    ),
+    row("PROXY_API_KEY", Secret, Required, "The gate's own key at the API; 32 characters or more."),
+    row("DAYTONA_API_URL", Url, Required, "Base of the API, with /api at its end."),
+    row("METRICS_PORT", number(0, 65_535, ""), Value("0"), "Port of the Prometheus page; 0: off."),
+    row(
+        "SHUTDOWN_TIMEOUT_SEC",
+        number(0, 604_800, "s"),
+        Value("3600"),
+        "How long open requests and tunnels may go on after SIGTERM before they are cut.",
+    ),
+    row(
+        "API_CLIENT_TIMEOUT_SEC",
+        number(1, 3600, "s"),
+        Value("60"),
+        "How long one request to the API may take; the client waits as long.",
+    ),
+    row(
+        "TOOLBOX_ONLY_MODE",
+        Flag,
+        Value("false"),
+        "Preview hosts exist for port 2280 only, all others are 404.",
+    ),
+    row("COOKIE_DOMAIN", Text, Unset("per host"), "Accepted, has no effect in this version."),
+    row("PREVIEW_WARNING_ENABLED", Flag, Value("false"), "Accepted, has no effect in this version."),
+    row("ENABLE_TLS", Flag, Value("false"), "true is refused in this version: terminate TLS in front."),
+    row("TLS_CERT_FILE", Text, Unset("none"), "Accepted, has no effect in this version."),
+    row("TLS_KEY_FILE", Text, Unset("none"), "Accepted, has no effect in this version."),
+    row("OIDC_CLIENT_ID", Text, Unset("the API's"), "Accepted, has no effect in this version."),
+    row("OIDC_CLIENT_SECRET", Secret, Unset("none"), "Accepted, has no effect in this version."),
+    row("OIDC_DOMAIN", Url, Unset("the API's"), "Accepted, has no effect in this version."),
+    row("OIDC_PUBLIC_DOMAIN", Url, Unset("OIDC_DOMAIN"), "Accepted, has no effect in this version."),
+    row("OIDC_AUDIENCE", Text, Unset("the API's"), "Accepted, has no effect in this version."),
+    row("REDIS_HOST", Text, Unset("caches in memory only"), "Accepted, has no effect in this version."),
+    row("REDIS_PORT", number(1, 65_535, ""), Unset("6379"), "Accepted, has no effect in this version."),
+    row("REDIS_USERNAME", Text, Unset("none"), "Accepted, has no effect in this version."),
+    row("REDIS_PASSWORD", Secret, Unset("none"), "Accepted, has no effect in this version."),
+    row("REDIS_TLS", Flag, Value("false"), "Accepted, has no effect in this version."),
+    // Our own.
+    row("SANDGATE_LISTEN", Address, Value("0.0.0.0"), "Address to listen on; [::] takes IPv4 and IPv6."),
+    row(
+        "SANDGATE_SHARDS",
+        number(1, 1024, "threads"),
+        Unset("one per CPU this process may use"),
+        "Threads of the data plane, each with its own ring, pools and caches.",
+    ),
+    row("SANDGATE_PIN", Flag, Value("true"), "Tie each shard to one CPU; false where CPUs are shared."),
+    row(
+        "SANDGATE_DRIVER",
+        OneOf(&["auto", "io_uring", "epoll"]),
+        Value("auto"),
+        "auto takes io_uring if the kernel allows it, else epoll; io_uring refuses to start without it.",
+    ),
+    row(
+        "SANDGATE_TRUSTED_PROXIES",
+        Networks,
+        Unset("none"),
+        "Peers whose X-Forwarded-For, -Host and -Proto are believed. Anyone in there can claim any address.",
+    ),
+    row(
+        "SANDGATE_ACCESS_LOG",
+        OneOf(&["off", "errors", "all"]),
+        Value("errors"),
+        "Which requests get a line; all costs about a microsecond each.",
+    ),
+    row(
+        "SANDGATE_SLOW_MS",
+        number(0, DAY_MS, "ms"),
+        Value("0"),
+        "With errors: requests slower than this get a line too; 0: none.",
+    ),
+    row(
+        "SANDGATE_METRICS_LISTEN",
+        Address,
+        Value("127.0.0.1"),
+        "Address of METRICS_PORT. The page asks for no key.",
+    ),
+    row(
+        "SANDGATE_PUBLIC_TTL_SEC",
+        number(1, 120, "s"),
+        Value("30"),
+        "How long a sandbox made private may still be open to all.",
+    ),
+    row(
+        "SANDGATE_RUNNER_TTL_SEC",
+        number(1, 3600, "s"),
+        Value("120"),
+        "How long a sandbox's runner is remembered.",
+    ),
+    row(
+        "SANDGATE_VERDICT_TTL_SEC",
+        number(1, 600, "s"),
+        Value("120"),
+        "How long a revoked key or token may still open a sandbox it has just opened.",
+    ),
+    row(
+        "SANDGATE_NEGATIVE_TTL_SEC",
+        number(1, 60, "s"),
+        Value("5"),
+        "How long a refusal is remembered, so that repeating it does not reach the API.",
+    ),
+    row(
+        "SANDGATE_HEAD_BYTES_MAX",
+        number(1024, 65_535, "bytes"),
+        Value("32768"),
+        "Longest request or response head. Costs a buffer of this size per request being read.",
+    ),
+    row(
+        "SANDGATE_HEADER_COUNT_MAX",
+        number(8, 256, "fields"),
+        Value("128"),
+        "Most fields of one head. Costs 10 bytes each while the head lives.",
+    ),
+    row(
+        "SANDGATE_URI_BYTES_MAX",
+        number(256, 65_534, "bytes"),
+        Value("16384"),
+        "Longest request target; below SANDGATE_HEAD_BYTES_MAX.",
+    ),
+    row(
+        "SANDGATE_HEAD_TIMEOUT_MS",
+        number(10, 600_000, "ms"),
+        Value("15000"),
+        "From a request's first byte to the end of its head; 408 after it.",
+    ),
+    row(
+        "SANDGATE_CLIENT_IDLE_MS",
+        number(10, DAY_MS, "ms"),
+        Value("620000"),
+        "How long a kept-alive client connection may be silent; longer than the load balancer's in front.",
+    ),
+    row(
+        "SANDGATE_CLIENT_STALL_MS",
+        number(0, DAY_MS, "ms"),
+        Value("300000"),
+        "How long a body may stand still while the client is the one to move; 0: for ever.",
+    ),
+    row(
+        "SANDGATE_FIRST_BYTE_TIMEOUT_MS",
+        number(0, DAY_MS, "ms"),
+        Value("0"),
+        "From a request's last byte to the app's response head; 0: for ever, commands run for hours.",
+    ),
+    row(
+        "SANDGATE_CONNECT_TIMEOUT_MS",
+        number(10, 600_000, "ms"),
+        Value("5000"),
+        "How long a runner may take to accept a connection.",
+    ),
+    row(
+        "SANDGATE_RUNNER_IDLE_MS",
+        number(10, 69_999, "ms"),
+        Value("45000"),
+        "How long an idle runner connection is kept; below the 70 s after which runners close it.",
+    ),
+    row(
+        "SANDGATE_RUNNER_IDLE_MAX",
+        number(0, 1_000_000, "connections per shard"),
+        Value("4096"),
+        "Idle runner connections kept. Costs a socket and about 300 bytes each.",
+    ),
+    row(
+        "SANDGATE_CONNECTIONS_MAX",
+        number(1, 10_000_000, "connections per shard"),
+        Value("200000"),
+        "Open client connections; beyond it new ones are answered 503 and closed.",
+    ),
+    row(
+        "SANDGATE_SANDBOX_CACHE_MAX",
+        number(1, 10_000_000, "sandboxes per shard"),
+        Value("100000"),
+        "Remembered sandboxes. Costs about 300 bytes each.",
+    ),
+    row(
+        "SANDGATE_VERDICT_CACHE_MAX",
+        number(1, 10_000_000, "verdicts per shard"),
+        Value("100000"),
+        "Remembered verdicts on keys and tokens. Costs about 200 bytes each.",
+    ),
+    row(
+        "SANDGATE_QUESTIONS_MAX",
+        number(1, 1_000_000, "questions per shard"),
+        Value("4096"),
+        "Requests that may wait for the API at once; beyond it they are answered 503.",
+    ),
+    row(
+        "SANDGATE_LINGER_MS",
+        number(0, 60_000, "ms"),
+        Value("2000"),
+        "How long an unread body is drained after an early answer, so that a reset does not eat the answer.",
+    ),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_name_is_there_once_and_in_the_reference_with_its_values() {
+        let names: BTreeSet<_> = VARIABLES.iter().map(|v| v.name).collect();
+        assert_eq!(names.len(), VARIABLES.len());
+        let reference = reference();
+        for variable in VARIABLES {
+            let line = format!("  {}  [{};", variable.name, variable.kind.describe());
+            assert!(reference.contains(&line), "{line}");
+            assert!(reference.contains(variable.meaning));
+        }
+    }
+}

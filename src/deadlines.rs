@@ -1,0 +1,328 @@
+//! Every wait on a peer has its deadline here: one table per shard, swept ten times a second.
+//!
+//! Arming a deadline is one store; nothing is queued, nothing is cancelled. When one passes, the sweep shuts the
+//! socket down, so the pending wait returns by itself and nothing in flight is ever dropped; the reason stands in
+//! the table. The sweep also notices clients that left while their request waits for the runner or the control plane.
+
+use crate::sys;
+use rustix::net::Shutdown;
+use std::cell::{Cell, RefCell};
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::task::Waker;
+use std::time::Duration;
+
+/// Distance of two sweeps: deadlines are this exact.
+pub const TICK: Duration = Duration::from_millis(100);
+/// A request that waits longer than this for someone else has its client looked at.
+const HANGUP_TICKS: u32 = 5;
+const NEVER: u32 = 0;
+const NO_FD: RawFd = -1;
+
+/// Why a wait ended that nobody answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fired {
+    /// The client did not send in time.
+    ClientRead,
+    /// The client did not take what was sent to it in time.
+    ClientWrite,
+    /// The runner did not connect or answer in time.
+    Runner,
+    /// The client left while others were being waited for.
+    ClientGone,
+}
+
+struct Entry {
+    client: RawFd,
+    runner: RawFd,
+    read_by: u32,
+    write_by: u32,
+    runner_by: u32,
+    /// Tick since which the client's leaving matters; `NEVER`: it does not.
+    waiting_since: u32,
+    /// Between requests: may be closed for a drain.
+    idle: bool,
+    fired: Option<Fired>,
+    waker: Option<Waker>,
+}
+
+/// One shard's table.
+pub struct Deadlines {
+    now: Cell<u32>,
+    entries: RefCell<Vec<Entry>>,
+    free: RefCell<Vec<u32>>,
+}
+
+impl Deadlines {
+    pub fn new() -> Rc<Self> {
+        Rc::new(Self { now: Cell::new(1), entries: RefCell::default(), free: RefCell::default() })
+    }
+
+    /// A place for one client connection; the descriptor must stay open as long as the result lives.
+    pub fn watch(self: &Rc<Self>, client: RawFd) -> Watch {
+        let entry = Entry {
+            client,
+            runner: NO_FD,
+            read_by: NEVER,
+            write_by: NEVER,
+            runner_by: NEVER,
+            waiting_since: NEVER,
+            idle: false,
+            fired: None,
+            waker: None,
+        };
+        let mut entries = self.entries.borrow_mut();
+        let index = match self.free.borrow_mut().pop() {
+            Some(index) => {
+                entries[index as usize] = entry;
+                index
+            }
+            None => {
+                entries.push(entry);
+                entries.len() as u32 - 1
+            }
+        };
+        Watch { table: self.clone(), index }
+    }
+
+    /// Ticks since start: a clock of one tick's exactness for free.
+    pub fn now(&self) -> u32 {
+        self.now.get()
+    }
+
+    /// One tick: fires what is due. With `drain`, idle connections end too. Returns how many fired.
+    pub fn sweep(&self, drain: bool) -> u64 {
+        let now = self.now.get() + 1;
+        self.now.set(now);
+        let mut fired = 0;
+        let mut suspects = Vec::new();
+        let mut wakers = Vec::new();
+        let mut entries = self.entries.borrow_mut();
+        for (at, entry) in entries.iter_mut().enumerate() {
+            if entry.client == NO_FD {
+                continue;
+            }
+            if entry.idle && (drain || due(entry.read_by, now)) {
+                // Only the reading side: what was sent may still be on its way.
+                sys::shutdown_raw(entry.client, Shutdown::Read);
+                entry.read_by = NEVER;
+                continue;
+            }
+            let reason = if due(entry.read_by, now) {
+                sys::shutdown_raw(entry.client, Shutdown::Read);
+                entry.read_by = NEVER;
+                Fired::ClientRead
+            } else if due(entry.write_by, now) {
+                sys::shutdown_raw(entry.client, Shutdown::Both);
+                entry.write_by = NEVER;
+                Fired::ClientWrite
+            } else if due(entry.runner_by, now) {
+                sys::shutdown_raw(entry.runner, Shutdown::Both);
+                entry.runner_by = NEVER;
+                Fired::Runner
+            } else {
+                if entry.waiting_since != NEVER && now - entry.waiting_since >= HANGUP_TICKS {
+                    suspects.push((at, entry.client));
+                }
+                continue;
+            };
+            fired += 1;
+            entry.fired.get_or_insert(reason);
+            wakers.extend(entry.waker.take());
+        }
+        for (at, gone) in sys::hung_up(&suspects) {
+            let entry = &mut entries[at];
+            if gone {
+                entry.fired.get_or_insert(Fired::ClientGone);
+                sys::shutdown_raw(entry.runner, Shutdown::Both);
+                wakers.extend(entry.waker.take());
+            }
+            // Looked at again after as long a wait.
+            entry.waiting_since = if gone { NEVER } else { now };
+        }
+        drop(entries);
+        wakers.into_iter().for_each(Waker::wake);
+        fired
+    }
+}
+
+fn due(by: u32, now: u32) -> bool {
+    by != NEVER && by <= now
+}
+
+/// One connection's place in the table. Dropping it takes it out; keep it no longer than the sockets it names.
+pub struct Watch {
+    table: Rc<Deadlines>,
+    index: u32,
+}
+
+impl Watch {
+    fn with<R>(&self, change: impl FnOnce(&mut Entry) -> R) -> R {
+        change(&mut self.table.entries.borrow_mut()[self.index as usize])
+    }
+
+    fn by(&self, within: Option<Duration>) -> u32 {
+        match within {
+            None => NEVER,
+            Some(wait) => {
+                let ticks = wait.as_millis().div_ceil(TICK.as_millis());
+                self.table
+                    .now
+                    .get()
+                    .saturating_add(u32::try_from(ticks).unwrap_or(u32::MAX))
+                    .saturating_add(1)
+            }
+        }
+    }
+
+    /// The client must send something within this. `None` disarms, here and below.
+    pub fn client_reads(&self, within: Option<Duration>) {
+        let by = self.by(within);
+        self.with(|e| e.read_by = by);
+    }
+
+    /// The client must take something within this.
+    pub fn client_writes(&self, within: Option<Duration>) {
+        let by = self.by(within);
+        self.with(|e| e.write_by = by);
+    }
+
+    /// The attached runner must connect or answer within this.
+    pub fn runner_answers(&self, within: Option<Duration>) {
+        let by = self.by(within);
+        self.with(|e| e.runner_by = by);
+    }
+
+    /// Between requests, for at most this long.
+    pub fn idle(&self, within: Duration) {
+        let by = self.by(Some(within));
+        self.with(|e| (e.idle, e.read_by, e.fired) = (true, by, None));
+    }
+
+    /// A request has begun.
+    pub fn busy(&self) {
+        self.with(|e| (e.idle, e.read_by) = (false, NEVER));
+    }
+
+    /// The runner connection this client's request uses now; the socket must stay open until [`Self::detach`].
+    pub fn attach(&self, runner: RawFd) {
+        self.with(|e| e.runner = runner);
+    }
+
+    pub fn detach(&self) {
+        self.with(|e| (e.runner, e.runner_by) = (NO_FD, NEVER));
+    }
+
+    /// From now on somebody else is waited for: the client's leaving ends that wait.
+    pub fn waits_for_others(&self, waits: bool) {
+        let since = if waits { self.table.now.get() } else { NEVER };
+        self.with(|e| e.waiting_since = since);
+    }
+
+    pub fn fired(&self) -> Option<Fired> {
+        self.with(|e| e.fired)
+    }
+
+    /// The cause was dealt with; another wait begins.
+    pub fn unfire(&self) {
+        self.with(|e| e.fired = None);
+    }
+
+    /// Wakes this task when something fires (for waits that have no socket).
+    pub fn wake_on_fire(&self, waker: &Waker) {
+        self.with(|e| e.waker = Some(waker.clone()));
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.with(|e| (e.client, e.runner, e.waker) = (NO_FD, NO_FD, None));
+        self.table.free.borrow_mut().push(self.index);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
+    fn sweeps(table: &Deadlines, n: u32) {
+        (0..n).for_each(|_| {
+            table.sweep(false);
+        });
+    }
+
+    #[test]
+    fn a_silent_client_is_read_no_more_after_its_time_but_can_still_be_answered() {
+        let (mut ours, mut theirs) = UnixStream::pair().expect("pair");
+        let table = Deadlines::new();
+        let watch = table.watch(ours.as_raw_fd());
+        watch.client_reads(Some(TICK * 3));
+        sweeps(&table, 3);
+        assert_eq!(watch.fired(), None);
+        sweeps(&table, 2);
+        assert_eq!(watch.fired(), Some(Fired::ClientRead));
+        assert_eq!(ours.read(&mut [0; 8]).expect("ended"), 0);
+        ours.write_all(b"408").expect("still writable");
+        let mut answer = [0; 3];
+        theirs.read_exact(&mut answer).expect("answered");
+        assert_eq!(&answer, b"408");
+    }
+
+    #[test]
+    fn a_disarmed_deadline_never_fires() {
+        let (ours, _theirs) = UnixStream::pair().expect("pair");
+        let table = Deadlines::new();
+        let watch = table.watch(ours.as_raw_fd());
+        watch.client_reads(Some(TICK));
+        watch.client_reads(None);
+        sweeps(&table, 50);
+        assert_eq!(watch.fired(), None);
+    }
+
+    #[test]
+    fn a_client_that_left_ends_the_wait_for_its_runner() {
+        let (ours, theirs) = UnixStream::pair().expect("pair");
+        let (mut runner, _app) = UnixStream::pair().expect("pair");
+        let table = Deadlines::new();
+        let watch = table.watch(ours.as_raw_fd());
+        watch.attach(runner.as_raw_fd());
+        watch.waits_for_others(true);
+        sweeps(&table, HANGUP_TICKS + 1);
+        assert_eq!(watch.fired(), None);
+        drop(theirs);
+        sweeps(&table, HANGUP_TICKS + 1);
+        assert_eq!(watch.fired(), Some(Fired::ClientGone));
+        assert_eq!(runner.read(&mut [0; 1]).expect("ended"), 0);
+    }
+
+    #[test]
+    fn a_drain_ends_idle_connections_and_no_others() {
+        let (mut idle, _a) = UnixStream::pair().expect("pair");
+        let (busy, _b) = UnixStream::pair().expect("pair");
+        busy.set_nonblocking(true).expect("set");
+        let table = Deadlines::new();
+        let (idle_watch, busy_watch) = (table.watch(idle.as_raw_fd()), table.watch(busy.as_raw_fd()));
+        idle_watch.idle(Duration::from_secs(600));
+        busy_watch.busy();
+        table.sweep(true);
+        assert_eq!(idle.read(&mut [0; 1]).expect("ended"), 0);
+        let kind = (&busy).read(&mut [0; 1]).expect_err("open").kind();
+        assert_eq!(kind, std::io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_place_is_used_again_without_its_past() {
+        let (ours, _theirs) = UnixStream::pair().expect("pair");
+        let table = Deadlines::new();
+        let first = table.watch(ours.as_raw_fd());
+        first.client_reads(Some(TICK));
+        drop(first);
+        let second = table.watch(ours.as_raw_fd());
+        sweeps(&table, 10);
+        assert_eq!(second.fired(), None);
+        assert_eq!(table.entries.borrow().len(), 1);
+    }
+}

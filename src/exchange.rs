@@ -1,0 +1,550 @@
+//! One request and its response through one runner connection.
+//!
+//! Both bodies move at the same time, so an early answer passes while the upload still runs. The runner connection
+//! goes back to the pool only when both sides ended exactly where their framing said. A request is sent twice only
+//! if not a byte of it was taken, or it is idempotent, without a body left to stream, and a *reused* connection gave
+//! not a byte of an answer (RFC 9110 9.2.2).
+
+use crate::chunked::{self, ChunkReader};
+use crate::client::Client;
+use crate::counters::add;
+use crate::deadlines::Fired;
+use crate::error::Cause;
+use crate::forward::{self, RequestPlan, ResponsePlan};
+use crate::framing::{RequestBody, ResponseBody};
+use crate::grant::{Asker, Grant};
+use crate::head::{FieldId, RequestHead, ResponseHead, Version};
+use crate::relay::{Fault, Lane, SinkFraming, Way};
+use crate::shard::Shard;
+use crate::socket::{self, Moved, Socket};
+use crate::target::{self, Target};
+use crate::tunnel::Tunnel;
+use base64::Engine as _;
+use rustix::net::Shutdown;
+use std::cell::Cell;
+use std::pin::pin;
+use std::task::Poll;
+
+/// What becomes of the client's connection.
+pub enum Next {
+    KeepAlive,
+    Close,
+    Tunnel(Tunnel),
+}
+
+/// A finished exchange.
+pub struct Done {
+    pub next: Next,
+    pub status: u16,
+    /// How many of the bytes behind the head belonged to this request.
+    pub used: usize,
+    /// Bytes of a later request that were read together with this one's body.
+    pub overread: Vec<u8>,
+}
+
+/// An exchange that failed.
+pub struct Failed {
+    pub cause: Cause,
+    /// Nothing was sent to the client yet: it can be told. Otherwise its connection ends, and the answer with it.
+    pub answerable: bool,
+    /// The answer was of a kind whose end is the connection's end: only a reset shows that it is cut short.
+    pub reset: bool,
+}
+
+impl Failed {
+    fn before_answer(cause: Cause) -> Self {
+        Self { cause, answerable: true, reset: false }
+    }
+}
+
+/// The request as it goes out.
+pub struct Outgoing<'a, 'b> {
+    pub head: &'a RequestHead<'b>,
+    /// Bytes read behind the head.
+    pub rest: &'a [u8],
+    pub grant: &'a Grant,
+    pub request_id: &'a str,
+}
+
+/// Sends the request to its target and the answer to the client.
+pub async fn exchange(
+    client: &Client,
+    asker: &Asker<'_>,
+    mut target: Target,
+    outgoing: &Outgoing<'_, '_>,
+) -> Result<Done, Failed> {
+    let (shard, head) = (asker.shard, outgoing.head);
+    let body = Body::of(head.body, outgoing.rest);
+    let mut out = shard.buffers.small();
+    let (mut looked_up_again, mut resent) = (false, false);
+    loop {
+        let reused = shard.pool.take(&target.runner, &shard.counters);
+        let was_reused = reused.is_some();
+        let mut runner = match reused {
+            Some(socket) => socket,
+            None => match connect(client, shard, &target).await {
+                Ok(socket) => socket,
+                Err(cause) if cause != Cause::ClientGone && !looked_up_again => {
+                    // What is remembered may be old: the sandbox may have moved.
+                    looked_up_again = true;
+                    target =
+                        target::locate(asker, outgoing.grant, true).await.map_err(Failed::before_answer)?;
+                    continue;
+                }
+                Err(cause) => return Err(Failed::before_answer(cause)),
+            },
+        };
+        client.watch.attach(runner.raw_fd());
+        let attached = Attached { client };
+        out.clear();
+        write_head(client, shard, &target, outgoing, &mut out);
+        out.extend_from_slice(&outgoing.rest[..body.with_head]);
+        client.watch.waits_for_others(true);
+        client.watch.runner_answers(shard.config.limits.runner_first_byte);
+
+        let result = match send_head(&runner, &out).await {
+            Err(Unsent::Nothing) if was_reused => {
+                add(&shard.counters.runner_retries, 1);
+                drop(attached);
+                continue;
+            }
+            Err(_) => Err(Failed::before_answer(client.cause_or(Cause::RunnerClosed))),
+            Ok(()) if body.complete => {
+                let (received, inbuf) = runner.recv_waiting(shard.buffers.small()).await;
+                match received {
+                    Ok(n) if n > 0 => {
+                        respond(client, shard, &runner, head, outgoing, inbuf, &Cell::new(false)).await
+                    }
+                    _ if was_reused
+                        && !resent
+                        && head.method.is_idempotent()
+                        && client.watch.fired().is_none() =>
+                    {
+                        resent = true;
+                        add(&shard.counters.runner_retries, 1);
+                        drop(attached);
+                        continue;
+                    }
+                    _ => Err(Failed::before_answer(client.cause_or(Cause::RunnerClosed))),
+                }
+                .map(|answer| (answer, Uploaded::Whole(Vec::new())))
+            }
+            Ok(()) => both_ways(client, shard, &runner, outgoing, &body).await,
+        };
+        client.watch.waits_for_others(false);
+        shard.buffers.give(std::mem::take(&mut out));
+        let (answer, uploaded) = match result {
+            Ok(result) => result,
+            Err(failed) => {
+                runner.shutdown(Shutdown::Both);
+                return Err(failed);
+            }
+        };
+        drop(attached);
+        let (whole, overread) = match uploaded {
+            Uploaded::Whole(overread) => (true, overread),
+            Uploaded::Cut => (false, Vec::new()),
+        };
+        let status = answer.status;
+        if let Some(leftover) = answer.switched {
+            if !leftover.is_empty() {
+                client.send(shard, &leftover).await.map_err(|_| Failed {
+                    cause: Cause::ClientGone,
+                    answerable: false,
+                    reset: false,
+                })?;
+            }
+            let early = outgoing.rest.to_vec();
+            let next = Next::Tunnel(Tunnel { runner, early });
+            return Ok(Done { next, status, used: outgoing.rest.len(), overread: Vec::new() });
+        }
+        if answer.runner_reusable && whole {
+            shard.pool.give(&target.runner, runner, shard.deadlines.now(), &shard.counters);
+        }
+        let next = if answer.client_stays && whole { Next::KeepAlive } else { Next::Close };
+        return Ok(Done { next, status, used: body.used, overread });
+    }
+}
+
+/// Takes the runner's descriptor out of the deadline table before the socket can close.
+struct Attached<'a> {
+    client: &'a Client,
+}
+
+impl Drop for Attached<'_> {
+    fn drop(&mut self) {
+        self.client.watch.detach();
+    }
+}
+
+/// How the request's body lies in what was read already.
+struct Body {
+    /// Bytes sent together with the head.
+    with_head: usize,
+    /// Bytes of `rest` that belong to this request.
+    used: usize,
+    /// Nothing is left to stream.
+    complete: bool,
+    /// Of a known length, still to come from the client.
+    length_left: u64,
+}
+
+impl Body {
+    fn of(framing: RequestBody, rest: &[u8]) -> Self {
+        match framing {
+            RequestBody::None => Self { with_head: 0, used: 0, complete: true, length_left: 0 },
+            RequestBody::Length(length) => {
+                let here = usize::try_from(length).unwrap_or(usize::MAX).min(rest.len());
+                let left = length - here as u64;
+                Self { with_head: here, used: here, complete: left == 0, length_left: left }
+            }
+            RequestBody::Chunked => Self { with_head: 0, used: rest.len(), complete: false, length_left: 0 },
+        }
+    }
+}
+
+fn write_head(
+    client: &Client,
+    shard: &Shard,
+    target: &Target,
+    outgoing: &Outgoing<'_, '_>,
+    out: &mut Vec<u8>,
+) {
+    let address = &target.runner.address;
+    let plan = RequestPlan {
+        host: &address.authority,
+        path_prefix: &target.path_prefix,
+        path_at: target.path_at,
+        whole_target: target.whole_target.as_deref(),
+        authorization: &address.authorization,
+        strip_authorization: target.strip_authorization,
+        client_ip: client.peer,
+        trusted_peer: client.trusted,
+        scheme: shard.scheme,
+        request_id: outgoing.request_id,
+    };
+    forward::write_request(outgoing.head, &plan, out);
+}
+
+enum Unsent {
+    Nothing,
+    Part,
+}
+
+async fn send_head(runner: &Socket, out: &[u8]) -> Result<(), Unsent> {
+    let mut sent = 0;
+    while sent < out.len() {
+        let failed = if sent == 0 { Unsent::Nothing } else { Unsent::Part };
+        match runner.try_send(&out[sent..]) {
+            Ok(Moved::Bytes(n)) => sent += n,
+            Ok(_) => runner.writable().await.map_err(|_| failed)?,
+            Err(_) => return Err(failed),
+        }
+    }
+    Ok(())
+}
+
+async fn connect(client: &Client, shard: &Shard, target: &Target) -> Result<Socket, Cause> {
+    let mut last = Cause::RunnerConnect;
+    for addr in &target.runner.address.addrs {
+        add(&shard.counters.runner_connects, 1);
+        let attempt = async {
+            let (fd, established) = socket::start_connect(*addr)?;
+            let socket = Socket::new(fd)?;
+            if !established {
+                client.watch.attach(socket.raw_fd());
+                let _attached = Attached { client };
+                client.watch.runner_answers(Some(shard.config.limits.runner_connect));
+                client.watch.waits_for_others(true);
+                socket.writable().await?;
+                if let Some(error) = socket.take_error()? {
+                    return Err(error);
+                }
+                if client.watch.fired().is_some() {
+                    return Err(std::io::ErrorKind::TimedOut.into());
+                }
+            }
+            Ok::<_, std::io::Error>(socket)
+        };
+        match attempt.await {
+            Ok(socket) => return Ok(socket),
+            Err(_) => {
+                add(&shard.counters.runner_connect_failures, 1);
+                last = match client.watch.fired() {
+                    Some(Fired::Runner) => {
+                        client.watch.unfire();
+                        Cause::RunnerConnectTimeout
+                    }
+                    Some(_) => return Err(Cause::ClientGone),
+                    None => Cause::RunnerConnect,
+                };
+            }
+        }
+    }
+    Err(last)
+}
+
+enum Uploaded {
+    /// Ended where its framing said; what was read behind it.
+    Whole(Vec<u8>),
+    Cut,
+}
+
+/// Upload and answer at the same time.
+async fn both_ways(
+    client: &Client,
+    shard: &Shard,
+    runner: &Socket,
+    outgoing: &Outgoing<'_, '_>,
+    body: &Body,
+) -> Result<(Answered, Uploaded), Failed> {
+    let head = outgoing.head;
+    let started = Cell::new(false);
+    let lane = Lane { source: client.transport(), sink: runner, way: Way::Up, means: client.means(shard) };
+    let upload = async {
+        match head.body {
+            RequestBody::Chunked => {
+                let mut reader = ChunkReader::new(shard.config.limits.head_bytes_max);
+                lane.chunked(&mut reader, outgoing.rest.to_vec(), SinkFraming::Chunked).await
+            }
+            RequestBody::Length(_) | RequestBody::None => {
+                lane.exact(body.length_left).await.map(|()| Vec::new())
+            }
+        }
+    };
+    let inbuf = shard.buffers.small();
+    let answer = respond(client, shard, runner, head, outgoing, inbuf, &started);
+    let (mut upload, mut answer) = (pin!(upload), pin!(answer));
+    let mut uploaded = None;
+    let answered = std::future::poll_fn(|cx| {
+        if uploaded.is_none()
+            && let Poll::Ready(result) = upload.as_mut().poll(cx)
+        {
+            // A runner that takes no more may have answered already; a client that broke off ends the exchange.
+            let client_failed = match &result {
+                Err(Fault::SourceEnded | Fault::SourceBroke(_)) => Some(client.cause_or(Cause::ClientGone)),
+                Err(Fault::SourceSyntax(reject)) => Some(Cause::Rejected(*reject)),
+                Err(Fault::Resources(_)) => Some(Cause::Internal),
+                Err(Fault::SinkBroke(_)) | Ok(_) => None,
+            };
+            uploaded = Some(result);
+            if let Some(cause) = client_failed {
+                let failed = Failed { cause, answerable: !started.get(), reset: false };
+                return Poll::Ready(Err(failed));
+            }
+        }
+        answer.as_mut().poll(cx)
+    })
+    .await?;
+    let uploaded = match uploaded {
+        Some(result) => result.ok(),
+        // An early answer: the rest of the upload is given a moment, for a client that reads only when it has sent
+        // everything. Its waits own nothing, so giving up loses nothing but the connection, which ends anyway.
+        None => monoio::time::timeout(shard.config.limits.linger, upload).await.ok().and_then(Result::ok),
+    };
+    Ok((answered, uploaded.map_or(Uploaded::Cut, Uploaded::Whole)))
+}
+
+struct Answered {
+    status: u16,
+    /// Ended exactly where its framing said, and the runner keeps its connection.
+    runner_reusable: bool,
+    client_stays: bool,
+    /// A 101 was passed on; what the runner sent behind it.
+    switched: Option<Vec<u8>>,
+}
+
+/// The final head, as far as the relay needs it.
+struct Final {
+    head_bytes: usize,
+    status: u16,
+    body: ResponseBody,
+    keep_alive: bool,
+}
+
+/// Reads the runner's answer, of which `inbuf` holds the first bytes, and passes it on.
+async fn respond(
+    client: &Client,
+    shard: &Shard,
+    runner: &Socket,
+    head: &RequestHead<'_>,
+    outgoing: &Outgoing<'_, '_>,
+    mut inbuf: Vec<u8>,
+    started: &Cell<bool>,
+) -> Result<Answered, Failed> {
+    let limits = &shard.config.limits;
+    let fail = |cause| Failed { cause: client.cause_or(cause), answerable: !started.get(), reset: false };
+    let mut out = shard.buffers.small();
+    let mut informational = 0;
+    let last = loop {
+        out.clear();
+        match ResponseHead::parse(&inbuf, head.method, limits) {
+            Err(_) => return Err(fail(Cause::RunnerGarbage)),
+            Ok(None) => {
+                match runner.try_recv(with_room(&mut inbuf)) {
+                    Ok(Moved::Bytes(_)) => {}
+                    Ok(Moved::NotReady) => runner.readable().await.map_err(|_| fail(Cause::RunnerClosed))?,
+                    Ok(Moved::End) if !inbuf.is_empty() => return Err(fail(Cause::RunnerGarbage)),
+                    Ok(Moved::End) | Err(_) => return Err(fail(Cause::RunnerClosed)),
+                }
+                continue;
+            }
+            Ok(Some(answer)) if answer.status == 101 => {
+                if !head.websocket || !accepts_websocket(head, &answer) {
+                    return Err(fail(Cause::RunnerGarbage));
+                }
+                let plan = response_plan(outgoing, ResponseBody::None, false);
+                forward::write_response(&answer, &plan, &mut out);
+                let behind = inbuf[answer.bytes.len()..].to_vec();
+                started.set(true);
+                client.send(shard, &out).await.map_err(|_| fail(Cause::ClientGone))?;
+                return Ok(Answered {
+                    status: 101,
+                    runner_reusable: false,
+                    client_stays: false,
+                    switched: Some(behind),
+                });
+            }
+            Ok(Some(answer)) if answer.status < 200 => {
+                informational += 1;
+                if informational > limits.informational_max {
+                    return Err(fail(Cause::RunnerGarbage));
+                }
+                let used = answer.bytes.len();
+                // RFC 9110 15.2: never to an HTTP/1.0 client.
+                if head.version == Version::Http11 {
+                    forward::write_response(
+                        &answer,
+                        &response_plan(outgoing, ResponseBody::None, false),
+                        &mut out,
+                    );
+                    client.send(shard, &out).await.map_err(|_| fail(Cause::ClientGone))?;
+                }
+                inbuf.drain(..used);
+                continue;
+            }
+            Ok(Some(answer)) => {
+                let framing = match answer.body {
+                    ResponseBody::Chunked | ResponseBody::UntilClose if head.version == Version::Http10 => {
+                        ResponseBody::UntilClose
+                    }
+                    ResponseBody::UntilClose => ResponseBody::Chunked,
+                    other => other,
+                };
+                let close = !head.keep_alive || shard.draining.get() || framing == ResponseBody::UntilClose;
+                forward::write_response(&answer, &response_plan(outgoing, framing, close), &mut out);
+                let head_bytes = answer.bytes.len();
+                break (
+                    Final {
+                        head_bytes,
+                        status: answer.status,
+                        body: answer.body,
+                        keep_alive: answer.keep_alive,
+                    },
+                    framing,
+                    !close,
+                );
+            }
+        }
+    };
+    let (last, framing, client_stays) = last;
+    client.watch.runner_answers(None);
+    started.set(true);
+    client.first_byte();
+    let reset = framing == ResponseBody::UntilClose;
+    let sink = if framing == ResponseBody::Chunked { SinkFraming::Chunked } else { SinkFraming::Bare };
+    let lane = Lane { source: runner, sink: client.transport(), way: Way::Down, means: client.means(shard) };
+    let moved = async {
+        let here = &inbuf[last.head_bytes..];
+        match last.body {
+            ResponseBody::None => {
+                lane.send(&out).await?;
+                Ok(here.is_empty())
+            }
+            ResponseBody::Length(length) => {
+                let take = usize::try_from(length).unwrap_or(usize::MAX).min(here.len());
+                out.extend_from_slice(&here[..take]);
+                lane.send(&out).await?;
+                let left = length - take as u64;
+                if left > 0 {
+                    lane.exact(left).await?;
+                }
+                // Bytes behind the end: delivered is what was announced, and the connection is not used again.
+                Ok(take == here.len())
+            }
+            ResponseBody::Chunked => {
+                lane.send(&out).await?;
+                let mut reader = ChunkReader::new(limits.head_bytes_max);
+                let mut body = shard.buffers.small();
+                body.extend_from_slice(here);
+                let behind = lane.chunked(&mut reader, body, sink).await?;
+                Ok(behind.is_empty())
+            }
+            ResponseBody::UntilClose => {
+                lane.send(&out).await?;
+                match sink {
+                    SinkFraming::Bare => lane.send(here).await?,
+                    SinkFraming::Chunked => lane.send_chunk(here).await?,
+                }
+                lane.until_end(sink).await?;
+                if client.watch.fired().is_some() {
+                    return Err(Fault::SourceEnded);
+                }
+                if sink == SinkFraming::Chunked {
+                    let mut end = Vec::with_capacity(8);
+                    chunked::write_end(b"", &mut end);
+                    lane.send(&end).await?;
+                }
+                Ok(false)
+            }
+        }
+    }
+    .await;
+    shard.buffers.give(out);
+    shard.buffers.give(std::mem::take(&mut inbuf));
+    match moved {
+        Ok(clean) => Ok(Answered {
+            status: last.status,
+            runner_reusable: clean && last.keep_alive,
+            client_stays,
+            switched: None,
+        }),
+        Err(fault) => {
+            let cause = match fault {
+                Fault::SinkBroke(_) => Cause::ClientGone,
+                Fault::Resources(_) => Cause::Internal,
+                Fault::SourceEnded | Fault::SourceBroke(_) | Fault::SourceSyntax(_) => {
+                    add(&shard.counters.truncated, 1);
+                    Cause::RunnerClosed
+                }
+            };
+            Err(Failed { cause: client.cause_or(cause), answerable: false, reset })
+        }
+    }
+}
+
+/// Room for at least a page of a head that does not fit yet; the parser bounds how far this goes.
+fn with_room(buf: &mut Vec<u8>) -> &mut Vec<u8> {
+    if buf.capacity() - buf.len() < 1024 {
+        buf.reserve(16 * 1024);
+    }
+    buf
+}
+
+fn response_plan<'a>(outgoing: &Outgoing<'a, '_>, framing: ResponseBody, close: bool) -> ResponsePlan<'a> {
+    ResponsePlan { client_version: outgoing.head.version, framing, close, request_id: outgoing.request_id }
+}
+
+/// RFC 6455 4.1: `Upgrade: websocket` and the digest of the client's own key, or it is no tunnel.
+fn accepts_websocket(request: &RequestHead<'_>, answer: &ResponseHead<'_>) -> bool {
+    use sha1::{Digest, Sha1};
+    let of_request = |id| request.fields.iter().find(|f| f.id == id).map(|f| f.value.of(request.bytes));
+    let of_answer = |id| answer.fields.iter().find(|f| f.id == id).map(|f| f.value.of(answer.bytes));
+    let Some(key) = of_request(FieldId::SecWebSocketKey) else { return false };
+    let mut hash = Sha1::new();
+    hash.update(key);
+    hash.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    let expected = base64::engine::general_purpose::STANDARD.encode(hash.finalize());
+    of_answer(FieldId::Upgrade).is_some_and(|v| v.eq_ignore_ascii_case(b"websocket"))
+        && of_answer(FieldId::SecWebSocketAccept) == Some(expected.as_bytes())
+}

@@ -1,0 +1,422 @@
+//! Moves bytes from one peer to the other, as cheaply as their number and shape allow.
+//!
+//! Small amounts are copied through a pooled buffer. Once [`SPLICE_MIN`] or more of a known length remain, or reads
+//! keep coming back full, bytes go through a pipe with `splice(2)` and never enter our memory. The ring's own splice
+//! is never used: each idle one would hold a kernel thread. Waits are readiness only, so an idle lane holds neither
+//! buffer nor pipe, and dropping a lane loses nothing that was not lost with its connection.
+
+use crate::buffers::{Buffers, Lease, PIPE, SMALL};
+use crate::chunked::{self, ChunkReader, Piece};
+use crate::counters::{Counters, add};
+use crate::deadlines::Watch;
+use crate::head::Reject;
+use crate::socket::{Moved, Socket};
+use rustix::io::Errno;
+use rustix::net::Shutdown;
+use rustix::pipe::SpliceFlags;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+/// From this many bytes on a pipe pays for itself.
+pub const SPLICE_MIN: u64 = 32 * 1024;
+/// Full reads in a row that turn an open-ended lane to splice.
+const FULL_READS: u32 = 3;
+/// Bytes moved without a wait before the other connections of the shard get their turn.
+const TURN: u64 = 4 << 20;
+
+/// One peer of a lane. Plain sockets today; a TLS transport has no descriptor to splice from.
+pub trait Stream {
+    fn readable(&self) -> impl Future<Output = io::Result<()>>;
+    fn writable(&self) -> impl Future<Output = io::Result<()>>;
+    fn try_recv_at_most(&self, buf: &mut Vec<u8>, max: usize) -> io::Result<Moved>;
+    fn try_send(&self, bytes: &[u8]) -> io::Result<Moved>;
+    fn shutdown(&self, how: Shutdown);
+    /// The descriptor whose bytes are the stream's bytes.
+    fn splice_fd(&self) -> Option<BorrowedFd<'_>>;
+}
+
+impl Stream for Socket {
+    fn readable(&self) -> impl Future<Output = io::Result<()>> {
+        Socket::readable(self)
+    }
+    fn writable(&self) -> impl Future<Output = io::Result<()>> {
+        Socket::writable(self)
+    }
+    fn try_recv_at_most(&self, buf: &mut Vec<u8>, max: usize) -> io::Result<Moved> {
+        Socket::try_recv_at_most(self, buf, max)
+    }
+    fn try_send(&self, bytes: &[u8]) -> io::Result<Moved> {
+        Socket::try_send(self, bytes)
+    }
+    fn shutdown(&self, how: Shutdown) {
+        Socket::shutdown(self, how);
+    }
+    fn splice_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.fd())
+    }
+}
+
+/// Which way a lane goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// Client to runner.
+    Up,
+    /// Runner to client.
+    Down,
+}
+
+/// Why a lane ended before its end.
+#[derive(Debug)]
+pub enum Fault {
+    /// The source closed or broke before the framing was complete.
+    SourceEnded,
+    SourceBroke(io::Error),
+    /// The source's chunked framing is invalid.
+    SourceSyntax(Reject),
+    /// The sink takes no more.
+    SinkBroke(io::Error),
+    /// No pipe could be made: out of descriptors.
+    Resources(io::Error),
+}
+
+/// What a lane needs besides its two ends.
+#[derive(Clone, Copy)]
+pub struct Means<'a> {
+    pub buffers: &'a Buffers,
+    pub counters: &'a Counters,
+    pub watch: &'a Watch,
+    /// How long the client may stand still.
+    pub stall: Option<Duration>,
+}
+
+/// One direction of one exchange or tunnel.
+pub struct Lane<'a, S, D> {
+    pub source: &'a S,
+    pub sink: &'a D,
+    pub way: Way,
+    pub means: Means<'a>,
+}
+
+/// How the sink's side of a body is framed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SinkFraming {
+    /// The bytes themselves; their end is known by length or by closing.
+    Bare,
+    Chunked,
+}
+
+impl<S: Stream, D: Stream> Lane<'_, S, D> {
+    /// Sends all of `bytes`. Waits for the sink when it must.
+    pub async fn send(&self, mut bytes: &[u8]) -> Result<(), Fault> {
+        self.count(bytes.len() as u64, Mover::Copy);
+        while !bytes.is_empty() {
+            match self.sink.try_send(bytes).map_err(Fault::SinkBroke)? {
+                Moved::Bytes(n) => bytes = &bytes[n..],
+                Moved::End | Moved::NotReady => self.wait_writable().await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves exactly `length` bytes.
+    pub async fn exact(&self, length: u64) -> Result<(), Fault> {
+        let mut left = length;
+        if left >= SPLICE_MIN
+            && let Some(pipe) = self.pipe()?
+        {
+            return self.spliced(pipe, left).await;
+        }
+        let small = left <= SMALL as u64;
+        let mut buf = if small { self.means.buffers.small() } else { self.means.buffers.bulk() };
+        let mut unpaused = 0;
+        while left > 0 {
+            buf.clear();
+            let n = self.recv(&mut buf, usize::try_from(left).unwrap_or(usize::MAX)).await?;
+            if n == 0 {
+                return Err(Fault::SourceEnded);
+            }
+            left -= n as u64;
+            self.send(&buf).await?;
+            self.take_turns(&mut unpaused, n as u64).await?;
+        }
+        self.means.buffers.give(buf);
+        Ok(())
+    }
+
+    /// Moves everything until the source ends. With [`SinkFraming::Chunked`] each stretch becomes a chunk; the last
+    /// chunk is the caller's to write. Returns the number of bytes.
+    pub async fn until_end(&self, framing: SinkFraming) -> Result<u64, Fault> {
+        let (mut total, mut full_reads, mut unpaused) = (0, 0, 0);
+        loop {
+            self.wait_readable().await?;
+            let mut buf = self.means.buffers.small();
+            let room = buf.capacity();
+            let n = match self.source.try_recv_at_most(&mut buf, room).map_err(Fault::SourceBroke)? {
+                Moved::NotReady => {
+                    self.means.buffers.give(buf);
+                    continue;
+                }
+                Moved::End => {
+                    self.means.buffers.give(buf);
+                    return Ok(total);
+                }
+                Moved::Bytes(n) => n,
+            };
+            total += n as u64;
+            match framing {
+                SinkFraming::Bare => self.send(&buf).await?,
+                SinkFraming::Chunked => self.send_chunk(&buf).await?,
+            }
+            self.means.buffers.give(buf);
+            self.take_turns(&mut unpaused, n as u64).await?;
+            full_reads = if n == room { full_reads + 1 } else { 0 };
+            if full_reads >= FULL_READS {
+                full_reads = 0;
+                if let Some(pipe) = self.pipe()? {
+                    total += self.spliced_while_busy(pipe, framing).await?;
+                }
+            }
+        }
+    }
+
+    /// Moves one chunked body whose first bytes are `buf` (read already, not looked at). The end and the trailers
+    /// are written too when the sink is chunked. Returns what was read behind the body's end.
+    pub async fn chunked(
+        &self,
+        reader: &mut ChunkReader,
+        mut buf: Vec<u8>,
+        framing: SinkFraming,
+    ) -> Result<Vec<u8>, Fault> {
+        let mut out = self.means.buffers.small();
+        let mut unpaused = 0;
+        loop {
+            let (mut at, mut data) = (0, Vec::new());
+            let ended = loop {
+                let (used, piece) = reader.next(&buf[at..]).map_err(Fault::SourceSyntax)?;
+                match piece {
+                    Piece::Data { at: from, n } => data.push(at + from..at + from + n),
+                    Piece::NeedMore => break false,
+                    Piece::End => {
+                        at += used;
+                        break true;
+                    }
+                }
+                at += used;
+            };
+            let length: usize = data.iter().map(ExactSizeIterator::len).sum();
+            out.clear();
+            // What remains of a large chunk can be announced with what is here and then moved without a look.
+            let ahead = if ended { 0 } else { reader.data_remaining() };
+            let ahead = if ahead >= SPLICE_MIN { ahead } else { 0 };
+            if framing == SinkFraming::Chunked && length as u64 + ahead > 0 {
+                chunked::write_chunk_line(length as u64 + ahead, &mut out);
+            }
+            data.into_iter().for_each(|stretch| out.extend_from_slice(&buf[stretch]));
+            if framing == SinkFraming::Chunked && length > 0 && ahead == 0 {
+                out.extend_from_slice(b"\r\n");
+            }
+            if ended && framing == SinkFraming::Chunked {
+                chunked::write_end(reader.trailers(), &mut out);
+            }
+            if !out.is_empty() {
+                self.send(&out).await?;
+            }
+            if ahead > 0 {
+                self.exact(ahead).await?;
+                reader.skip_data(ahead);
+                if framing == SinkFraming::Chunked {
+                    self.send(b"\r\n").await?;
+                }
+            }
+            if ended {
+                self.means.buffers.give(out);
+                buf.drain(..at);
+                return Ok(buf);
+            }
+            buf.clear();
+            if buf.capacity() < SMALL {
+                // What was read behind a head came in a buffer of just its size.
+                buf = self.means.buffers.small();
+            }
+            let n = self.recv(&mut buf, SMALL).await?;
+            if n == 0 {
+                return Err(Fault::SourceEnded);
+            }
+            self.take_turns(&mut unpaused, n as u64).await?;
+        }
+    }
+
+    /// As one chunk.
+    pub async fn send_chunk(&self, bytes: &[u8]) -> Result<(), Fault> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let mut out = self.means.buffers.small();
+        chunked::write_chunk_line(bytes.len() as u64, &mut out);
+        out.extend_from_slice(bytes);
+        out.extend_from_slice(b"\r\n");
+        self.send(&out).await?;
+        self.means.buffers.give(out);
+        Ok(())
+    }
+
+    /// Appends the next bytes, waiting for them; 0 when the source ended.
+    async fn recv(&self, buf: &mut Vec<u8>, max: usize) -> Result<usize, Fault> {
+        loop {
+            match self.source.try_recv_at_most(buf, max).map_err(Fault::SourceBroke)? {
+                Moved::Bytes(n) => return Ok(n),
+                Moved::End => return Ok(0),
+                Moved::NotReady => self.wait_readable().await?,
+            }
+        }
+    }
+
+    async fn spliced(&self, pipe: Lease<'_>, length: u64) -> Result<(), Fault> {
+        let mut left = length;
+        let mut unpaused = 0;
+        while left > 0 {
+            let n = match self.fill(&pipe, left) {
+                Ok(Moved::Bytes(n)) => n as u64,
+                Ok(Moved::NotReady) => {
+                    self.wait_readable().await?;
+                    continue;
+                }
+                Ok(Moved::End) => {
+                    pipe.give_back();
+                    return Err(Fault::SourceEnded);
+                }
+                Err(error) => return Err(Fault::SourceBroke(error)),
+            };
+            left -= n;
+            self.drain(&pipe, n).await?;
+            self.take_turns(&mut unpaused, n).await?;
+        }
+        pipe.give_back();
+        Ok(())
+    }
+
+    /// Until the source has nothing ready (or ended, which the caller's next read will see).
+    async fn spliced_while_busy(&self, pipe: Lease<'_>, framing: SinkFraming) -> Result<u64, Fault> {
+        let (mut total, mut unpaused) = (0, 0);
+        let mut line = Vec::new();
+        loop {
+            let n = match self.fill(&pipe, PIPE as u64) {
+                Ok(Moved::Bytes(n)) => n as u64,
+                Ok(Moved::End | Moved::NotReady) => {
+                    pipe.give_back();
+                    return Ok(total);
+                }
+                Err(error) => return Err(Fault::SourceBroke(error)),
+            };
+            total += n;
+            if framing == SinkFraming::Chunked {
+                line.clear();
+                chunked::write_chunk_line(n, &mut line);
+                self.send(&line).await?;
+            }
+            self.drain(&pipe, n).await?;
+            if framing == SinkFraming::Chunked {
+                self.send(b"\r\n").await?;
+            }
+            self.take_turns(&mut unpaused, n).await?;
+        }
+    }
+
+    /// Source to empty pipe, without waiting.
+    fn fill(&self, pipe: &Lease<'_>, max: u64) -> io::Result<Moved> {
+        let Some(source) = self.source.splice_fd() else { return Ok(Moved::NotReady) };
+        let max = usize::try_from(max).unwrap_or(PIPE).min(PIPE);
+        add(&self.means.counters.splice_calls, 1);
+        match rustix::pipe::splice(source, None, pipe.write(), None, max, FLAGS) {
+            Ok(0) => Ok(Moved::End),
+            Ok(n) => Ok(Moved::Bytes(n)),
+            // The pipe is empty, so this can only mean that the source has nothing yet.
+            Err(Errno::AGAIN | Errno::INTR) => Ok(Moved::NotReady),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// All `n` bytes of the pipe to the sink. While bytes are in the pipe only the sink is waited for: a full pipe
+    /// and an empty source look the same to `splice`.
+    async fn drain(&self, pipe: &Lease<'_>, n: u64) -> Result<(), Fault> {
+        self.count(n, Mover::Splice);
+        let mut left = n as usize;
+        while left > 0 {
+            let Some(sink) = self.sink.splice_fd() else {
+                return Err(Fault::SinkBroke(io::ErrorKind::Unsupported.into()));
+            };
+            add(&self.means.counters.splice_calls, 1);
+            match rustix::pipe::splice(pipe.read(), None, sink, None, left, FLAGS) {
+                Ok(moved) => left -= moved,
+                Err(Errno::AGAIN | Errno::INTR) => self.wait_writable().await?,
+                Err(error) => return Err(Fault::SinkBroke(error.into())),
+            }
+        }
+        Ok(())
+    }
+
+    fn pipe(&self) -> Result<Option<Lease<'_>>, Fault> {
+        if self.source.splice_fd().is_none() || self.sink.splice_fd().is_none() {
+            return Ok(None);
+        }
+        self.means.buffers.pipe().map_err(Fault::Resources)
+    }
+
+    async fn wait_readable(&self) -> Result<(), Fault> {
+        let armed = self.way == Way::Up && self.means.stall.is_some();
+        if armed {
+            self.means.watch.client_reads(self.means.stall);
+        }
+        let result = self.source.readable().await;
+        if armed {
+            self.means.watch.client_reads(None);
+        }
+        result.map_err(Fault::SourceBroke)
+    }
+
+    async fn wait_writable(&self) -> Result<(), Fault> {
+        let armed = self.way == Way::Down && self.means.stall.is_some();
+        if armed {
+            self.means.watch.client_writes(self.means.stall);
+        }
+        let result = self.sink.writable().await;
+        if armed {
+            self.means.watch.client_writes(None);
+        }
+        result.map_err(Fault::SinkBroke)
+    }
+
+    /// After [`TURN`] bytes in one go: a real wait through the ring, which lets everybody else run. (A task that
+    /// wakes itself instead would starve the ring.)
+    async fn take_turns(&self, unpaused: &mut u64, n: u64) -> Result<(), Fault> {
+        *unpaused += n;
+        if *unpaused < TURN {
+            return Ok(());
+        }
+        *unpaused = 0;
+        self.wait_writable().await
+    }
+
+    fn count(&self, n: u64, mover: Mover) {
+        let counters = self.means.counters;
+        add(
+            match (self.way, mover) {
+                (Way::Up, Mover::Copy) => &counters.bytes_up_copied,
+                (Way::Up, Mover::Splice) => &counters.bytes_up_spliced,
+                (Way::Down, Mover::Copy) => &counters.bytes_down_copied,
+                (Way::Down, Mover::Splice) => &counters.bytes_down_spliced,
+            },
+            n,
+        );
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Mover {
+    Copy,
+    Splice,
+}
+
+/// NONBLOCK for the pipe; the sockets are non-blocking themselves. Never MORE: it holds the last segment back.
+const FLAGS: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);

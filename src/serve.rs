@@ -1,0 +1,181 @@
+//! From a checked configuration to running shards, and back: start and drain in order.
+
+use crate::config::{Config, DriverChoice};
+use crate::control::{Control, Settings};
+use crate::log;
+use crate::log_writer::LogWriter;
+use crate::mailbox::{Down, ToShard};
+use crate::ring::{self, Wish};
+use crate::shard::{self, Start};
+use crate::socket;
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+
+/// Waiting connections per listener; the kernel cuts it to net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+/// Room in a shard's downward queue for messages that are no answers.
+const MESSAGES_EXTRA: usize = 64;
+/// Batches of access log lines between shards and their writer.
+const LOG_BATCHES_MAX: usize = 64;
+/// How long log lines may take to be written at the end; an output that nobody reads must not hold the exit up.
+const LOG_DEADLINE: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Runs until SIGTERM or SIGINT and the drain that follows.
+pub fn run(config: Config) -> ExitCode {
+    for warning in config.warnings() {
+        event("warning", &[("message", warning)]);
+    }
+    let served = serve(config);
+    log::finish(LOG_DEADLINE);
+    match served {
+        Ok(code) => code,
+        Err(error) => {
+            event("error", &[("message", &error.to_string())]);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One JSON line on standard error.
+fn event(level: &str, fields: &[(&str, &str)]) {
+    let mut line = serde_json::Map::new();
+    line.insert("level".into(), level.into());
+    line.extend(fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())));
+    eprintln!("{}", serde_json::Value::Object(line));
+}
+
+fn with_context(what: String) -> impl FnOnce(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{what}: {error}"))
+}
+
+fn serve(config: Config) -> io::Result<ExitCode> {
+    raise_descriptor_limit();
+    // Before any pinning: it reads the calling thread's own mask.
+    let cores = core_affinity::get_core_ids().unwrap_or_default();
+    let shard_count = config.shards.map_or(cores.len().max(1), std::num::NonZero::get);
+    let choice = ring::choose(match config.driver {
+        DriverChoice::Auto => Wish::Auto,
+        DriverChoice::IoUring => Wish::IoUring,
+        DriverChoice::Epoll => Wish::Epoll,
+    })?;
+    let config = Arc::new(config);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (up, inbox) = mpsc::channel(config.limits.questions_max * shard_count);
+    let log = LogWriter::stdout(LOG_BATCHES_MAX)?;
+
+    let mut downs = Vec::new();
+    let mut threads = Vec::new();
+    for index in 0..shard_count {
+        let down = Arc::new(Down::new(config.limits.questions_max + MESSAGES_EXTRA)?);
+        let listener = socket::listen(config.listen, BACKLOG)
+            .map_err(with_context(format!("cannot listen on {} (PROXY_PORT)", config.listen)))?;
+        let start = Start {
+            index,
+            config: config.clone(),
+            driver: choice.driver,
+            core: if config.pin { cores.get(index % cores.len().max(1)).copied() } else { None },
+            listener,
+            down: down.clone(),
+            up: up.clone(),
+            log: log.sender(),
+        };
+        downs.push(down);
+        let thread = std::thread::Builder::new().name(format!("shard-{index}"));
+        threads.push(thread.spawn(move || shard::run(start))?);
+    }
+    drop(up);
+    let address = config.listen.to_string();
+    let shards = shard_count.to_string();
+    event(
+        "info",
+        &[
+            ("message", "sandgate is listening"),
+            ("version", env!("CARGO_PKG_VERSION")),
+            ("address", &address),
+            ("shards", &shards),
+            ("driver", choice.driver.as_str()),
+            ("driver_reason", &choice.reason),
+        ],
+    );
+
+    let outcome = runtime.block_on(live(config, inbox, downs));
+    let mut failed = false;
+    for thread in threads {
+        failed |= !matches!(thread.join(), Ok(Ok(())));
+    }
+    if !log.finish(LOG_DEADLINE) {
+        event("warning", &[("message", "the last access log lines were not taken in time and are lost")]);
+    }
+    if failed {
+        event("error", &[("message", "a shard ended with an error")]);
+    }
+    outcome.map(|code| if failed { ExitCode::FAILURE } else { code })
+}
+
+/// The control plane's life: serve, drain on the first signal, end on the second.
+async fn live(
+    config: Arc<Config>,
+    inbox: mpsc::Receiver<crate::mailbox::ToControl>,
+    downs: Vec<Arc<Down>>,
+) -> io::Result<ExitCode> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let settings = Settings {
+        api_base: config.api_url.clone(),
+        api_key: config.api_key.clone(),
+        timeout: config.api_timeout,
+        metrics: config.metrics,
+        flights_max: config.limits.questions_max,
+    };
+    let control = match Control::new(settings, inbox, downs.clone()) {
+        Ok(control) => control,
+        Err(error) => {
+            tell(&downs, || ToShard::Stop).await;
+            return Err(io::Error::other(error));
+        }
+    };
+    let mut drained = control.all_drained();
+    let control = tokio::spawn(control.run(std::future::pending()));
+
+    either(&mut terminate, &mut interrupt).await;
+    event("info", &[("message", "draining: no new connections, what runs may finish")]);
+    tell(&downs, || ToShard::Drain).await;
+    tokio::select! {
+        // An error would mean that the control plane is gone: then nobody will say it any more.
+        _ = drained.wait_for(|all| *all) => event("info", &[("message", "drained")]),
+        () = tokio::time::sleep(config.shutdown) => {
+            event("warning", &[("message", "the time to drain is over, ending what still runs")]);
+        }
+        () = either(&mut terminate, &mut interrupt) => {
+            event("warning", &[("message", "second signal: ending what still runs")]);
+        }
+    }
+    tell(&downs, || ToShard::Stop).await;
+    control.abort();
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+async fn tell(downs: &[Arc<Down>], message: impl Fn() -> ToShard) {
+    for down in downs {
+        while down.push(message()).is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+}
+
+/// Every connection is two descriptors: the soft limit goes up to the hard one. Refused, the soft limit stays.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
+}

@@ -1,0 +1,217 @@
+//! A shard: one pinned thread with one ring and one of everything. Nothing in it is shared with another.
+
+use crate::access_log::Log;
+use crate::buffers::Buffers;
+use crate::client;
+use crate::config::{Config, Scheme};
+use crate::counters::{CacheKind, Counters, add};
+use crate::deadlines::{Deadlines, TICK};
+use crate::grant::Verdicts;
+use crate::log_writer::LogSender;
+use crate::mailbox::{Down, ToControl, ToShard};
+use crate::pool::Pool;
+use crate::questions::Questions;
+use crate::request_id::RequestIds;
+use crate::ring::{self, Driver};
+use crate::route::RouteRules;
+use crate::socket::{self, Socket};
+use crate::sys;
+use crate::target::Places;
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::mpsc;
+
+/// Connections accepted in one go before others have their turn.
+const ACCEPT_BATCH: u32 = 64;
+/// Ticks between two looks at the idle runner connections.
+const POOL_SWEEP_TICKS: u32 = 10;
+
+pub struct Shard {
+    pub index: usize,
+    pub config: Arc<Config>,
+    pub route_rules: RouteRules,
+    /// As clients see it.
+    pub scheme: &'static str,
+    pub counters: Rc<Counters>,
+    pub buffers: Buffers,
+    pub deadlines: Rc<Deadlines>,
+    pub pool: Pool,
+    pub verdicts: RefCell<Verdicts>,
+    pub places: RefCell<Places>,
+    pub questions: Questions,
+    pub request_ids: RequestIds,
+    pub log: Log,
+    pub draining: Cell<bool>,
+}
+
+/// What a shard's thread is started with.
+pub struct Start {
+    pub index: usize,
+    pub config: Arc<Config>,
+    pub driver: Driver,
+    /// The CPU to stay on.
+    pub core: Option<core_affinity::CoreId>,
+    pub listener: OwnedFd,
+    pub down: Arc<Down>,
+    pub up: mpsc::Sender<ToControl>,
+    pub log: LogSender,
+}
+
+/// Runs a shard on this thread until it is told to stop.
+pub fn run(start: Start) -> io::Result<()> {
+    sys::block_signals()?;
+    if let Some(core) = start.core {
+        // Refused in some containers; then the kernel places the thread.
+        core_affinity::set_for_current(core);
+    }
+    ring::block_on(start.driver, main(start))?
+}
+
+async fn main(start: Start) -> io::Result<()> {
+    let Start { index, config, listener, down, up, log, .. } = start;
+    let limits = config.limits.clone();
+    let counters = Rc::new(Counters::default());
+    let idle_ticks = (limits.runner_idle.as_millis() / TICK.as_millis()) as u32;
+    let shard = Rc::new(Shard {
+        index,
+        route_rules: RouteRules { toolbox_only: config.toolbox_only },
+        scheme: match config.protocol {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        },
+        buffers: Buffers::new(limits.bulk_buffers_max, limits.pipes_max),
+        deadlines: Deadlines::new(),
+        pool: Pool::new(limits.runner_idle_max, idle_ticks),
+        verdicts: RefCell::new(Verdicts::new(limits.sandbox_cache_max, limits.verdict_cache_max)),
+        places: RefCell::new(Places::new(limits.sandbox_cache_max)),
+        questions: Questions::new(up, limits.questions_max),
+        request_ids: RequestIds::new(),
+        log: Log::new(config.access_log, config.slow, log, counters.clone()),
+        draining: Cell::new(false),
+        counters,
+        config,
+    });
+    let listener = Rc::new(RefCell::new(Some(Socket::new(listener)?)));
+    monoio::spawn(accept(shard.clone(), listener.clone()));
+    monoio::spawn(tick(shard.clone()));
+    mail(&shard, &down, &listener).await
+}
+
+/// Reads the control plane's messages until `Stop`.
+async fn mail(shard: &Rc<Shard>, down: &Down, listener: &RefCell<Option<Socket>>) -> io::Result<()> {
+    let bell = Socket::new(down.bell().try_clone_to_owned()?)?;
+    loop {
+        // Emptied before the queue is, so that no ring is missed.
+        let _ = rustix::io::read(bell.fd(), &mut [0u8; 8]);
+        while let Some(message) = down.pop() {
+            match message {
+                ToShard::Answer { ticket, reply } => shard.questions.answer(ticket, reply),
+                ToShard::Report(sender) => {
+                    gauges(shard);
+                    // A scrape that gave up needs no answer.
+                    let _ = sender.send(Box::new((*shard.counters).clone()));
+                    shard.counters.loop_stall_us.set(0);
+                }
+                ToShard::Drain => {
+                    shard.draining.set(true);
+                    shard.pool.clear(&shard.counters);
+                    if let Some(listener) = listener.borrow().as_ref() {
+                        listener.shutdown(rustix::net::Shutdown::Both);
+                    }
+                }
+                ToShard::Stop => {
+                    shard.log.hand_over();
+                    return Ok(());
+                }
+            }
+        }
+        bell.readable().await?;
+    }
+}
+
+fn gauges(shard: &Shard) {
+    let entries = &shard.counters.cache_entries;
+    let verdicts = shard.verdicts.borrow();
+    entries[CacheKind::Public as usize].set(verdicts.public_len() as u64);
+    entries[CacheKind::Verdict as usize].set(verdicts.proofs_len() as u64);
+    entries[CacheKind::Runner as usize].set(shard.places.borrow().len() as u64);
+}
+
+async fn accept(shard: Rc<Shard>, listener: Rc<RefCell<Option<Socket>>>) {
+    let Some(socket) = listener.borrow_mut().take() else { return };
+    let fd = socket.fd().try_clone_to_owned();
+    // `mail` ends the listening through a handle of its own.
+    *listener.borrow_mut() = fd.ok().and_then(|fd| Socket::new(fd).ok());
+    // Held back so that at the limit of descriptors a connection can still be taken and turned away.
+    let mut reserve = std::fs::File::open("/dev/null").ok();
+    while socket.readable().await.is_ok() && !shard.draining.get() {
+        for _ in 0..ACCEPT_BATCH {
+            match socket::try_accept(socket.fd()) {
+                Ok(Some((fd, peer))) => accepted(&shard, fd, peer.ip()),
+                Ok(None) => break,
+                Err(_) => {
+                    add(&shard.counters.accept_failures, 1);
+                    drop(reserve.take());
+                    if let Ok(Some((fd, _))) = socket::try_accept(socket.fd()) {
+                        shed(&shard, &fd);
+                    }
+                    reserve = std::fs::File::open("/dev/null").ok();
+                    monoio::time::sleep(TICK).await;
+                    break;
+                }
+            }
+        }
+    }
+}
+
+fn accepted(shard: &Rc<Shard>, fd: OwnedFd, peer: std::net::IpAddr) {
+    add(&shard.counters.accepted, 1);
+    if shard.counters.connections_open.get() >= shard.config.limits.connections_max as u64 {
+        shed(shard, &fd);
+        return;
+    }
+    let socket = socket::set_stream_options(fd.as_fd()).and_then(|()| Socket::new(fd));
+    match socket {
+        Ok(socket) => {
+            monoio::spawn(client::serve(shard.clone(), socket, peer));
+        }
+        Err(_) => add(&shard.counters.accept_failures, 1),
+    }
+}
+
+/// One try, no wait: who is turned away for want of room must not cost any.
+fn shed(shard: &Shard, fd: &OwnedFd) {
+    add(&shard.counters.connections_shed, 1);
+    let body = r#"{"statusCode":503,"message":"too much is going on here","code":"OVERLOADED"}"#;
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+         Retry-After: 1\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    let flags = rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL;
+    let _ = rustix::net::send(fd, answer.as_bytes(), flags);
+}
+
+/// Deadlines, idle connections, log batches; and how late it is, which shows when something held the shard up.
+async fn tick(shard: Rc<Shard>) {
+    let mut told = false;
+    loop {
+        let slept = Instant::now();
+        monoio::time::sleep(TICK).await;
+        let late = slept.elapsed().saturating_sub(TICK).as_micros() as u64;
+        let counters = &shard.counters;
+        counters.loop_stall_us.set(counters.loop_stall_us.get().max(late));
+        add(&counters.deadlines, shard.deadlines.sweep(shard.draining.get()));
+        if shard.deadlines.now().is_multiple_of(POOL_SWEEP_TICKS) {
+            shard.pool.sweep(shard.deadlines.now(), counters);
+        }
+        shard.log.hand_over();
+        if shard.draining.get() && counters.connections_open.get() == 0 && !told {
+            told = shard.questions.tell(ToControl::Drained { shard: shard.index });
+        }
+    }
+}

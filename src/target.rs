@@ -1,0 +1,122 @@
+//! Where a granted request goes: runner, path and credentials. Made from a [`Grant`] alone.
+
+use crate::cache::TtlMap;
+use crate::counters::{CacheKind, add};
+use crate::error::Cause;
+use crate::grant::{Access, Asker, Grant};
+use crate::ids::SandboxId;
+use crate::mailbox::{Answer, Question, Reply, Trouble};
+use crate::pool::Runner;
+use crate::questions::{Left, ask};
+use std::fmt::Write as _;
+use std::rc::Rc;
+use std::time::Instant;
+
+/// A runner, and where on it the request goes.
+pub struct Target {
+    pub runner: Rc<Runner>,
+    /// See [`crate::forward::RequestPlan`].
+    pub path_prefix: String,
+    pub path_at: u16,
+    pub whole_target: Option<String>,
+    pub strip_authorization: bool,
+}
+
+/// A shard's memory of where sandboxes are. `None`: on no runner.
+pub type Places = TtlMap<SandboxId, Option<Rc<Runner>>>;
+
+/// Finds the runner. `fresh`: what is remembered here was wrong (its runner refused), so ask again.
+pub async fn locate(asker: &Asker<'_>, grant: &Grant, fresh: bool) -> Result<Target, Cause> {
+    let strip_authorization = grant.strips_authorization();
+    match grant.access() {
+        Access::Preview { sandbox, port } => {
+            let runner = runner_of(asker, sandbox, fresh).await?;
+            let mut path_prefix = prefix(&runner, sandbox);
+            let _ = write!(path_prefix, "/proxy/{port}");
+            Ok(Target { runner, path_prefix, path_at: 0, whole_target: None, strip_authorization })
+        }
+        Access::Toolbox { sandbox, rest_at } => {
+            let runner = runner_of(asker, sandbox, fresh).await?;
+            let path_prefix = prefix(&runner, sandbox);
+            Ok(Target { runner, path_prefix, path_at: *rest_at, whole_target: None, strip_authorization })
+        }
+        Access::BuildLogs { of, follow, bearer } => {
+            let question =
+                Question::BuildLogs { of: of.clone(), bearer: bearer.clone(), client_ip: asker.ip };
+            let (address, snapshot_ref) = match ask(asker.shard, asker.watch, question).await {
+                Err(Left) => return Err(Cause::ClientGone),
+                Ok(Ok(Answer::BuildLogs { runner, snapshot_ref })) => (runner, snapshot_ref),
+                Ok(Ok(Answer::No)) => return Err(Cause::AuthInvalid),
+                Ok(Ok(_)) => return Err(Cause::NotFound),
+                Ok(Err(trouble)) => return Err(Cause::Api(trouble)),
+            };
+            let runner = asker.shard.pool.runner(address).ok_or(Cause::Api(Trouble::RunnerUrl))?;
+            let mut target = format!("{}/snapshots/logs?snapshotRef=", runner.address.base_path);
+            encode_query_value(&snapshot_ref, &mut target);
+            if *follow {
+                target.push_str("&follow=true");
+            }
+            let path_prefix = String::new();
+            Ok(Target { runner, path_prefix, path_at: 0, whole_target: Some(target), strip_authorization })
+        }
+    }
+}
+
+fn prefix(runner: &Runner, sandbox: &SandboxId) -> String {
+    let base = &runner.address.base_path;
+    let mut prefix = String::with_capacity(base.len() + 100);
+    prefix.push_str(base);
+    prefix.push_str("/sandboxes/");
+    prefix.push_str(sandbox.as_str());
+    prefix.push_str("/toolbox");
+    prefix
+}
+
+async fn runner_of(asker: &Asker<'_>, sandbox: &SandboxId, fresh: bool) -> Result<Rc<Runner>, Cause> {
+    let shard = asker.shard;
+    if fresh {
+        shard.places.borrow_mut().remove(sandbox);
+    } else if let Some(place) = shard.places.borrow_mut().get(sandbox, asker.now) {
+        add(&shard.counters.cache_hits[CacheKind::Runner as usize], 1);
+        return place.clone().ok_or(Cause::SandboxNotRunning);
+    }
+    add(&shard.counters.cache_misses[CacheKind::Runner as usize], 1);
+    let reply: Reply = match ask(shard, asker.watch, Question::Runner { sandbox: *sandbox, fresh }).await {
+        Err(Left) => return Err(Cause::ClientGone),
+        Ok(reply) => reply,
+    };
+    let (place, ttl) = match reply {
+        Ok(Answer::Runner(address)) => {
+            let runner = shard.pool.runner(address).ok_or(Cause::Api(Trouble::RunnerUrl))?;
+            (Some(runner), shard.config.ttl_runner)
+        }
+        Ok(Answer::NotFound | Answer::No) => (None, shard.config.ttl_negative),
+        Ok(_) => return Err(Cause::Api(Trouble::ApiGarbage)),
+        Err(trouble) => return Err(Cause::Api(trouble)),
+    };
+    shard.places.borrow_mut().insert(*sandbox, place.clone(), ttl, Instant::now());
+    place.ok_or(Cause::SandboxNotRunning)
+}
+
+/// Everything but RFC 3986 unreserved characters is percent-encoded, so the value can end nothing and add nothing.
+fn encode_query_value(value: &str, out: &mut String) {
+    for byte in value.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_ref_cannot_add_a_parameter() {
+        let mut out = String::new();
+        encode_query_value("reg/snap:1&snapshotRef=stolen#x y", &mut out);
+        assert_eq!(out, "reg%2Fsnap%3A1%26snapshotRef%3Dstolen%23x%20y");
+    }
+}
