@@ -156,7 +156,8 @@ mod tests {
             flights.cancel(waiter(0, ticket));
         }
         assert_eq!(flights.count(), 0);
-        let ended = tasks.join_next().await.expect("a task").expect_err("cancelled");
+        let ended = crate::control::fake_api::within(tasks.join_next()).await;
+        let ended = ended.expect("a task").expect_err("cancelled");
         assert!(ended.is_cancelled());
         assert!(flights.by_question.is_empty() && flights.by_waiter.is_empty());
     }
