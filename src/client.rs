@@ -153,7 +153,11 @@ async fn requests(shard: &Shard, client: &Client) -> Next {
                     shard.buffers.give(buf);
                     return next;
                 }
-                if overread.is_empty() {
+                if overread.is_empty() && buf.len() == head_bytes + used {
+                    // The usual case: nothing is pipelined. Whether more is there is for the ring to say.
+                    shard.buffers.give(buf);
+                    return Next::KeepAlive;
+                } else if overread.is_empty() {
                     buf.drain(..head_bytes + used);
                 } else {
                     // Only a body that was read to its end leaves bytes of a later request.
