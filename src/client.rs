@@ -95,7 +95,8 @@ pub async fn serve(shard: Rc<Shard>, socket: Socket, peer: IpAddr) {
             Next::KeepAlive | Next::Close => break,
             Next::Tunnel(tunnel) => {
                 client.watch.busy();
-                tunnel::run(&client.transport, tunnel, client.means(&shard)).await;
+                // Apart, so that connections that never become tunnels do not carry its state.
+                Box::pin(tunnel::run(&client.transport, tunnel, client.means(&shard))).await;
                 break;
             }
         }
