@@ -44,7 +44,8 @@ pub struct Log {
     mode: AccessLog,
     slow: Option<Duration>,
     batch: RefCell<(Vec<u8>, u64)>,
-    writer: SyncSender<Vec<u8>>,
+    /// `None` once closed.
+    writer: RefCell<Option<SyncSender<Vec<u8>>>>,
     counters: Rc<Counters>,
 }
 
@@ -55,7 +56,7 @@ impl Log {
         writer: SyncSender<Vec<u8>>,
         counters: Rc<Counters>,
     ) -> Self {
-        Self { mode, slow, batch: RefCell::default(), writer, counters }
+        Self { mode, slow, batch: RefCell::default(), writer: RefCell::new(Some(writer)), counters }
     }
 
     pub fn wants(&self, status: u16, took: Duration) -> bool {
@@ -113,11 +114,22 @@ impl Log {
             return;
         }
         let (bytes, lines) = std::mem::take(&mut *batch);
-        match self.writer.try_send(bytes) {
+        let writer = self.writer.borrow();
+        let Some(writer) = writer.as_ref() else {
+            return add(&self.counters.log_lines_dropped, lines);
+        };
+        match writer.try_send(bytes) {
             Ok(()) => add(&self.counters.log_lines, lines),
             Err(mpsc::TrySendError::Full(bytes)) if bytes.len() < BATCH_BYTES_MAX => *batch = (bytes, lines),
             Err(_) => add(&self.counters.log_lines_dropped, lines),
         }
+    }
+
+    /// Hands over what is left and lets the writer go, which ends when every shard has. Not left to dropping: the
+    /// runtime need not drop a task that still waits, and each holds its shard.
+    pub fn close(&self) {
+        self.hand_over();
+        self.writer.borrow_mut().take();
     }
 }
 

@@ -124,7 +124,7 @@ async fn mail(shard: &Rc<Shard>, down: &Down, listener: &RefCell<Option<Socket>>
                     }
                 }
                 ToShard::Stop => {
-                    shard.log.hand_over();
+                    shard.log.close();
                     return Ok(());
                 }
             }
