@@ -95,7 +95,8 @@ pub async fn serve(shard: Rc<Shard>, socket: Socket, peer: IpAddr) {
             Next::KeepAlive | Next::Close => break,
             Next::Tunnel(tunnel) => {
                 client.watch.busy();
-                tunnel::run(&client.transport, tunnel, client.means(&shard)).await;
+                // Apart, so that connections that never become tunnels do not carry its state.
+                Box::pin(tunnel::run(&client.transport, tunnel, client.means(&shard))).await;
                 break;
             }
         }
@@ -153,7 +154,11 @@ async fn requests(shard: &Shard, client: &Client) -> Next {
                     shard.buffers.give(buf);
                     return next;
                 }
-                if overread.is_empty() {
+                if overread.is_empty() && buf.len() == head_bytes + used {
+                    // The usual case: nothing is pipelined. Whether more is there is for the ring to say.
+                    shard.buffers.give(buf);
+                    return Next::KeepAlive;
+                } else if overread.is_empty() {
                     buf.drain(..head_bytes + used);
                 } else {
                     // Only a body that was read to its end leaves bytes of a later request.

@@ -1,4 +1,4 @@
-//! The one table from a cause to the answer a client sees (FEATURES 6b).
+//! The one table from a cause to the answer a client sees.
 //!
 //! Whose fault first, then what. The text outside is chosen here; nothing that came from the API, a runner or the
 //! system is ever put into it. The inside text goes to the log, complete.

@@ -23,7 +23,7 @@ pub struct Limits {
     pub runner_first_byte: Option<Duration>,
     /// TCP connect to a runner.
     pub runner_connect: Duration,
-    /// How long an idle runner connection is kept; below the runner's own 70 s (CONTRACT 3).
+    /// How long an idle runner connection is kept; below the runner's own 70 s.
     pub runner_idle: Duration,
     /// Idle runner connections kept per shard. Costs a socket and about 300 bytes each.
     pub runner_idle_max: usize,

@@ -20,7 +20,7 @@ pub enum Question {
     BuildLogs { of: crate::route::BuildLogsOf, bearer: Token, client_ip: IpAddr },
 }
 
-/// The proofs the API judges. Part of every cache key: a token good in one slot says nothing about another (W17).
+/// The proofs the API judges. Part of every cache key: a token good in one slot says nothing about another.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum ProofKind {
     /// `Authorization: Bearer`: `GET /preview/{id}/access` with the caller's own bearer.

@@ -8,6 +8,11 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+/// A request's working state is allocated when its first byte comes and freed with its last: an allocator that keeps
+/// such pieces per thread saves about a tenth of its CPU.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The configuration is wrong; nothing was started. The same as for a wrong command line.
 const EXIT_CONFIG: u8 = 2;
 

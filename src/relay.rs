@@ -164,19 +164,55 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
                 Moved::Bytes(n) => n,
             };
             total += n as u64;
-            match framing {
-                SinkFraming::Bare => self.send(&buf).await?,
-                SinkFraming::Chunked => self.send_chunk(&buf).await?,
+            // The usual case needs no wait. What does is kept apart: an idle lane is as small as its first wait.
+            let sent = match framing {
+                SinkFraming::Bare => self.send_now(&buf)?,
+                SinkFraming::Chunked => 0,
+            };
+            unpaused += n as u64;
+            full_reads = if n == room { full_reads + 1 } else { 0 };
+            let (turn, splice) = (unpaused >= TURN, full_reads >= FULL_READS);
+            if sent < n || turn || splice {
+                total += Box::pin(self.catch_up(&buf[sent..], framing, turn, splice)).await?;
+                unpaused = if turn { 0 } else { unpaused };
+                full_reads = if splice { 0 } else { full_reads };
             }
             self.means.buffers.give(buf);
-            self.take_turns(&mut unpaused, n as u64).await?;
-            full_reads = if n == room { full_reads + 1 } else { 0 };
-            if full_reads >= FULL_READS {
-                full_reads = 0;
-                if let Some(pipe) = self.pipe()? {
-                    total += self.spliced_while_busy(pipe, framing).await?;
-                }
+        }
+    }
+
+    /// What [`Self::until_end`] does when it has to wait or there is much to move. Returns the bytes moved beyond
+    /// `rest`.
+    async fn catch_up(
+        &self,
+        rest: &[u8],
+        framing: SinkFraming,
+        turn: bool,
+        splice: bool,
+    ) -> Result<u64, Fault> {
+        match framing {
+            SinkFraming::Bare => self.send(rest).await?,
+            SinkFraming::Chunked => self.send_chunk(rest).await?,
+        }
+        let pipe = if splice { self.pipe()? } else { None };
+        let moved = match pipe {
+            Some(pipe) => self.spliced_while_busy(pipe, framing).await?,
+            None => 0,
+        };
+        if turn {
+            self.wait_writable().await?;
+        }
+        Ok(moved)
+    }
+
+    /// Sends what the sink takes at once; how much that was.
+    fn send_now(&self, bytes: &[u8]) -> Result<usize, Fault> {
+        match self.sink.try_send(bytes).map_err(Fault::SinkBroke)? {
+            Moved::Bytes(n) => {
+                self.count(n as u64, Mover::Copy);
+                Ok(n)
             }
+            Moved::End | Moved::NotReady => Ok(0),
         }
     }
 

@@ -173,9 +173,11 @@ pub fn shown(kind: table::Kind, value: &str) -> String {
     }
 }
 
-/// Names of the test harness (`SANDGATE_TEST_*`) are left to it.
+/// Names of the test harness (`SANDGATE_TEST_*`) and of what starts us (`SANDGATE_BIN`, where the binary is) are
+/// left to them.
 fn is_ours(name: &str) -> bool {
-    table::find(name).is_some() || (name.starts_with(OWN_PREFIX) && !name.starts_with("SANDGATE_TEST_"))
+    table::find(name).is_some()
+        || (name.starts_with(OWN_PREFIX) && !name.starts_with("SANDGATE_TEST_") && name != "SANDGATE_BIN")
 }
 
 /// Kubernetes puts `SANDGATE_PORT`, `SANDGATE_SERVICE_HOST`, `SANDGATE_PORT_4000_TCP_ADDR` and the like into every
@@ -213,6 +215,7 @@ mod tests {
             ("SANDGATE_SERVICE_PORT_HTTP", "4000"),
             ("SANDGATE_METRICS_PORT_9090_TCP_PROTO", "tcp"),
             ("SANDGATE_TEST_DRIVER", "epoll"),
+            ("SANDGATE_BIN", "target/release/sandgate"),
             ("HOME", "/root"),
         ]);
         assert_eq!(environment.mistakes(), []);

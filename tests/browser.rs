@@ -1,0 +1,193 @@
+//! A real Chromium against the demo: what a person with a browser gets.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use tokio_tungstenite::tungstenite::stream::MaybeTlsStream;
+use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// `sandgate demo` as a process.
+struct Demo {
+    child: Child,
+    port: u16,
+}
+
+impl Demo {
+    fn start() -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sandgate"));
+        command.args(["demo", "--port", &port.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().expect("the binary starts");
+        let begun = Instant::now();
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            let ended = child.try_wait().expect("a child of ours");
+            assert!(ended.is_none() && begun.elapsed() < DEADLINE, "the demo does not listen: {ended:?}");
+            std::thread::yield_now();
+        }
+        Self { child, port }
+    }
+
+    /// The page's document as the browser has it once all of `parts` are in it, or at the deadline.
+    fn document(&self, sandbox: &str, parts: &[&str]) -> String {
+        let url = format!("http://3000-{sandbox}.localhost:{}/", self.port);
+        let mut page = Browser::open(&url);
+        let script = format!(
+            "new Promise(done => {{
+                const parts = {parts}, html = () => document.documentElement.outerHTML;
+                const look = () => {{ if (parts.every(part => html().includes(part))) done(html()); }};
+                new MutationObserver(look).observe(document, {{subtree: true, childList: true, characterData: true}});
+                setTimeout(() => done(html()), {deadline});
+                look();
+            }})",
+            parts = serde_json::json!(parts),
+            deadline = DEADLINE.as_millis(),
+        );
+        page.evaluate(&script)
+    }
+}
+
+/// A headless Chromium with one page, driven over its DevTools protocol.
+struct Browser {
+    child: Child,
+    page: WebSocket<MaybeTlsStream<TcpStream>>,
+    _profile: Profile,
+}
+
+impl Browser {
+    fn open(url: &str) -> Self {
+        let browser = std::env::var("SANDGATE_TEST_CHROMIUM").unwrap_or_else(|_| "chromium".into());
+        let profile = Profile::new();
+        let mut child = Command::new(&browser)
+            .args("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run".split(' '))
+            .args("--disable-background-networking --disable-component-update --disable-sync".split(' '))
+            .args(["--remote-debugging-port=0", &format!("--user-data-dir={}", profile.0.display()), url])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{browser} does not start ({error}): apt-get install chromium"));
+        let stderr = child.stderr.take().expect("piped");
+        let mut lines = BufReader::new(stderr).lines().map_while(Result::ok);
+        let address = lines
+            .find_map(|line| line.strip_prefix("DevTools listening on ws://").map(str::to_owned))
+            .and_then(|rest| rest.split('/').next().map(str::to_owned))
+            .expect("the browser says where its DevTools are");
+        // The rest is noise, but a full pipe would hold the browser up.
+        std::thread::spawn(move || lines.for_each(drop));
+        let begun = Instant::now();
+        let socket = loop {
+            let pages: Vec<serde_json::Value> = serde_json::from_slice(&fetch(&address)).unwrap_or_default();
+            let found = pages.iter().find(|page| page["type"] == "page" && page["url"] == url);
+            if let Some(socket) = found.and_then(|page| page["webSocketDebuggerUrl"].as_str()) {
+                break socket.to_owned();
+            }
+            assert!(begun.elapsed() < DEADLINE, "the browser has no page {url}");
+            std::thread::yield_now();
+        };
+        let (page, _) = tungstenite::connect(socket).expect("the page's DevTools take us");
+        Self { child, page, _profile: profile }
+    }
+
+    /// The text a promise of the page resolves to. A page that is replaced meanwhile (the first one, by the one
+    /// asked for) takes its promises with it: then the next page is asked.
+    fn evaluate(&mut self, script: &str) -> String {
+        let begun = Instant::now();
+        for id in 1.. {
+            let parameters =
+                serde_json::json!({"expression": script, "awaitPromise": true, "returnByValue": true});
+            let call = serde_json::json!({"id": id, "method": "Runtime.evaluate", "params": parameters});
+            self.page.send(Message::text(call.to_string())).expect("the browser listens");
+            let answer = loop {
+                let message = self.page.read().expect("the browser answers").into_data();
+                let message: serde_json::Value = serde_json::from_slice(&message).expect("JSON");
+                if message["id"] == id {
+                    break message;
+                }
+            };
+            if let Some(text) = answer["result"]["result"]["value"].as_str() {
+                return text.to_owned();
+            }
+            assert!(begun.elapsed() < DEADLINE, "the page does not answer: {answer}");
+        }
+        String::new()
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The list of the browser's pages.
+fn fetch(address: &str) -> Vec<u8> {
+    let mut stream = TcpStream::connect(address).expect("the DevTools listen");
+    write!(stream, "GET /json/list HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")
+        .expect("written");
+    let mut answer = Vec::new();
+    let mut reader = BufReader::new(stream);
+    let mut length = 0;
+    let mut line = String::new();
+    while reader.read_line(&mut line).is_ok_and(|n| n > 2) {
+        let (name, value) = line.split_once(':').unwrap_or_default();
+        if name.eq_ignore_ascii_case("content-length") {
+            length = value.trim().parse().expect("digits");
+        }
+        line.clear();
+    }
+    answer.resize(length, 0);
+    reader.read_exact(&mut answer).expect("a whole answer");
+    answer
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A new, empty profile, removed with the test.
+struct Profile(PathBuf);
+
+impl Profile {
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("sandgate-browser-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&path).expect("a directory of our own");
+        Self(path)
+    }
+}
+
+impl Drop for Profile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn a_page_loads_its_script_its_live_connection_opens_and_its_own_requests_pass() {
+    let parts = [
+        "You came through the gate",
+        "WebSocket to /live is open",
+        "GET /sandboxes/web/toolbox/proxy/3000/echo HTTP/1.1",
+        "X-Forwarded-Host: 3000-web.localhost",
+    ];
+    let document = Demo::start().document("web", &parts);
+    for part in parts {
+        assert!(document.contains(part), "{part} is missing in:\n{document}");
+    }
+}
+
+#[test]
+fn a_private_sandbox_shows_nothing_but_that_credentials_are_needed() {
+    let document = Demo::start().document("private", &["AUTH_REQUIRED"]);
+    assert!(document.contains("AUTH_REQUIRED"), "{document}");
+    assert!(!document.contains("/sandboxes/private/"), "{document}");
+}

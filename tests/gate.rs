@@ -1,0 +1,12 @@
+//! The binary over real sockets: the API and the runner are scripted here, byte by byte.
+
+#[path = "gate/answers.rs"]
+mod answers;
+#[path = "gate/harness.rs"]
+mod harness;
+#[path = "gate/life.rs"]
+mod life;
+#[path = "gate/smuggling.rs"]
+mod smuggling;
+#[path = "gate/tunnels.rs"]
+mod tunnels;

@@ -1,0 +1,221 @@
+//! Answers cut short, answers with too much behind them, answers that never come, and bodies to the byte.
+
+use crate::harness::{Api, Gate, HOST, Runner, ok};
+use sha2::{Digest, Sha256};
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+
+#[test]
+fn a_truncated_answer_is_never_passed_as_a_complete_one() {
+    let runner = Runner::start(|mut wire, _| {
+        let Ok(Some(request)) = wire.message() else { return };
+        let kind = request.target().rsplit('/').next().unwrap_or_default().to_owned();
+        let answer: &[u8] = match kind.as_str() {
+            "short" | "short-rst" => b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello",
+            "chunked" | "chunked-rst" => {
+                b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+            }
+            "in-chunk" => b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\nhello",
+            "no-last-crlf" => b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n",
+            "close-rst" => b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello",
+            _ => b"HTTP/1.1 200 OK\r\nContent-Le",
+        };
+        wire.send(answer).expect("the gate reads");
+        if kind.ends_with("-rst") {
+            wire.reset();
+        }
+    });
+    let gate = Gate::start(&Api::start(runner.addr), &[]);
+    for kind in
+        ["short", "short-rst", "chunked", "chunked-rst", "in-chunk", "no-last-crlf", "close-rst", "head"]
+    {
+        match gate.get(&format!("/{kind}")) {
+            Ok(answer) => assert_eq!(answer.status(), 502, "{kind}: {answer:?}"),
+            Err(error) => assert!(
+                matches!(
+                    error.kind(),
+                    std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::ConnectionReset
+                ),
+                "{kind}: {error}"
+            ),
+        }
+    }
+}
+
+#[test]
+fn bytes_behind_an_answer_reach_no_other_client() {
+    let runner = Runner::start(|mut wire, _| {
+        while let Ok(Some(request)) = wire.message() {
+            let mut answer = ok(request.target());
+            if request.target().ends_with("/odd") {
+                answer.extend_from_slice(&ok("stolen"));
+            }
+            if wire.send(answer).is_err() {
+                return;
+            }
+        }
+    });
+    let gate = Gate::start(&Api::start(runner.addr), &[]);
+    for round in 0..20 {
+        let odd = gate.get("/odd").expect("an answer");
+        assert!(odd.text().ends_with("/odd"), "{odd:?}");
+        let path = format!("/next-{round}");
+        let next = gate.get(&path).expect("an answer");
+        assert!(next.text().ends_with(&path), "{next:?}");
+    }
+    // None of the connections with an oddity was used again.
+    assert!(runner.received().len() > 20, "{}", runner.received().len());
+}
+
+#[test]
+fn a_get_survives_a_stale_connection_and_a_post_is_never_executed_twice() {
+    let executed: Arc<Mutex<Vec<String>>> = Arc::default();
+    let seen = executed.clone();
+    let runner = Runner::start(move |mut wire, _| {
+        let mut first = true;
+        while let Ok(Some(request)) = wire.message() {
+            seen.lock().expect("no thread panics with it").push(request.text());
+            // The second request of every connection finds nobody.
+            if !first || request.target().ends_with("/never") {
+                return;
+            }
+            first = false;
+            if wire.send(ok("fine")).is_err() {
+                return;
+            }
+        }
+    });
+    let gate = Gate::start(&Api::start(runner.addr), &[]);
+    let post = |path: &str, id: &str| {
+        let mut wire = gate.connect();
+        let length = id.len();
+        wire.send(format!("POST {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {length}\r\n\r\n{id}"))
+            .expect("the gate reads");
+        wire.expect_message().expect("an answer")
+    };
+    let mut lost = 0;
+    for round in 0..20 {
+        assert_eq!(gate.get("/get").expect("an answer").status(), 200);
+        let answer = post("/post", &format!("id-{round}"));
+        if answer.status() != 200 {
+            assert_eq!(answer.status(), 502, "{answer:?}");
+            assert!(answer.has_code("UPSTREAM_CLOSED"), "{answer:?}");
+            lost += 1;
+        }
+        let answer = post("/never", &format!("never-{round}"));
+        assert_eq!(answer.status(), 502, "{answer:?}");
+        assert!(answer.has_code("UPSTREAM_CLOSED"), "{answer:?}");
+    }
+    assert!(lost > 0, "no request ever met a stale connection");
+    let executed = executed.lock().expect("no thread panics with it");
+    let mut ids: Vec<_> = executed.iter().filter(|id| !id.is_empty()).collect();
+    let count = ids.len();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), count, "executed twice");
+}
+
+#[test]
+fn an_early_answer_reaches_a_client_that_is_still_uploading() {
+    let runner = Runner::start(|mut wire, _| {
+        let Ok(Some(_)) = wire.head() else { return };
+        wire.send("HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig")
+            .expect("the gate reads");
+        while wire.fill().is_ok_and(|n| n > 0) {
+            wire.take_ahead();
+        }
+    });
+    let gate = Gate::start(&Api::start(runner.addr), &[]);
+    let mut wire = gate.connect();
+    let total = 50 << 20;
+    wire.send(format!("POST /up HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {total}\r\n\r\n"))
+        .expect("the gate reads");
+    let mut up = crate::harness::Wire::new(wire.stream.try_clone().expect("a descriptor"));
+    let upload = std::thread::spawn(move || {
+        let block = vec![b'x'; 1 << 20];
+        // The gate may end it.
+        (0..50).all(|_| up.send(&block).is_ok())
+    });
+    let answer = wire.expect_message().expect("the early answer");
+    assert_eq!((answer.status(), answer.text().as_str()), (413, "big"));
+    drop(wire);
+    upload.join().expect("it only writes");
+}
+
+#[test]
+fn a_chunked_upload_arrives_to_the_byte() {
+    let got: Arc<Mutex<Vec<u8>>> = Arc::default();
+    let seen = got.clone();
+    let runner = Runner::start(move |mut wire, _| {
+        while let Ok(Some(request)) = wire.message() {
+            *seen.lock().expect("no thread panics with it") = request.body;
+            if wire.send(ok("done")).is_err() {
+                return;
+            }
+        }
+    });
+    let gate = Gate::start(&Api::start(runner.addr), &[]);
+    let body: Vec<u8> = (0..3_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let mut wire = gate.connect();
+    wire.send(format!("POST /up HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked\r\n\r\n"))
+        .expect("the gate reads");
+    let (mut at, mut size) = (0, 1);
+    while at < body.len() {
+        let end = (at + size).min(body.len());
+        let mut chunk = format!("{:x};ext=\"v\"\r\n", end - at).into_bytes();
+        chunk.extend_from_slice(&body[at..end]);
+        chunk.extend_from_slice(b"\r\n");
+        wire.send(chunk).expect("the gate reads");
+        (at, size) = (end, size * 3 % 70_001 + 1);
+    }
+    wire.send("0\r\n\r\n").expect("the gate reads");
+    assert_eq!(wire.expect_message().expect("an answer").text(), "done");
+    assert!(*got.lock().expect("no thread panics with it") == body, "the runner got other bytes");
+    // The connection stands where the body ended.
+    assert_eq!(wire.get("/again").expect("an answer").text(), "done");
+}
+
+#[test]
+fn a_large_download_arrives_to_the_byte_in_bounded_memory() {
+    const BLOCK: usize = 1 << 20;
+    const BLOCKS: usize = 200;
+    let block = |n: usize| -> Vec<u8> {
+        let mut block = vec![0; BLOCK];
+        for (at, word) in block.chunks_exact_mut(8).enumerate() {
+            let value = ((n * BLOCK + at) as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            word.copy_from_slice(&value.to_le_bytes());
+        }
+        block
+    };
+    let runner = Runner::start(move |mut wire, _| {
+        while let Ok(Some(request)) = wire.message() {
+            if !request.target().ends_with("/big") {
+                wire.send(ok("small")).expect("the gate reads");
+                continue;
+            }
+            let length = BLOCK * BLOCKS;
+            wire.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n"))
+                .expect("the gate reads");
+            for n in 0..BLOCKS {
+                wire.send(block(n)).expect("the gate reads");
+            }
+        }
+    });
+    let gate = Gate::start(&Api::start(runner.addr), &[]);
+    let mut wire = gate.connect();
+    wire.get("/small").expect("an answer");
+    let before = gate.resident();
+    wire.send(format!("GET /big HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).expect("the gate reads");
+    wire.head().expect("an answer").expect("an answer");
+    let (mut got, mut sent) = (Sha256::new(), Sha256::new());
+    let highest = AtomicUsize::new(0);
+    for n in 0..BLOCKS {
+        got.update(wire.exactly(BLOCK).expect("the whole body"));
+        sent.update(block(n));
+        highest.fetch_max(gate.resident() as usize, SeqCst);
+    }
+    assert_eq!(got.finalize(), sent.finalize());
+    let grown = (highest.load(SeqCst) as u64).saturating_sub(before);
+    assert!(grown < 32 * 1024, "{grown} KiB more");
+    assert_eq!(wire.get("/small").expect("an answer").text(), "small");
+}

@@ -1,0 +1,391 @@
+//! A gate as a process of its own, a scripted API, scripted runners and a client that reads strictly.
+
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+/// Port 3000 of a public sandbox.
+pub const HOST: &str = "3000-sb1.preview.test";
+/// Nothing here takes as long.
+pub const DEADLINE: Duration = Duration::from_secs(10);
+
+/// What a connection received.
+type Tape = Arc<Mutex<Vec<u8>>>;
+
+/// One side of a connection, read message by message.
+pub struct Wire {
+    pub stream: TcpStream,
+    ahead: Vec<u8>,
+    tape: Option<Tape>,
+}
+
+/// A request or a response, whole.
+#[derive(Debug, Clone)]
+pub struct Message {
+    pub first: String,
+    pub fields: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Message {
+    pub fn status(&self) -> u16 {
+        self.first.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0)
+    }
+
+    pub fn target(&self) -> &str {
+        self.first.split(' ').nth(1).unwrap_or("")
+    }
+
+    pub fn is_response(&self) -> bool {
+        self.first.starts_with("HTTP/")
+    }
+
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.fields.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn has_code(&self, code: &str) -> bool {
+        self.field("X-Preview-Error-Code") == Some(code)
+            && self.text().contains(&format!("\"code\":\"{code}\""))
+    }
+}
+
+impl Wire {
+    pub fn new(stream: TcpStream) -> Self {
+        stream.set_read_timeout(Some(DEADLINE)).expect("a timeout that is not zero");
+        stream.set_write_timeout(Some(DEADLINE)).expect("a timeout that is not zero");
+        stream.set_nodelay(true).expect("TCP");
+        Self { stream, ahead: Vec::new(), tape: None }
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        self.stream.write_all(bytes.as_ref())
+    }
+
+    /// A GET on this connection, and its answer.
+    pub fn get(&mut self, path: &str) -> io::Result<Message> {
+        self.send(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n"))?;
+        self.expect_message()
+    }
+
+    /// `None`: the end came before the first byte.
+    pub fn message(&mut self) -> io::Result<Option<Message>> {
+        let Some(mut message) = self.head()? else { return Ok(None) };
+        message.body = self.body(&message)?;
+        Ok(Some(message))
+    }
+
+    pub fn expect_message(&mut self) -> io::Result<Message> {
+        self.message()?.ok_or_else(|| ErrorKind::UnexpectedEof.into())
+    }
+
+    pub fn head(&mut self) -> io::Result<Option<Message>> {
+        let end = loop {
+            if let Some(end) = find(&self.ahead, b"\r\n\r\n") {
+                break end;
+            }
+            if self.fill()? == 0 {
+                return if self.ahead.is_empty() { Ok(None) } else { Err(ErrorKind::UnexpectedEof.into()) };
+            }
+        };
+        let head: Vec<u8> = self.ahead.drain(..end + 4).collect();
+        let text = String::from_utf8_lossy(&head[..end]).into_owned();
+        let mut lines = text.split("\r\n");
+        let first = lines.next().unwrap_or_default().to_owned();
+        let mut fields = Vec::new();
+        for line in lines {
+            let (name, value) = line.split_once(':').ok_or(ErrorKind::InvalidData)?;
+            if line.contains(['\r', '\n', '\0']) || name.contains([' ', '\t']) {
+                return Err(ErrorKind::InvalidData.into());
+            }
+            fields.push((name.to_owned(), value.trim().to_owned()));
+        }
+        Ok(Some(Message { first, fields, body: Vec::new() }))
+    }
+
+    fn body(&mut self, head: &Message) -> io::Result<Vec<u8>> {
+        let of = |name: &str| head.fields.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name)).count();
+        let (lengths, codings) = (of("Content-Length"), of("Transfer-Encoding"));
+        if lengths + codings > 1 {
+            return Err(ErrorKind::InvalidData.into());
+        }
+        if let Some(length) = head.field("Content-Length") {
+            return self.exactly(length.parse().map_err(|_| ErrorKind::InvalidData)?);
+        }
+        if head.field("Transfer-Encoding").is_some() {
+            return self.chunks();
+        }
+        let bodiless = !head.is_response() || head.status() < 200 || matches!(head.status(), 204 | 304);
+        if bodiless { Ok(Vec::new()) } else { self.rest() }
+    }
+
+    pub fn exactly(&mut self, n: usize) -> io::Result<Vec<u8>> {
+        while self.ahead.len() < n {
+            if self.fill()? == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(self.ahead.drain(..n).collect())
+    }
+
+    fn line(&mut self) -> io::Result<String> {
+        loop {
+            if let Some(end) = find(&self.ahead, b"\r\n") {
+                let line = self.ahead.drain(..end + 2).take(end).collect::<Vec<u8>>();
+                return String::from_utf8(line).map_err(|_| ErrorKind::InvalidData.into());
+            }
+            if self.fill()? == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+
+    fn chunks(&mut self) -> io::Result<Vec<u8>> {
+        let mut body = Vec::new();
+        loop {
+            let line = self.line()?;
+            let digits = !line.is_empty() && line.bytes().all(|b| b.is_ascii_hexdigit());
+            let size =
+                usize::from_str_radix(&line, 16).ok().filter(|_| digits).ok_or(ErrorKind::InvalidData)?;
+            if size == 0 {
+                break;
+            }
+            body.extend(self.exactly(size)?);
+            if !self.line()?.is_empty() {
+                return Err(ErrorKind::InvalidData.into());
+            }
+        }
+        while !self.line()?.is_empty() {}
+        Ok(body)
+    }
+
+    /// Everything up to the other side's end.
+    pub fn rest(&mut self) -> io::Result<Vec<u8>> {
+        while self.fill()? > 0 {}
+        Ok(std::mem::take(&mut self.ahead))
+    }
+
+    /// The other side sends nothing more: it has ended or reset the connection.
+    pub fn is_over(&mut self) -> bool {
+        match self.rest() {
+            Ok(rest) => rest.is_empty(),
+            Err(error) => error.kind() == ErrorKind::ConnectionReset && self.ahead.is_empty(),
+        }
+    }
+
+    pub fn end_writing(&self) {
+        // Already gone is ended too.
+        let _ = self.stream.shutdown(Shutdown::Write);
+    }
+
+    pub fn reset(self) {
+        socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).expect("an open socket");
+    }
+
+    pub fn fill(&mut self) -> io::Result<usize> {
+        let mut piece = [0; 64 * 1024];
+        let n = self.stream.read(&mut piece)?;
+        self.ahead.extend_from_slice(&piece[..n]);
+        if let Some(tape) = &self.tape {
+            tape.lock().expect("no thread panics with it").extend_from_slice(&piece[..n]);
+        }
+        Ok(n)
+    }
+
+    pub fn take_ahead(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.ahead)
+    }
+}
+
+pub fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
+    hay.windows(needle.len()).position(|w| w == needle)
+}
+
+pub fn ok(body: &str) -> Vec<u8> {
+    format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+/// Records what each connection received; behaves as the test says.
+pub struct Runner {
+    pub addr: SocketAddr,
+    tapes: Arc<Mutex<Vec<Tape>>>,
+}
+
+impl Runner {
+    /// `behave` gets each connection and its number, from 0.
+    pub fn start(behave: impl Fn(Wire, usize) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+        let addr = listener.local_addr().expect("it is bound");
+        let tapes: Arc<Mutex<Vec<Tape>>> = Arc::default();
+        let (all, behave) = (tapes.clone(), Arc::new(behave));
+        thread::spawn(move || {
+            for (number, stream) in listener.incoming().enumerate() {
+                let Ok(stream) = stream else { return };
+                let tape: Tape = Arc::default();
+                all.lock().expect("no thread panics with it").push(tape.clone());
+                let behave = behave.clone();
+                let mut wire = Wire::new(stream);
+                wire.tape = Some(tape);
+                thread::spawn(move || behave(wire, number));
+            }
+        });
+        Self { addr, tapes }
+    }
+
+    /// Answers every whole request with its target.
+    pub fn echo() -> Self {
+        Self::start(|mut wire, _| {
+            while let Ok(Some(request)) = wire.message() {
+                if wire.send(ok(request.target())).is_err() {
+                    return;
+                }
+            }
+        })
+    }
+
+    /// The bytes of each connection so far.
+    pub fn received(&self) -> Vec<Vec<u8>> {
+        let tapes = self.tapes.lock().expect("no thread panics with it");
+        tapes.iter().map(|t| t.lock().expect("no thread panics with it").clone()).collect()
+    }
+}
+
+/// What the API says, and how often it was asked.
+pub struct Api {
+    pub addr: SocketAddr,
+    pub script: Arc<Script>,
+}
+
+pub struct Script {
+    pub runner_port: AtomicU16,
+    /// Of every answer.
+    pub status: AtomicU16,
+    pub runner_questions: AtomicUsize,
+    pub questions: AtomicUsize,
+}
+
+impl Api {
+    pub fn start(runner: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+        let addr = listener.local_addr().expect("it is bound");
+        let script = Arc::new(Script {
+            runner_port: AtomicU16::new(runner.port()),
+            status: AtomicU16::new(200),
+            runner_questions: AtomicUsize::new(0),
+            questions: AtomicUsize::new(0),
+        });
+        let told = script.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(stream) = stream else { return };
+                let told = told.clone();
+                thread::spawn(move || told.answer(Wire::new(stream)));
+            }
+        });
+        Self { addr, script }
+    }
+}
+
+impl Script {
+    fn answer(&self, mut wire: Wire) {
+        while let Ok(Some(request)) = wire.message() {
+            let runner = request.target().starts_with("/api/runners/by-sandbox/");
+            self.questions.fetch_add(1, SeqCst);
+            self.runner_questions.fetch_add(usize::from(runner), SeqCst);
+            let body = if runner {
+                let port = self.runner_port.load(SeqCst);
+                format!("{{\"proxyUrl\":\"http://127.0.0.1:{port}\",\"apiKey\":\"k\"}}")
+            } else {
+                "true".into()
+            };
+            let status = match self.status.load(SeqCst) {
+                200 if request.first.starts_with("POST") => 201,
+                status => status,
+            };
+            let length = body.len();
+            let answer = format!(
+                "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+            );
+            if wire.send(answer).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The process under test; killed when dropped.
+pub struct Gate {
+    pub child: Child,
+    pub addr: SocketAddr,
+}
+
+impl Gate {
+    pub fn start(api: &Api, settings: &[(&str, &str)]) -> Self {
+        let port = free_port();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sandgate"));
+        command
+            .env("DAYTONA_API_URL", format!("http://{}/api", api.addr))
+            .env("PROXY_PORT", port.to_string())
+            .env("PROXY_PROTOCOL", "http")
+            .env("PROXY_API_KEY", "a-key-of-this-test-and-of-nothing-else")
+            .env("SANDGATE_LISTEN", "127.0.0.1")
+            .env("SANDGATE_SHARDS", "1")
+            .envs(settings.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        if let Ok(driver) = std::env::var("SANDGATE_TEST_DRIVER") {
+            command.env("SANDGATE_DRIVER", driver);
+        }
+        let mut child = command.spawn().expect("the binary starts");
+        let mut events = BufReader::new(child.stderr.take().expect("it is piped"));
+        let (mut line, mut all) = (String::new(), String::new());
+        while !line.contains("sandgate is listening") {
+            line.clear();
+            let n = events.read_line(&mut line).expect("standard error is text");
+            all.push_str(&line);
+            assert!(n > 0, "the gate ended at its start: {all}");
+        }
+        thread::spawn(move || {
+            // Kept empty, so that the gate never waits for its reader.
+            let _ = io::copy(&mut events, &mut io::sink());
+        });
+        Self { child, addr: SocketAddr::from(([127, 0, 0, 1], port)) }
+    }
+
+    pub fn connect(&self) -> Wire {
+        Wire::new(TcpStream::connect(self.addr).expect("the gate listens"))
+    }
+
+    pub fn get(&self, path: &str) -> io::Result<Message> {
+        self.connect().get(path)
+    }
+
+    /// Resident memory in KiB.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find(|l| l.starts_with("VmRSS:")).expect("a process has memory");
+        line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number")
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    listener.local_addr().expect("it is bound").port()
+}

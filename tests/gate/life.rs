@@ -1,0 +1,141 @@
+//! Deadlines, peers that are not there, and the end of the process.
+
+use crate::harness::{Api, DEADLINE, Gate, HOST, Runner, free_port, ok};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+#[test]
+fn half_a_head_is_answered_408_and_closed() {
+    let runner = Runner::echo();
+    let gate = Gate::start(&Api::start(runner.addr), &[("SANDGATE_HEAD_TIMEOUT_MS", "500")]);
+    let mut wire = gate.connect();
+    let begun = Instant::now();
+    wire.send(format!("GET /slow HTTP/1.1\r\nHost: {HOST}\r\nX-A: ")).expect("the gate reads");
+    let answer = wire.expect_message().expect("an answer");
+    assert_eq!(answer.status(), 408, "{answer:?}");
+    assert!(begun.elapsed() >= Duration::from_millis(400), "too early: {:?}", begun.elapsed());
+    assert!(wire.is_over());
+    assert!(runner.received().is_empty());
+}
+
+#[test]
+fn an_idle_connection_is_closed_in_silence() {
+    let runner = Runner::echo();
+    let gate = Gate::start(&Api::start(runner.addr), &[("SANDGATE_CLIENT_IDLE_MS", "1000")]);
+    let mut wire = gate.connect();
+    assert_eq!(wire.get("/one").expect("an answer").status(), 200);
+    let begun = Instant::now();
+    assert!(wire.is_over());
+    assert!(begun.elapsed() >= Duration::from_millis(500), "too early: {:?}", begun.elapsed());
+}
+
+#[test]
+fn a_runner_that_refuses_is_looked_up_once_more_and_then_told() {
+    let nobody = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let api = Api::start(nobody);
+    let gate = Gate::start(&api, &[]);
+    let answer = gate.get("/").expect("an answer");
+    assert_eq!(answer.status(), 502, "{answer:?}");
+    assert!(answer.has_code("RUNNER_UNREACHABLE"), "{answer:?}");
+    assert_eq!(api.script.runner_questions.load(SeqCst), 2);
+    // The sandbox moved: the same gate finds it.
+    let runner = Runner::echo();
+    api.script.runner_port.store(runner.addr.port(), SeqCst);
+    assert_eq!(gate.get("/").expect("an answer").status(), 200);
+    assert_eq!(api.script.runner_questions.load(SeqCst), 3);
+}
+
+#[test]
+fn an_api_that_is_down_is_asked_three_times_and_told() {
+    let runner = Runner::echo();
+    let api = Api::start(runner.addr);
+    api.script.status.store(503, SeqCst);
+    let gate = Gate::start(&api, &[]);
+    let answer = gate.get("/").expect("an answer");
+    assert_eq!(answer.status(), 503, "{answer:?}");
+    assert!(answer.has_code("CONTROL_PLANE_DOWN"), "{answer:?}");
+    assert_eq!(api.script.questions.load(SeqCst), 3);
+    assert!(runner.received().is_empty());
+}
+
+/// A runner that answers `/slow` when told to, and tells when it has read it.
+fn slow_runner() -> (Runner, mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let (read, has_read) = mpsc::channel();
+    let (go, may_go) = mpsc::channel();
+    let shared = Mutex::new((read, may_go));
+    let runner = Runner::start(move |mut wire, _| {
+        while let Ok(Some(request)) = wire.message() {
+            if request.target().ends_with("/slow") {
+                let (read, may_go) = &*shared.lock().expect("no thread panics with it");
+                read.send(()).expect("the test waits");
+                // The second signal's test never lets it go.
+                let _ = may_go.recv_timeout(DEADLINE);
+            }
+            if wire.send(ok(request.target())).is_err() {
+                return;
+            }
+        }
+    });
+    (runner, has_read, go)
+}
+
+fn terminate(gate: &Gate) {
+    let id = i32::try_from(gate.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+    rustix::process::kill_process(id.expect("a process id"), rustix::process::Signal::TERM)
+        .expect("our own child");
+}
+
+fn exit_code(gate: &mut Gate) -> Option<i32> {
+    let begun = Instant::now();
+    while begun.elapsed() < DEADLINE {
+        if let Some(status) = gate.child.try_wait().expect("our own child") {
+            return status.code();
+        }
+        std::thread::yield_now();
+    }
+    panic!("the gate does not end");
+}
+
+#[test]
+fn a_drain_finishes_what_runs_and_takes_nothing_new() {
+    let (runner, has_read, go) = slow_runner();
+    let mut gate = Gate::start(&Api::start(runner.addr), &[]);
+    let mut idle = gate.connect();
+    assert_eq!(idle.get("/one").expect("an answer").status(), 200);
+    let mut slow = gate.connect();
+    slow.send(format!("GET /slow HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).expect("the gate reads");
+    has_read.recv_timeout(DEADLINE).expect("the runner reads it");
+    terminate(&gate);
+    assert!(idle.is_over(), "an idle connection is closed");
+    let begun = Instant::now();
+    while TcpStream::connect(gate.addr).is_ok() {
+        assert!(begun.elapsed() < DEADLINE, "new connections are taken");
+        std::thread::yield_now();
+    }
+    go.send(()).expect("the runner waits");
+    let answer = slow.expect_message().expect("what runs is finished");
+    assert!(answer.text().ends_with("/slow"), "{answer:?}");
+    assert!(slow.is_over());
+    assert_eq!(exit_code(&mut gate), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let (runner, has_read, _go) = slow_runner();
+    let mut gate = Gate::start(&Api::start(runner.addr), &[]);
+    let mut idle = gate.connect();
+    assert_eq!(idle.get("/one").expect("an answer").status(), 200);
+    let mut slow = gate.connect();
+    slow.send(format!("GET /slow HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).expect("the gate reads");
+    has_read.recv_timeout(DEADLINE).expect("the runner reads it");
+    terminate(&gate);
+    // Seen to drain, so the second signal is a second one.
+    assert!(idle.is_over());
+    let begun = Instant::now();
+    terminate(&gate);
+    assert_eq!(exit_code(&mut gate), Some(0));
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(slow.message().is_err() || slow.is_over());
+}
