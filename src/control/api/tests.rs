@@ -430,6 +430,17 @@ async fn no_secret_shows_in_questions_replies_or_the_log_whatever_goes_wrong() {
             let shown = format!("{question:?} {reply:?}");
             assert!(!shown.contains("canary"), "{shown}");
         }
+        // A label nobody has vouched for may be a signed token.
+        let label = SandboxId::parse(b"canary-label").expect("an id");
+        let proof = ProofKind::Bearer;
+        for question in [
+            Question::Public(label),
+            Question::Verdict { proof, sandbox: label, token: token(USER), client_ip: ip() },
+        ] {
+            let log = Log::new(Some(writer.sender()));
+            let reply = client_of(&api.base(), Duration::from_millis(700), log).answer(&question).await;
+            troubles += usize::from(reply.is_err());
+        }
     }
     assert!(writer.finish(Duration::from_secs(10)));
     let log = String::from_utf8(page.0.lock().expect("no test panics with it").clone()).expect("text");
