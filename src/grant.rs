@@ -199,19 +199,15 @@ fn yes_or_no(reply: Result<crate::mailbox::Reply, crate::questions::Left>) -> Re
 
 /// The scheme's name is case-insensitive (RFC 9110 11.1).
 fn bearer(head: &RequestHead<'_>) -> Option<Token> {
-    let value = field(head, FieldId::Authorization)?;
+    let value = head.first(FieldId::Authorization)?;
     let (scheme, token) = value.split_at_checked(7)?;
     if !scheme.eq_ignore_ascii_case(b"bearer ") { None } else { Token::parse(token.trim_ascii_start()) }
 }
 
 fn header_token(head: &RequestHead<'_>) -> Option<Token> {
-    Token::parse(field(head, FieldId::PreviewToken)?)
+    Token::parse(head.first(FieldId::PreviewToken)?)
 }
 
 fn query_token(head: &RequestHead<'_>) -> Option<Token> {
     Token::parse(&forward::query_token(head.query()?)?)
-}
-
-fn field<'b>(head: &RequestHead<'b>, id: FieldId) -> Option<&'b [u8]> {
-    head.fields.iter().find(|f| f.id == id).map(|f| f.value.of(head.bytes))
 }
