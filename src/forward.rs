@@ -84,9 +84,11 @@ pub fn write_request(head: &RequestHead<'_>, plan: &RequestPlan<'_>, out: &mut V
             | FieldId::XForwardedHost
             | FieldId::XForwardedProto => false,
             // For us, or for nobody.
-            FieldId::Reserved | FieldId::PreviewToken | FieldId::ProxyControl | FieldId::SkipLastActivity => {
-                false
-            }
+            FieldId::Reserved
+            | FieldId::PreviewToken
+            | FieldId::SkipPreviewWarning
+            | FieldId::DisableCors
+            | FieldId::SkipLastActivity => false,
             // What a trusted peer says about the client stays, even if a client's `Connection` names it.
             FieldId::Forwarded | FieldId::XForwardedPort | FieldId::XRealIp => {
                 if plan.trusted_peer {

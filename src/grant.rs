@@ -152,7 +152,7 @@ async fn prove(asker: &Asker<'_>, sandbox: &SandboxId, head: &RequestHead<'_>) -
     let of_query = head.query().and_then(forward::query_token);
     for (kind, result, shown) in [
         (ProofKind::Bearer, AuthResult::Bearer, bearer(head)),
-        (ProofKind::PreviewToken, AuthResult::Header, field(head, FieldId::PreviewToken)),
+        (ProofKind::PreviewToken, AuthResult::Header, head.first(FieldId::PreviewToken)),
         (ProofKind::PreviewToken, AuthResult::Query, of_query.as_deref()),
     ] {
         let Some(token) = shown.filter(|text| Token::is_valid(text)) else { continue };
@@ -201,11 +201,7 @@ fn yes_or_no(reply: Result<crate::mailbox::Reply, crate::questions::Left>) -> Re
 
 /// The scheme's name is case-insensitive (RFC 9110 11.1).
 fn bearer<'b>(head: &RequestHead<'b>) -> Option<&'b [u8]> {
-    let value = field(head, FieldId::Authorization)?;
+    let value = head.first(FieldId::Authorization)?;
     let (scheme, token) = value.split_at_checked(7)?;
     if !scheme.eq_ignore_ascii_case(b"bearer ") { None } else { Some(token.trim_ascii_start()) }
-}
-
-fn field<'b>(head: &RequestHead<'b>, id: FieldId) -> Option<&'b [u8]> {
-    head.fields.iter().find(|f| f.id == id).map(|f| f.value.of(head.bytes))
 }
