@@ -455,12 +455,8 @@ fn a_target_may_be_as_long_as_its_limit_and_is_refused_before_it_ends() {
 fn a_head_may_have_as_many_fields_as_its_limit_and_not_one_more() {
     for max in [8, 128, 256] {
         let limits = Limits { header_count_max: max, ..Limits::default() };
-        let of =
-            |count: usize| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(count - 1));
-        assert_eq!(
-            request(of(max).as_bytes(), &limits).expect("taken").expect("whole").fields.len(),
-            max
-        );
+        let of = |count: usize| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(count - 1));
+        assert_eq!(request(of(max).as_bytes(), &limits).expect("taken").expect("whole").fields.len(), max);
         assert_eq!(request(of(max + 1).as_bytes(), &limits).err(), Some(Reject::TooManyFields));
         let answer = |count: usize| format!("HTTP/1.1 200 OK\r\n{}\r\n", "X: y\r\n".repeat(count));
         assert!(ResponseHead::parse(answer(max).as_bytes(), Method::Get, &limits).expect("taken").is_some());
@@ -509,10 +505,7 @@ fn responses_are_read_as_they_are_meant_or_refused() {
             b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
             Reject::LengthWithTransferEncoding,
         ),
-        (
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
-            Reject::TransferEncodingUnsupported,
-        ),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", Reject::TransferEncodingUnsupported),
         (b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", Reject::TransferEncodingOnHttp10),
     ] {
         assert_eq!(parse(text).err(), Some(reason), "{}", text.escape_ascii());
