@@ -213,9 +213,8 @@ fn write_head(
     let address = &target.runner.address;
     let plan = RequestPlan {
         host: &address.authority,
-        path_prefix: &target.path_prefix,
-        path_at: target.path_at,
-        whole_target: target.whole_target.as_deref(),
+        base_path: &address.base_path,
+        path: &target.path,
         authorization: &address.authorization,
         strip_authorization: target.strip_authorization,
         client_ip: client.peer,

@@ -14,9 +14,20 @@ pub use proofs::{AUTH_QUERY_KEY, query_token};
 
 use crate::framing::{RequestBody, ResponseBody};
 use crate::head::{Field, FieldId, RequestHead, ResponseHead, Version};
+use crate::ids::{Port, SandboxId};
 use smallvec::SmallVec;
 use std::io::Write as _;
 use std::net::IpAddr;
+
+/// Where on a runner a request goes, behind the runner's own base path.
+pub enum RunnerPath {
+    /// An app: `/sandboxes/{id}/toolbox/proxy/{port}` and the client's path.
+    Preview { sandbox: SandboxId, port: Port },
+    /// The toolbox: `/sandboxes/{id}/toolbox` and the client's path from this offset of its target on.
+    Toolbox { sandbox: SandboxId, rest_at: u16 },
+    /// In place of the client's path and query.
+    Whole(String),
+}
 
 /// What the request to the runner is made of besides the client's head.
 ///
@@ -24,12 +35,9 @@ use std::net::IpAddr;
 pub struct RequestPlan<'a> {
     /// Runner's `proxyUrl` authority, for `Host`.
     pub host: &'a str,
-    /// Target up to where the client's path goes on, e.g. `/base/sandboxes/{id}/toolbox/proxy/3000`.
-    pub path_prefix: &'a str,
-    /// The client's path from this offset of its target on is appended; a `/` is put in when nothing is left.
-    pub path_at: u16,
-    /// Replaces path and query of the client altogether (build logs).
-    pub whole_target: Option<&'a str>,
+    /// Path part of the runner's `proxyUrl`, without a slash at its end.
+    pub base_path: &'a str,
+    pub path: &'a RunnerPath,
     /// `Bearer <runner api key>`, the value of `X-Daytona-Authorization`.
     pub authorization: &'a str,
     /// Strip the client's `Authorization`: it was the proof that let this request in.
@@ -50,7 +58,7 @@ pub struct RequestPlan<'a> {
 pub fn write_request(head: &RequestHead<'_>, plan: &RequestPlan<'_>, out: &mut Vec<u8>) {
     debug_assert!(plan.is_clean(), "a text of the plan holds control characters");
     let bytes = head.bytes;
-    out.reserve(bytes.len() + plan.path_prefix.len() + plan.authorization.len() + 512);
+    out.reserve(bytes.len() + plan.base_path.len() + plan.authorization.len() + 512);
 
     out.extend_from_slice(head.method_text.of(bytes));
     out.push(b' ');
@@ -76,9 +84,11 @@ pub fn write_request(head: &RequestHead<'_>, plan: &RequestPlan<'_>, out: &mut V
             | FieldId::XForwardedHost
             | FieldId::XForwardedProto => false,
             // For us, or for nobody.
-            FieldId::Reserved | FieldId::PreviewToken | FieldId::ProxyControl | FieldId::SkipLastActivity => {
-                false
-            }
+            FieldId::Reserved
+            | FieldId::PreviewToken
+            | FieldId::SkipPreviewWarning
+            | FieldId::DisableCors
+            | FieldId::SkipLastActivity => false,
             // What a trusted peer says about the client stays, even if a client's `Connection` names it.
             FieldId::Forwarded | FieldId::XForwardedPort | FieldId::XRealIp => {
                 if plan.trusted_peer {
@@ -209,8 +219,8 @@ pub fn write_response(head: &ResponseHead<'_>, plan: &ResponsePlan<'_>, out: &mu
 
 impl RequestPlan<'_> {
     fn is_clean(&self) -> bool {
-        let target = self.whole_target.unwrap_or(self.path_prefix);
-        let words = [self.host, target, self.scheme];
+        let whole = if let RunnerPath::Whole(target) = self.path { target } else { "" };
+        let words = [self.host, self.base_path, whole, self.scheme];
         words.iter().all(|text| is_clean(text) && !text.contains(' '))
             && is_clean(self.authorization)
             && is_clean(self.request_id)
@@ -222,11 +232,21 @@ fn is_clean(text: &str) -> bool {
 }
 
 fn write_target(head: &RequestHead<'_>, plan: &RequestPlan<'_>, out: &mut Vec<u8>) {
-    if let Some(target) = plan.whole_target {
-        return out.extend_from_slice(target.as_bytes());
-    }
-    out.extend_from_slice(plan.path_prefix.as_bytes());
-    let rest = head.path().get(usize::from(plan.path_at)..).unwrap_or_default();
+    out.extend_from_slice(plan.base_path.as_bytes());
+    let rest_at = match plan.path {
+        RunnerPath::Preview { sandbox, port } => {
+            write_toolbox(sandbox, out);
+            out.extend_from_slice(b"/proxy/");
+            write_number(u64::from(port.number()), out);
+            0
+        }
+        RunnerPath::Toolbox { sandbox, rest_at } => {
+            write_toolbox(sandbox, out);
+            usize::from(*rest_at)
+        }
+        RunnerPath::Whole(target) => return out.extend_from_slice(target.as_bytes()),
+    };
+    let rest = head.path().get(rest_at..).unwrap_or_default();
     // Behind the prefix stands a `/`, whatever the client sent: `3000` must not become `30001`.
     if rest.first() != Some(&b'/') {
         out.push(b'/');
@@ -237,6 +257,12 @@ fn write_target(head: &RequestHead<'_>, plan: &RequestPlan<'_>, out: &mut Vec<u8
     if let Some(query) = head.query() {
         proofs::append_query(query, out);
     }
+}
+
+fn write_toolbox(sandbox: &SandboxId, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"/sandboxes/");
+    out.extend_from_slice(sandbox.as_bytes());
+    out.extend_from_slice(b"/toolbox");
 }
 
 /// The fields a `Connection` field names, without the three words that are not names.

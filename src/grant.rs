@@ -122,7 +122,7 @@ async fn decide(asker: &Asker<'_>, route: &Route, head: &RequestHead<'_>) -> Res
             Ok(Grant { access, auth: prove(asker, sandbox, head).await? })
         }
         Route::BuildLogs { of, follow } => {
-            let bearer = bearer(head).ok_or(Cause::AuthRequired)?;
+            let bearer = bearer(head).and_then(Token::parse).ok_or(Cause::AuthRequired)?;
             Ok(Grant {
                 access: Access::BuildLogs { of: of.clone(), follow: *follow, bearer },
                 auth: AuthResult::Bearer,
@@ -149,12 +149,13 @@ async fn is_public(asker: &Asker<'_>, sandbox: &SandboxId) -> Result<bool, Cause
 /// for then nobody knows.
 async fn prove(asker: &Asker<'_>, sandbox: &SandboxId, head: &RequestHead<'_>) -> Result<AuthResult, Cause> {
     let mut refusal = Cause::AuthRequired;
-    for (kind, result, token) in [
+    let of_query = head.query().and_then(forward::query_token);
+    for (kind, result, shown) in [
         (ProofKind::Bearer, AuthResult::Bearer, bearer(head)),
-        (ProofKind::PreviewToken, AuthResult::Header, header_token(head)),
-        (ProofKind::PreviewToken, AuthResult::Query, query_token(head)),
+        (ProofKind::PreviewToken, AuthResult::Header, head.first(FieldId::PreviewToken)),
+        (ProofKind::PreviewToken, AuthResult::Query, of_query.as_deref()),
     ] {
-        let Some(token) = token else { continue };
+        let Some(token) = shown.filter(|text| Token::is_valid(text)) else { continue };
         match is_good(asker, kind, sandbox, token).await {
             Ok(true) => return Ok(result),
             Ok(false) if refusal == Cause::AuthRequired => refusal = Cause::AuthInvalid,
@@ -170,16 +171,17 @@ async fn is_good(
     asker: &Asker<'_>,
     proof: ProofKind,
     sandbox: &SandboxId,
-    token: Token,
+    token: &[u8],
 ) -> Result<bool, Cause> {
     let shard = asker.shard;
-    let hash = Sha256::digest(token.expose().as_bytes()).into();
+    let hash = Sha256::digest(token).into();
     let key = ProofKey { kind: proof, sandbox: *sandbox, token: hash };
     if let Some(good) = shard.verdicts.borrow_mut().proofs.get(&key, asker.now) {
         add(&shard.counters.cache_hits[CacheKind::Verdict as usize], 1);
         return Ok(*good);
     }
     add(&shard.counters.cache_misses[CacheKind::Verdict as usize], 1);
+    let token = Token::parse(token).ok_or(Cause::AuthInvalid)?;
     let question = Question::Verdict { proof, sandbox: *sandbox, token, client_ip: asker.ip };
     let good = yes_or_no(ask(shard, asker.watch, question).await)?;
     let ttl = if good { shard.config.ttl_verdict } else { shard.config.ttl_negative };
@@ -198,20 +200,8 @@ fn yes_or_no(reply: Result<crate::mailbox::Reply, crate::questions::Left>) -> Re
 }
 
 /// The scheme's name is case-insensitive (RFC 9110 11.1).
-fn bearer(head: &RequestHead<'_>) -> Option<Token> {
-    let value = field(head, FieldId::Authorization)?;
+fn bearer<'b>(head: &RequestHead<'b>) -> Option<&'b [u8]> {
+    let value = head.first(FieldId::Authorization)?;
     let (scheme, token) = value.split_at_checked(7)?;
-    if !scheme.eq_ignore_ascii_case(b"bearer ") { None } else { Token::parse(token.trim_ascii_start()) }
-}
-
-fn header_token(head: &RequestHead<'_>) -> Option<Token> {
-    Token::parse(field(head, FieldId::PreviewToken)?)
-}
-
-fn query_token(head: &RequestHead<'_>) -> Option<Token> {
-    Token::parse(&forward::query_token(head.query()?)?)
-}
-
-fn field<'b>(head: &RequestHead<'b>, id: FieldId) -> Option<&'b [u8]> {
-    head.fields.iter().find(|f| f.id == id).map(|f| f.value.of(head.bytes))
+    if !scheme.eq_ignore_ascii_case(b"bearer ") { None } else { Some(token.trim_ascii_start()) }
 }

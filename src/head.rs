@@ -8,7 +8,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-pub use field_id::FieldId;
+pub use field_id::{FieldId, FieldSet};
 
 use crate::framing::{FramingFields, RequestBody, ResponseBody};
 use crate::limits::Limits;
@@ -112,6 +112,8 @@ pub struct RequestHead<'b> {
     /// The head's bytes, blank line included; the body starts behind them.
     pub bytes: &'b [u8],
     pub fields: Fields,
+    /// Of `fields`.
+    pub seen: FieldSet,
     pub method: Method,
     pub method_text: Span,
     pub version: Version,
@@ -233,8 +235,10 @@ impl<'b> RequestHead<'b> {
         let mut connection = ConnectionOptions::default();
         let mut host = None;
         let (mut upgrade, mut expect_continue) = (false, false);
+        let mut seen = FieldSet::default();
         for header in &*request.headers {
             let field = Field::of(header, bytes);
+            seen.insert(field.id);
             match field.id {
                 FieldId::Host if host.is_some() => return Err(Reject::HostDouble),
                 FieldId::Host => host = Some(field.value),
@@ -266,6 +270,7 @@ impl<'b> RequestHead<'b> {
         Ok(Some(Self {
             bytes,
             fields,
+            seen,
             method,
             method_text: Span::at(method_text.as_bytes(), bytes),
             version,
@@ -287,6 +292,14 @@ impl<'b> RequestHead<'b> {
     /// Behind the `?`; `None` without one.
     pub fn query(&self) -> Option<&'b [u8]> {
         self.target.of(self.bytes).get(usize::from(self.path_len) + 1..)
+    }
+
+    /// The first field of this kind.
+    pub fn first(&self, id: FieldId) -> Option<&'b [u8]> {
+        if !self.seen.contains(id) {
+            return None;
+        }
+        self.fields.iter().find(|f| f.id == id).map(|f| f.value.of(self.bytes))
     }
 
     /// What the `Connection` fields name, in any case: options and the fields meant for this hop alone

@@ -97,10 +97,15 @@ impl Token {
     /// Longest token in bytes: JWTs run to a few KiB.
     pub const MAX: usize = 8 * 1024;
 
-    /// Visible ASCII only, so that it can stand in a header. `None` otherwise, or when empty or too long.
+    /// Visible ASCII only, so that it can stand in a header; not empty, not too long. A token that is only looked up
+    /// by its hash needs no copy of its own.
+    pub fn is_valid(text: &[u8]) -> bool {
+        !text.is_empty() && text.len() <= Self::MAX && text.iter().all(u8::is_ascii_graphic)
+    }
+
+    /// `None` when it is not valid.
     pub fn parse(text: &[u8]) -> Option<Self> {
-        let ok = !text.is_empty() && text.len() <= Self::MAX && text.iter().all(u8::is_ascii_graphic);
-        ok.then(|| Self(text.into()))
+        Self::is_valid(text).then(|| Self(text.into()))
     }
 
     /// The secret itself, for the one place that sends it on.

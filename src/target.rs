@@ -3,6 +3,7 @@
 use crate::cache::TtlMap;
 use crate::counters::{CacheKind, add};
 use crate::error::Cause;
+use crate::forward::RunnerPath;
 use crate::grant::{Access, Asker, Grant};
 use crate::ids::SandboxId;
 use crate::mailbox::{Answer, Question, Reply, Trouble};
@@ -15,10 +16,7 @@ use std::time::Instant;
 /// A runner, and where on it the request goes.
 pub struct Target {
     pub runner: Rc<Runner>,
-    /// See [`crate::forward::RequestPlan`].
-    pub path_prefix: String,
-    pub path_at: u16,
-    pub whole_target: Option<String>,
+    pub path: RunnerPath,
     pub strip_authorization: bool,
 }
 
@@ -31,14 +29,13 @@ pub async fn locate(asker: &Asker<'_>, grant: &Grant, fresh: bool) -> Result<Tar
     match grant.access() {
         Access::Preview { sandbox, port } => {
             let runner = runner_of(asker, sandbox, fresh).await?;
-            let mut path_prefix = prefix(&runner, sandbox);
-            let _ = write!(path_prefix, "/proxy/{port}");
-            Ok(Target { runner, path_prefix, path_at: 0, whole_target: None, strip_authorization })
+            let path = RunnerPath::Preview { sandbox: *sandbox, port: *port };
+            Ok(Target { runner, path, strip_authorization })
         }
         Access::Toolbox { sandbox, rest_at } => {
             let runner = runner_of(asker, sandbox, fresh).await?;
-            let path_prefix = prefix(&runner, sandbox);
-            Ok(Target { runner, path_prefix, path_at: *rest_at, whole_target: None, strip_authorization })
+            let path = RunnerPath::Toolbox { sandbox: *sandbox, rest_at: *rest_at };
+            Ok(Target { runner, path, strip_authorization })
         }
         Access::BuildLogs { of, follow, bearer } => {
             let question =
@@ -51,25 +48,14 @@ pub async fn locate(asker: &Asker<'_>, grant: &Grant, fresh: bool) -> Result<Tar
                 Ok(Err(trouble)) => return Err(Cause::Api(trouble)),
             };
             let runner = asker.shard.pool.runner(address).ok_or(Cause::Api(Trouble::RunnerUrl))?;
-            let mut target = format!("{}/snapshots/logs?snapshotRef=", runner.address.base_path);
+            let mut target = String::from("/snapshots/logs?snapshotRef=");
             encode_query_value(&snapshot_ref, &mut target);
             if *follow {
                 target.push_str("&follow=true");
             }
-            let path_prefix = String::new();
-            Ok(Target { runner, path_prefix, path_at: 0, whole_target: Some(target), strip_authorization })
+            Ok(Target { runner, path: RunnerPath::Whole(target), strip_authorization })
         }
     }
-}
-
-fn prefix(runner: &Runner, sandbox: &SandboxId) -> String {
-    let base = &runner.address.base_path;
-    let mut prefix = String::with_capacity(base.len() + 100);
-    prefix.push_str(base);
-    prefix.push_str("/sandboxes/");
-    prefix.push_str(sandbox.as_str());
-    prefix.push_str("/toolbox");
-    prefix
 }
 
 async fn runner_of(asker: &Asker<'_>, sandbox: &SandboxId, fresh: bool) -> Result<Rc<Runner>, Cause> {

@@ -33,16 +33,43 @@ pub enum FieldId {
     Reserved,
     /// `X-Daytona-Skip-Last-Activity-Update`.
     SkipLastActivity,
-    /// `X-Daytona-Skip-Preview-Warning`, `X-Daytona-Disable-CORS`.
-    ProxyControl,
+    /// `X-Daytona-Skip-Preview-Warning`.
+    SkipPreviewWarning,
+    /// `X-Daytona-Disable-CORS`.
+    DisableCors,
     Origin,
+    AccessControlRequestMethod,
+    AccessControlRequestHeaders,
     SecWebSocketKey,
     SecWebSocketAccept,
     SecWebSocketVersion,
     SecFetchMode,
+    SecFetchDest,
+    SecFetchSite,
+    UpgradeInsecureRequests,
     Accept,
     UserAgent,
 }
+
+/// Which fields a head has at all: most questions about a field are answered by its absence.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FieldSet(u64);
+
+impl FieldSet {
+    pub fn insert(&mut self, id: FieldId) {
+        self.0 |= Self::bit(id);
+    }
+
+    pub fn contains(self, id: FieldId) -> bool {
+        self.0 & Self::bit(id) != 0
+    }
+
+    const fn bit(id: FieldId) -> u64 {
+        1 << id as u8
+    }
+}
+
+const _: () = assert!((FieldId::UserAgent as u8) < 64, "a field's number is a bit of 64");
 
 /// Longer than every name in [`FieldId::exact`].
 const KNOWN_NAME_BYTES_MAX: usize = 40;
@@ -81,6 +108,8 @@ impl FieldId {
             13 if is(b"authorization") => Self::Authorization,
             14 if is(b"content-length") => Self::ContentLength,
             14 if is(b"sec-fetch-mode") => Self::SecFetchMode,
+            14 if is(b"sec-fetch-dest") => Self::SecFetchDest,
+            14 if is(b"sec-fetch-site") => Self::SecFetchSite,
             14 if is(b"http2-settings") => Self::HopByHop,
             15 if is(b"x-forwarded-for") => Self::XForwardedFor,
             16 if is(b"x-forwarded-host") => Self::XForwardedHost,
@@ -93,11 +122,14 @@ impl FieldId {
             19 if is(b"proxy-authorization") => Self::HopByHop,
             20 if is(b"sec-websocket-accept") => Self::SecWebSocketAccept,
             21 if is(b"sec-websocket-version") => Self::SecWebSocketVersion,
-            22 if is(b"x-daytona-disable-cors") => Self::ProxyControl,
+            22 if is(b"x-daytona-disable-cors") => Self::DisableCors,
             23 if is(b"x-daytona-preview-token") => Self::PreviewToken,
             23 if is(b"x-daytona-authorization") => Self::Reserved,
             25 if is(b"proxy-authentication-info") => Self::HopByHop,
-            30 if is(b"x-daytona-skip-preview-warning") => Self::ProxyControl,
+            25 if is(b"upgrade-insecure-requests") => Self::UpgradeInsecureRequests,
+            29 if is(b"access-control-request-method") => Self::AccessControlRequestMethod,
+            30 if is(b"access-control-request-headers") => Self::AccessControlRequestHeaders,
+            30 if is(b"x-daytona-skip-preview-warning") => Self::SkipPreviewWarning,
             35 if is(b"x-daytona-skip-last-activity-update") => Self::SkipLastActivity,
             _ => Self::Other,
         }
@@ -116,7 +148,12 @@ impl FieldId {
             | Self::Origin
             | Self::Accept
             | Self::UserAgent
+            | Self::AccessControlRequestMethod
+            | Self::AccessControlRequestHeaders
             | Self::SecFetchMode
+            | Self::SecFetchDest
+            | Self::SecFetchSite
+            | Self::UpgradeInsecureRequests
             | Self::SecWebSocketKey
             | Self::SecWebSocketAccept
             | Self::SecWebSocketVersion => Self::Other,
@@ -127,7 +164,7 @@ impl FieldId {
 
 #[cfg(test)]
 mod tests {
-    use super::FieldId;
+    use super::{FieldId, FieldSet};
 
     const KNOWN: &[(&str, FieldId)] = &[
         ("Host", FieldId::Host),
@@ -156,13 +193,18 @@ mod tests {
         ("X-Daytona-Preview-Token", FieldId::PreviewToken),
         ("X-Daytona-Authorization", FieldId::Reserved),
         ("X-Daytona-Skip-Last-Activity-Update", FieldId::SkipLastActivity),
-        ("X-Daytona-Skip-Preview-Warning", FieldId::ProxyControl),
-        ("X-Daytona-Disable-CORS", FieldId::ProxyControl),
+        ("X-Daytona-Skip-Preview-Warning", FieldId::SkipPreviewWarning),
+        ("X-Daytona-Disable-CORS", FieldId::DisableCors),
         ("Origin", FieldId::Origin),
+        ("Access-Control-Request-Method", FieldId::AccessControlRequestMethod),
+        ("Access-Control-Request-Headers", FieldId::AccessControlRequestHeaders),
         ("Sec-WebSocket-Key", FieldId::SecWebSocketKey),
         ("Sec-WebSocket-Accept", FieldId::SecWebSocketAccept),
         ("Sec-WebSocket-Version", FieldId::SecWebSocketVersion),
         ("Sec-Fetch-Mode", FieldId::SecFetchMode),
+        ("Sec-Fetch-Dest", FieldId::SecFetchDest),
+        ("Sec-Fetch-Site", FieldId::SecFetchSite),
+        ("Upgrade-Insecure-Requests", FieldId::UpgradeInsecureRequests),
         ("Accept", FieldId::Accept),
         ("User-Agent", FieldId::UserAgent),
     ];
@@ -173,6 +215,15 @@ mod tests {
             for spelling in [name.to_string(), name.to_lowercase(), name.to_uppercase()] {
                 assert_eq!(FieldId::of(spelling.as_bytes()), *id, "{spelling}");
             }
+        }
+    }
+
+    #[test]
+    fn a_set_holds_what_was_put_in_and_nothing_else() {
+        for (name, id) in KNOWN {
+            let mut set = FieldSet::default();
+            set.insert(*id);
+            assert!(KNOWN.iter().all(|(_, other)| set.contains(*other) == (other == id)), "{name}");
         }
     }
 
