@@ -5,17 +5,24 @@ use crate::head::Method;
 use crate::limits::Limits;
 use proptest::prelude::*;
 use std::net::Ipv4Addr;
+use std::sync::LazyLock;
 
 const HOST: &str = "3000-sb1.preview.test";
 const PREFIX: &str = "/base/sandboxes/sb1/toolbox/proxy/3000";
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
+static APP: LazyLock<RunnerPath> =
+    LazyLock::new(|| RunnerPath::Preview { sandbox: sandbox(), port: Port::parse(b"3000").expect("a port") });
+
+fn sandbox() -> SandboxId {
+    SandboxId::parse(b"sb1").expect("an id")
+}
+
 fn plan() -> RequestPlan<'static> {
     RequestPlan {
         host: "runner.test:3003",
-        path_prefix: PREFIX,
-        path_at: 0,
-        whole_target: None,
+        base_path: "/base",
+        path: &APP,
         authorization: "Bearer runner-key",
         strip_authorization: false,
         client_ip: PEER,
@@ -255,14 +262,17 @@ fn authorization_passes_unless_it_was_the_proof_or_is_a_key_of_the_platform() {
 fn the_target_is_the_prefix_and_the_clients_bytes() {
     assert_eq!(sent("GET /a//b/%2e?c=%20&&d", "").target, format!("{PREFIX}/a//b/%2e?c=%20&&d"));
     assert_eq!(sent("GET /?", "").target, format!("{PREFIX}/?"));
-    // Behind the port there is always a slash: 3000 must not become 30001.
-    let rest = |path: &str, path_at| sent_by(path, "", &RequestPlan { path_at, ..plan() }).target;
-    assert_eq!(rest("GET /toolbox/sb1", 12), format!("{PREFIX}/"));
-    assert_eq!(rest("GET /toolbox/sb1?x", 12), format!("{PREFIX}/?x"));
-    assert_eq!(rest("GET /toolbox/sb1/files", 12), format!("{PREFIX}/files"));
-    let whole = RequestPlan { whole_target: Some("/snapshots/logs?snapshotRef=own"), ..plan() };
-    let sent = sent_by("GET /x?snapshotRef=stolen", "", &whole);
-    assert_eq!(sent.target, "/snapshots/logs?snapshotRef=own");
+    // Behind the prefix there is always a slash: 3000 must not become 30001.
+    let rest = |start: &str, rest_at| {
+        let path = RunnerPath::Toolbox { sandbox: sandbox(), rest_at };
+        sent_by(start, "", &RequestPlan { path: &path, ..plan() }).target
+    };
+    assert_eq!(rest("GET /toolbox/sb1", 12), "/base/sandboxes/sb1/toolbox/");
+    assert_eq!(rest("GET /toolbox/sb1?x", 12), "/base/sandboxes/sb1/toolbox/?x");
+    assert_eq!(rest("GET /toolbox/sb1/files", 12), "/base/sandboxes/sb1/toolbox/files");
+    let whole = RunnerPath::Whole("/snapshots/logs?snapshotRef=own".into());
+    let sent = sent_by("GET /x?snapshotRef=stolen", "", &RequestPlan { path: &whole, ..plan() });
+    assert_eq!(sent.target, "/base/snapshots/logs?snapshotRef=own");
 }
 
 /// Pairs of a query that are ours, in spellings a form decoder takes for the same name.

@@ -1,7 +1,7 @@
 //! Tests of routing.
 
 use super::*;
-use crate::forward::{RequestPlan, write_request};
+use crate::forward::{RequestPlan, RunnerPath, write_request};
 use crate::head::Reject;
 use crate::limits::Limits;
 use proptest::prelude::*;
@@ -244,12 +244,12 @@ fn stays(path: &[u8]) -> Result<(), Reading> {
 fn sent(path: &[u8]) -> Option<Vec<u8>> {
     let bytes = [b"GET ".as_slice(), path, b" HTTP/1.1\r\nHost: 3000-sb1.p.test\r\n\r\n"].concat();
     let head = RequestHead::parse(&bytes, &Limits::default()).ok().flatten()?;
-    route(&head, RouteRules::default()).ok()?;
+    let Route::Preview { port, label } = route(&head, RouteRules::default()).ok()? else { return None };
+    let to = RunnerPath::Preview { sandbox: label, port };
     let plan = RequestPlan {
         host: "runner:1",
-        path_prefix: PREFIX,
-        path_at: 0,
-        whole_target: None,
+        base_path: "",
+        path: &to,
         authorization: "Bearer k",
         strip_authorization: false,
         client_ip: std::net::IpAddr::from([127, 0, 0, 1]),
