@@ -153,7 +153,8 @@ mod tests {
         let response =
             |fields, version| gather(fields).and_then(|fields| fields.response(version, 200, Method::Get));
         let (old, new) = (Version::Http10, Version::Http11);
-        let rows: &[(Fields, Result<RequestBody, Reject>, Result<RequestBody, Reject>)] = &[
+        type Row = (Fields, Result<RequestBody, Reject>, Result<RequestBody, Reject>);
+        let rows: &[Row] = &[
             ((&[], &[]), Ok(RequestBody::None), Ok(RequestBody::None)),
             ((&["0"], &[]), Ok(RequestBody::Length(0)), Ok(RequestBody::Length(0))),
             ((&["5"], &[]), Ok(RequestBody::Length(5)), Ok(RequestBody::Length(5))),
