@@ -5,14 +5,15 @@
 //! their own.
 
 use crate::cache::TtlMap;
+use crate::changes::AsOf;
 use crate::counters::{AuthResult, CacheKind, add};
 use crate::deadlines::Watch;
 use crate::error::Cause;
 use crate::forward;
 use crate::head::{FieldId, RequestHead};
 use crate::ids::{Port, SandboxId, Token};
-use crate::mailbox::{Answer, ProofKind, Question, Trouble};
-use crate::questions::ask;
+use crate::mailbox::{Answer, ProofKind, Question, Reply, Trouble};
+use crate::questions::{Left, ask};
 use crate::route::{BuildLogsOf, Route};
 use crate::shard::Shard;
 use sha2::{Digest, Sha256};
@@ -62,7 +63,7 @@ impl Grant {
 /// another. Tokens are kept as hashes only.
 pub struct Verdicts {
     public: TtlMap<SandboxId, bool>,
-    proofs: TtlMap<ProofKey, bool>,
+    proofs: TtlMap<ProofKey, Verdict>,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -72,9 +73,24 @@ struct ProofKey {
     token: [u8; 32],
 }
 
+struct Verdict {
+    good: bool,
+    as_of: AsOf,
+}
+
 impl Verdicts {
     pub fn new(sandboxes_max: usize, proofs_max: usize) -> Self {
         Self { public: TtlMap::new(sandboxes_max), proofs: TtlMap::new(proofs_max) }
+    }
+
+    /// The sandbox changed. What is remembered of its tokens is known to be old by the shard's record.
+    pub fn evict(&mut self, sandbox: &SandboxId) {
+        self.public.remove(sandbox);
+    }
+
+    pub fn clear(&mut self) {
+        self.public.clear();
+        self.proofs.clear();
     }
 
     pub fn public_len(&self) -> usize {
@@ -139,9 +155,9 @@ async fn is_public(asker: &Asker<'_>, sandbox: &SandboxId) -> Result<bool, Cause
         return Ok(*public);
     }
     add(&shard.counters.cache_misses[CacheKind::Public as usize], 1);
-    let public = yes_or_no(ask(shard, asker.watch, Question::Public(*sandbox)).await)?;
-    let ttl = if public { shard.config.ttl_public } else { shard.config.ttl_negative };
-    shard.verdicts.borrow_mut().public.insert(*sandbox, public, ttl, Instant::now());
+    let told = ask(shard, asker.watch, Question::Public(*sandbox)).await.map_err(|Left| Cause::ClientGone)?;
+    let public = yes_or_no(told.reply)?;
+    shard.verdicts.borrow_mut().public.insert(*sandbox, public, told.keep, Instant::now());
     Ok(public)
 }
 
@@ -176,26 +192,28 @@ async fn is_good(
     let shard = asker.shard;
     let hash = Sha256::digest(token).into();
     let key = ProofKey { kind: proof, sandbox: *sandbox, token: hash };
-    if let Some(good) = shard.verdicts.borrow_mut().proofs.get(&key, asker.now) {
+    if let Some(Verdict { good, as_of }) = shard.verdicts.borrow_mut().proofs.get(&key, asker.now)
+        && !shard.changes.is_old(sandbox, *as_of)
+    {
         add(&shard.counters.cache_hits[CacheKind::Verdict as usize], 1);
         return Ok(*good);
     }
     add(&shard.counters.cache_misses[CacheKind::Verdict as usize], 1);
     let token = Token::parse(token).ok_or(Cause::AuthInvalid)?;
     let question = Question::Verdict { proof, sandbox: *sandbox, token, client_ip: asker.ip };
-    let good = yes_or_no(ask(shard, asker.watch, question).await)?;
-    let ttl = if good { shard.config.ttl_verdict } else { shard.config.ttl_negative };
-    shard.verdicts.borrow_mut().proofs.insert(key, good, ttl, Instant::now());
+    let told = ask(shard, asker.watch, question).await.map_err(|Left| Cause::ClientGone)?;
+    let good = yes_or_no(told.reply)?;
+    let verdict = Verdict { good, as_of: told.as_of };
+    shard.verdicts.borrow_mut().proofs.insert(key, verdict, told.keep, Instant::now());
     Ok(good)
 }
 
-fn yes_or_no(reply: Result<crate::mailbox::Reply, crate::questions::Left>) -> Result<bool, Cause> {
+fn yes_or_no(reply: Reply) -> Result<bool, Cause> {
     match reply {
-        Err(crate::questions::Left) => Err(Cause::ClientGone),
-        Ok(Ok(Answer::Yes)) => Ok(true),
-        Ok(Ok(Answer::No | Answer::NotFound)) => Ok(false),
-        Ok(Ok(_)) => Err(Cause::Api(Trouble::ApiGarbage)),
-        Ok(Err(trouble)) => Err(Cause::Api(trouble)),
+        Ok(Answer::Yes) => Ok(true),
+        Ok(Answer::No | Answer::NotFound) => Ok(false),
+        Ok(_) => Err(Cause::Api(Trouble::ApiGarbage)),
+        Err(trouble) => Err(Cause::Api(trouble)),
     }
 }
 

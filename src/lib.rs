@@ -13,6 +13,7 @@
 pub mod access_log;
 pub mod buffers;
 pub mod cache;
+pub mod changes;
 pub mod chunked;
 pub mod cli;
 pub mod client;

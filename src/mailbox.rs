@@ -6,6 +6,7 @@
 use crate::ids::{SandboxId, Token};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// What a shard does not know. Equal questions (the full identity: every field counts) become one flight.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -18,6 +19,18 @@ pub enum Question {
     Runner { sandbox: SandboxId, fresh: bool },
     /// Build logs with the caller's own access. Answered `BuildLogs`, `No` (the caller may not) or `NotFound`.
     BuildLogs { of: crate::route::BuildLogsOf, bearer: Token, client_ip: IpAddr },
+}
+
+impl Question {
+    /// Whose change makes the answer old.
+    pub fn sandbox(&self) -> Option<&SandboxId> {
+        match self {
+            Self::Public(sandbox) | Self::Verdict { sandbox, .. } | Self::Runner { sandbox, .. } => {
+                Some(sandbox)
+            }
+            Self::BuildLogs { .. } => None,
+        }
+    }
 }
 
 /// The proofs the API judges. Part of every cache key: a token good in one slot says nothing about another.
@@ -98,13 +111,34 @@ pub enum ToControl {
     },
 }
 
+/// What happened to a sandbox.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// Its public flag may be another.
+    Public,
+    /// It may be on another runner.
+    Runner,
+    /// Its state is another, and with it maybe its tokens and its runner.
+    State,
+    /// Nothing runs in it any more.
+    Ended,
+}
+
 /// From the control plane to a shard.
 #[derive(Debug)]
 pub enum ToShard {
     Answer {
         ticket: u64,
         reply: Reply,
+        /// How long the reply may be remembered, at most; zero: not at all.
+        keep: Duration,
     },
+    /// What is known of this sandbox is old, and what it let in is to be looked at again.
+    Changed { sandbox: SandboxId, change: Change },
+    /// News may have been missed: everything that is known is old.
+    Forget,
+    /// Made at this moment, and on the way since, as a [`Self::Changed`] would be.
+    Canary(Instant),
     /// Send a copy of the counters back.
     Report(tokio::sync::oneshot::Sender<Box<crate::counters::Counters>>),
     /// Accept no more, finish what runs, then say [`ToControl::Drained`].

@@ -1,7 +1,7 @@
 //! From a checked configuration to running shards, and back: start and drain in order.
 
 use crate::config::{Config, DriverChoice};
-use crate::control::{Control, Settings};
+use crate::control::{Control, Lifetimes, Settings};
 use crate::log;
 use crate::log_writer::LogWriter;
 use crate::mailbox::{Down, ToShard};
@@ -133,6 +133,7 @@ async fn live(
         timeout: config.api_timeout,
         metrics: config.metrics,
         redis: config.redis.clone(),
+        lifetimes: Lifetimes::of(&config),
         flights_max: config.limits.questions_max,
     };
     let control = match Control::new(settings, inbox, downs.clone()) {

@@ -2,13 +2,15 @@
 
 use crate::access_log::Log;
 use crate::buffers::Buffers;
+use crate::changes::Record;
 use crate::client;
 use crate::config::{Config, Scheme};
 use crate::counters::{CacheKind, Counters, add};
 use crate::deadlines::{Deadlines, TICK};
 use crate::grant::Verdicts;
+use crate::ids::SandboxId;
 use crate::log_writer::LogSender;
-use crate::mailbox::{Down, ToControl, ToShard};
+use crate::mailbox::{Change, Down, ToControl, ToShard};
 use crate::pool::Pool;
 use crate::questions::Questions;
 use crate::request_id::RequestIds;
@@ -27,6 +29,8 @@ use tokio::sync::mpsc;
 
 /// Connections accepted in one go before others have their turn.
 const ACCEPT_BATCH: u32 = 64;
+/// Changes remembered per shard; verdicts from before the oldest are asked for anew.
+const CHANGES_MAX: usize = 16 * 1024;
 /// Ticks between two looks at the idle runner connections.
 const POOL_SWEEP_TICKS: u32 = 10;
 
@@ -42,6 +46,8 @@ pub struct Shard {
     pub pool: Pool,
     pub verdicts: RefCell<Verdicts>,
     pub places: RefCell<Places>,
+    /// What was learnt before these is old.
+    pub changes: Record,
     pub questions: Questions,
     pub request_ids: RequestIds,
     pub log: Log,
@@ -66,6 +72,7 @@ impl Shard {
             pool: Pool::new(limits.runner_idle_max, idle_ticks),
             verdicts: RefCell::new(Verdicts::new(limits.sandbox_cache_max, limits.verdict_cache_max)),
             places: RefCell::new(Places::new(limits.sandbox_cache_max)),
+            changes: Record::new(CHANGES_MAX),
             questions: Questions::new(up, limits.questions_max),
             request_ids: RequestIds::new(),
             log: Log::new(config.access_log, config.slow, log, counters.clone()),
@@ -73,6 +80,25 @@ impl Shard {
             counters,
             config,
         }
+    }
+}
+
+impl Shard {
+    /// What is known of the sandbox is old, and so is what is being asked.
+    fn changed(&self, sandbox: &SandboxId, change: Change) {
+        self.changes.note(*sandbox);
+        if change != Change::Runner {
+            self.verdicts.borrow_mut().evict(sandbox);
+        }
+        if change != Change::Public {
+            self.places.borrow_mut().remove(sandbox);
+        }
+    }
+
+    fn forget(&self) {
+        self.changes.note_all();
+        self.verdicts.borrow_mut().clear();
+        self.places.borrow_mut().clear();
     }
 }
 
@@ -115,7 +141,10 @@ async fn mail(shard: &Rc<Shard>, down: &Down, listener: &RefCell<Option<Socket>>
         let _ = rustix::io::read(bell.fd(), &mut [0u8; 8]);
         while let Some(message) = down.pop() {
             match message {
-                ToShard::Answer { ticket, reply } => shard.questions.answer(ticket, reply),
+                ToShard::Answer { ticket, reply, keep } => shard.questions.answer(ticket, reply, keep),
+                ToShard::Changed { sandbox, change } => shard.changed(&sandbox, change),
+                ToShard::Forget => shard.forget(),
+                ToShard::Canary(sent) => shard.counters.invalidation_lag(sent.elapsed()),
                 ToShard::Report(sender) => {
                     gauges(shard);
                     // A scrape that gave up needs no answer.

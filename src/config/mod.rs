@@ -69,10 +69,13 @@ pub struct Config {
     pub ttl_verdict: Duration,
     /// and any "no".
     pub ttl_negative: Duration,
+    /// The first two where Redis tells of changes.
+    pub ttl_public_pushed: Duration,
+    pub ttl_runner_pushed: Duration,
     pub limits: Limits,
     /// Not used yet: login.
     pub oidc: Oidc,
-    /// Not used yet: shared caches.
+    /// `None`: every proxy is on its own.
     pub redis: Option<Redis>,
     /// Not used yet.
     pub cookie_domain: Option<String>,
@@ -216,6 +219,8 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let ttl_runner = reader.seconds("SANDGATE_RUNNER_TTL_SEC");
     let ttl_verdict = reader.seconds("SANDGATE_VERDICT_TTL_SEC");
     let ttl_negative = reader.seconds("SANDGATE_NEGATIVE_TTL_SEC");
+    let ttl_public_pushed = reader.seconds("SANDGATE_PUSHED_PUBLIC_TTL_SEC");
+    let ttl_runner_pushed = reader.seconds("SANDGATE_PUSHED_RUNNER_TTL_SEC");
     Some(Config {
         listen: SocketAddr::new(listen, port?),
         protocol: protocol?,
@@ -235,6 +240,8 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         ttl_runner,
         ttl_verdict,
         ttl_negative,
+        ttl_public_pushed,
+        ttl_runner_pushed,
         limits,
         oidc,
         redis,
@@ -384,11 +391,7 @@ fn without_effect(reader: &Reader<'_>, preview_warning: bool) -> impl Iterator<I
     let names = table::VARIABLES.iter().map(|variable| variable.name);
     let set = names.filter(|name| match *name {
         "PREVIEW_WARNING_ENABLED" => preview_warning,
-        // Says nothing without a host.
-        "REDIS_PORT" | "REDIS_USERNAME" | "REDIS_PASSWORD" | "REDIS_TLS" => {
-            reader.is_set("REDIS_HOST") && reader.is_set(name)
-        }
-        "COOKIE_DOMAIN" | "REDIS_HOST" => reader.is_set(name),
+        "COOKIE_DOMAIN" => reader.is_set(name),
         name => name.starts_with("OIDC_") && reader.is_set(name),
     });
     set.map(no_effect).collect::<Vec<_>>().into_iter()
