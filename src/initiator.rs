@@ -177,7 +177,12 @@ mod tests {
             asks(true, A, "POST", &[origin, site, ("Sec-Fetch-Mode", "cors")]),
             asks(true, A, "GET", &[origin, site, ("Sec-Fetch-Mode", "cors")]),
             asks(true, A, "DELETE", &[origin]),
-            asks(true, A, "POST", &[origin, site, ("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", "document")]),
+            asks(
+                true,
+                A,
+                "POST",
+                &[origin, site, ("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", "document")],
+            ),
             asks(true, A, "GET", &[origin, site, WS[0], WS[1]]),
             asks(true, A, "GET", &[origin, WS[0], WS[1]]),
             asks(true, TOOLBOXES, "POST", &[origin, site]),
@@ -216,7 +221,8 @@ mod tests {
     #[test]
     fn a_link_from_anywhere_opens_a_page_and_nothing_else() {
         for site in ["cross-site", "same-site"] {
-            let nav = |dest| [("Sec-Fetch-Site", site), ("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", dest)];
+            let nav =
+                |dest| [("Sec-Fetch-Site", site), ("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", dest)];
             for dest in ["document", "iframe", "frame"] {
                 assert!(asks(true, A, "GET", &nav(dest)));
                 assert!(!asks(true, A, "POST", &nav(dest)), "a form");
@@ -225,7 +231,8 @@ mod tests {
             for dest in ["object", "embed", "image", "script", "empty", "worker"] {
                 assert!(!asks(true, A, "GET", &nav(dest)), "{dest}");
             }
-            let mode = |mode| [("Sec-Fetch-Site", site), ("Sec-Fetch-Mode", mode), ("Sec-Fetch-Dest", "document")];
+            let mode =
+                |mode| [("Sec-Fetch-Site", site), ("Sec-Fetch-Mode", mode), ("Sec-Fetch-Dest", "document")];
             for wrong in ["no-cors", "cors", "same-origin", "websocket"] {
                 assert!(!asks(true, A, "GET", &mode(wrong)), "{wrong}");
             }

@@ -134,7 +134,8 @@ impl<'a> Reader<'a> {
         let parse = |part: &str| {
             let url = Url::parse(part).ok().filter(|url| matches!(url.scheme(), "http" | "https"))?;
             // Nothing but scheme, host and port: what is more would be ignored.
-            let whole = url.as_str().strip_suffix('/').filter(|origin| *origin == url.origin().ascii_serialization());
+            let whole =
+                url.as_str().strip_suffix('/').filter(|origin| *origin == url.origin().ascii_serialization());
             Origin::parse(whole?.as_bytes())
         };
         let origins: Option<_> = value.split(',').map(|part| parse(part.trim())).collect();

@@ -124,7 +124,10 @@ fn every_variable_reaches_its_field() {
     assert_eq!((config.toolbox_only, config.preview_warning, config.pin), (true, true, false));
     assert_eq!(config.cookie_domain.as_deref(), Some(".proxy.example.com"));
     let origins = ["https://app.example.com", "http://localhost:3000"];
-    assert_eq!(config.trusted_origins, origins.map(|o| initiator::Origin::parse(o.as_bytes()).expect("an origin")));
+    assert_eq!(
+        config.trusted_origins,
+        origins.map(|o| initiator::Origin::parse(o.as_bytes()).expect("an origin"))
+    );
     assert_eq!(config.cookie_keys, [Secret::new("former-key"), Secret::new("older")]);
     assert!(!config.confine_apps);
     let oidc = Oidc {
@@ -230,7 +233,15 @@ fn values_of_the_wrong_shape_are_refused() {
         ("SANDGATE_TRUSTED_PROXIES", &["10.0.0.0/33", "10.0.0.1,", "any", "10.0.0.1;10.0.0.2", ","]),
         (
             "SANDGATE_TRUSTED_ORIGINS",
-            &["app.example", "https://a.example/x", "https://u@a.example", "ws://a.example", "null", "*", "https://a,"],
+            &[
+                "app.example",
+                "https://a.example/x",
+                "https://u@a.example",
+                "ws://a.example",
+                "null",
+                "*",
+                "https://a,",
+            ],
         ),
         ("SANDGATE_COOKIE_KEYS", &["a,,b", "a,b,c,d,e", "a, b"]),
         ("OIDC_DOMAIN", &["dex:5556", "http://user@dex/dex", "http://:pw@dex/dex"]),

@@ -183,9 +183,9 @@ impl Api {
         let fetched = self.get(&path, Caller::Service, BODY_BYTES_MAX).await?;
         match fetched.status {
             // The bare id; a page of the dashboard does not pass for one.
-            200 => SandboxId::parse(fetched.body.trim_ascii())
-                .map(Answer::Sandbox)
-                .ok_or_else(|| garbage("a 200 whose body is no sandbox id; does DAYTONA_API_URL end with /api?")),
+            200 => SandboxId::parse(fetched.body.trim_ascii()).map(Answer::Sandbox).ok_or_else(|| {
+                garbage("a 200 whose body is no sandbox id; does DAYTONA_API_URL end with /api?")
+            }),
             403 | 404 => Ok(Answer::No),
             _ => Err(refusal(&fetched)),
         }
