@@ -62,7 +62,7 @@ impl AuthResult {
         Self::Undecided,
     ];
 
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Public => "public",
             Self::Bearer => "bearer",

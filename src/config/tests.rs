@@ -99,7 +99,7 @@ fn every_variable_reaches_its_field() {
         ("SANDGATE_RUNNER_TTL_SEC", "2"),
         ("SANDGATE_VERDICT_TTL_SEC", "3"),
         ("SANDGATE_NEGATIVE_TTL_SEC", "4"),
-        ("SANDGATE_SIGNED_TTL_SEC", "5"),
+        ("SANDGATE_SIGNED_TTL_SEC", "6"),
         ("SANDGATE_HEAD_BYTES_MAX", "2001"),
         ("SANDGATE_HEADER_COUNT_MAX", "102"),
         ("SANDGATE_URI_BYTES_MAX", "1003"),

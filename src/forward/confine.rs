@@ -21,7 +21,8 @@ impl Confine<'_> {
     pub(super) fn wide_domains(&self, set_cookie: &[u8]) -> impl Iterator<Item = Range<usize>> {
         let attributes = memchr::memchr_iter(b';', set_cookie);
         attributes.filter_map(move |start| {
-            let end = memchr::memchr(b';', &set_cookie[start + 1..]).map_or(set_cookie.len(), |n| start + 1 + n);
+            let end =
+                memchr::memchr(b';', &set_cookie[start + 1..]).map_or(set_cookie.len(), |n| start + 1 + n);
             self.is_wide_domain(&set_cookie[start + 1..end]).then_some(start..end)
         })
     }
@@ -87,7 +88,16 @@ mod tests {
     #[test]
     fn a_domain_above_the_apps_host_goes_and_everything_else_stays() {
         let host = "3000-a.proxy.example.com:8443";
-        for wide in ["proxy.example.com", ".proxy.example.com", "example.com", "com", ".COM", "Proxy.Example.Com.", "", "."] {
+        for wide in [
+            "proxy.example.com",
+            ".proxy.example.com",
+            "example.com",
+            "com",
+            ".COM",
+            "Proxy.Example.Com.",
+            "",
+            ".",
+        ] {
             for spelling in ["Domain=", "domain =", " DOMAIN= "] {
                 let cookie = format!("a=b; Path=/;{spelling}{wide}; HttpOnly");
                 assert_eq!(confined(host, true, &cookie), "a=b; Path=/; HttpOnly", "{cookie}");
@@ -152,7 +162,11 @@ mod tests {
         ] {
             let mut out = b"x".to_vec();
             let any = append_clear_site_data(value.as_bytes(), &mut out);
-            assert_eq!(any.then(|| String::from_utf8_lossy(&out[1..]).into_owned()).as_deref(), left, "{value}");
+            assert_eq!(
+                any.then(|| String::from_utf8_lossy(&out[1..]).into_owned()).as_deref(),
+                left,
+                "{value}"
+            );
         }
     }
 }
