@@ -6,6 +6,8 @@ mod answers;
 mod harness;
 #[path = "gate/life.rs"]
 mod life;
+#[path = "gate/shared.rs"]
+mod shared;
 #[path = "gate/smuggling.rs"]
 mod smuggling;
 #[path = "gate/tunnels.rs"]
