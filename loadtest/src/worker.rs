@@ -264,6 +264,7 @@ impl Worker {
             times
         });
         *self.timetable.borrow_mut() = times.collect();
+        self.alarm.set(start);
     }
 
     fn stopped(&self) -> bool {
@@ -273,6 +274,10 @@ impl Worker {
     /// The line's next arrival; one that is due is taken.
     fn next(&self, line: &mut Line, now: Instant) -> Next {
         let timetable = self.timetable.borrow();
+        if timetable.is_empty() {
+            // The start is not known yet; `begin` sets the alarm to it.
+            return Next::At(now + Duration::from_secs(3600));
+        }
         loop {
             let Some(times) = timetable.get(line.phase) else { return Next::Over };
             if now < times.begin {

@@ -3,22 +3,24 @@
 //! Takes questions from all shards, lets equal ones share a call to the API, and answers each asker exactly once.
 //! Runs on a tokio current-thread runtime (name lookups go to its blocking pool). Knows no client connection.
 
-mod api;
+pub(crate) mod api;
 mod exposition;
 #[cfg(test)]
 mod fake_api;
 mod flights;
 mod metrics;
+pub mod redis;
 mod runner_address;
 mod stats;
 #[cfg(test)]
 mod tests;
 
-use crate::config::Secret;
+use crate::config::{self, Secret};
 use crate::log::{self, Level, Log};
 use crate::mailbox::{Down, Question, Reply, ToControl, ToShard, Trouble};
 use api::Api;
 use flights::{Asked, Flights, Waiter};
+use redis::Redis;
 use stats::{Operation, Stats};
 use std::collections::VecDeque;
 use std::future::Future;
@@ -43,6 +45,8 @@ pub struct Settings {
     /// Where the metrics page listens; `None`: nowhere. It has no access control: a loopback address, unless the
     /// network keeps strangers away.
     pub metrics: Option<SocketAddr>,
+    /// What API and proxies share; `None`: every proxy is on its own.
+    pub redis: Option<config::Redis>,
     /// Most calls under way at once; beyond it questions are answered [`Trouble::Overloaded`]. Each costs a task, a
     /// connection and at worst 256 KiB of body.
     pub flights_max: usize,
@@ -72,6 +76,7 @@ impl std::error::Error for StartError {}
 
 pub struct Control {
     api: Arc<Api>,
+    redis: Option<Redis>,
     inbox: mpsc::Receiver<ToControl>,
     flights: Flights,
     tasks: JoinSet<Landed>,
@@ -106,7 +111,7 @@ impl Control {
         downs: Vec<Arc<Down>>,
         log: Log,
     ) -> Result<Self, StartError> {
-        let Settings { api_base, api_key, timeout, metrics, flights_max } = settings;
+        let Settings { api_base, api_key, timeout, metrics, redis, flights_max } = settings;
         let stats = Arc::<Stats>::default();
         let metrics = metrics
             .map(|addr| {
@@ -114,7 +119,11 @@ impl Control {
                     .map_err(|error| StartError::Metrics(addr, error))
             })
             .transpose()?;
+        let redis = redis
+            .map(|redis| Redis::new(&redis, Arc::clone(&stats), log.clone()).map_err(StartError::Setting))
+            .transpose()?;
         Ok(Self {
+            redis,
             api: Arc::new(Api::new(&api_base, &api_key, timeout, log).map_err(StartError::Setting)?),
             inbox,
             flights: Flights::new(flights_max),
@@ -144,6 +153,9 @@ impl Control {
         let mut servers = JoinSet::new();
         if let Some(server) = self.metrics.take() {
             servers.spawn(server.run());
+        }
+        if let Some(redis) = &self.redis {
+            servers.spawn(redis.clone().keep());
         }
         loop {
             tokio::select! {
