@@ -139,3 +139,22 @@ fn a_second_signal_ends_at_once() {
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     assert!(slow.message().is_err() || slow.is_over());
 }
+
+#[test]
+fn a_metrics_port_that_is_taken_ends_the_start() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    let port = taken.local_addr().expect("it is bound").port();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_sandgate"))
+        .env("DAYTONA_API_URL", "http://127.0.0.1:1/api")
+        .env("PROXY_PORT", free_port().to_string())
+        .env("PROXY_PROTOCOL", "http")
+        .env("PROXY_API_KEY", "a-key-of-this-test-and-of-nothing-else")
+        .env("SANDGATE_LISTEN", "127.0.0.1")
+        .env("METRICS_PORT", port.to_string())
+        .output()
+        .expect("the binary runs");
+    let events = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{events}");
+    assert!(events.contains(&port.to_string()), "{events}");
+    assert!(!events.contains("listening\""), "it said that it listens: {events}");
+}
