@@ -187,6 +187,10 @@ async fn request(
     let (next, used, overread, status, cause) = match outcome {
         Ok(done) => (done.next, done.used, done.overread, done.status, None),
         Err(Failed { cause, answerable, reset }) => {
+            if let Cause::Rejected(reject) = cause {
+                // Before the answer, as for heads: who has the answer finds it counted.
+                add(&shard.counters.rejects[reject as usize], 1);
+            }
             let status = if answerable { cause.answer().status } else { 0 };
             let stays = answerable && answer(shard, client, head, rest, cause, request_id).await;
             if reset {
@@ -458,9 +462,6 @@ fn finish(
     add(&counters.duration_sum_us[class], took.as_micros() as u64);
     if let Some(cause) = cause {
         add(&counters.errors[source_index(cause.answer().source)], 1);
-        if let Cause::Rejected(reject) = cause {
-            add(&counters.rejects[reject as usize], 1);
-        }
     }
     if shard.log.wants(status, took) {
         let since = |at: Option<Instant>| at.map(|at| at.duration_since(stamps.started));
