@@ -185,7 +185,13 @@ async fn request(
     let mut stamps = Stamps { started, granted: None, class: Class::Own, auth: None };
     let outcome = staged(shard, client, head, rest, request_id, &mut stamps).await;
     let (next, used, overread, status, cause) = match outcome {
-        Ok(done) => (done.next, done.used, done.overread, done.status, None),
+        Ok(done) => {
+            if done.early {
+                // The client may read only when it has sent everything.
+                linger(shard, client).await;
+            }
+            (done.next, done.used, done.overread, done.status, None)
+        }
         Err(Failed { cause, answerable, reset }) => {
             if let Cause::Rejected(reject) = cause {
                 // Before the answer, as for heads: who has the answer finds it counted.
@@ -288,7 +294,7 @@ async fn health(
     let gone = |_| Failed { cause: Cause::ClientGone, answerable: false, reset: false };
     client.send(shard, &own.text(head.method, request_id)).await.map_err(gone)?;
     let next = if keep { Next::KeepAlive } else { Next::Close };
-    Ok(exchange::Done { next, status, used: used.unwrap_or(0), overread: Vec::new() })
+    Ok(exchange::Done { next, status, used: used.unwrap_or(0), overread: Vec::new(), early: false })
 }
 
 /// A response of our own.

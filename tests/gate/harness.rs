@@ -182,6 +182,14 @@ impl Wire {
         }
     }
 
+    /// The other side has ended or reset the connection, whatever lies unread.
+    pub fn is_cut(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let mut polled = [PollFd::new(&self.stream, PollFlags::RDHUP)];
+        poll(&mut polled, Some(&rustix::event::Timespec::default())).expect("an open descriptor");
+        polled[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
+    }
+
     pub fn end_writing(&self) {
         // Already gone is ended too.
         let _ = self.stream.shutdown(Shutdown::Write);

@@ -18,6 +18,7 @@ fn half_a_head_is_answered_408_and_closed() {
     assert!(begun.elapsed() >= Duration::from_millis(400), "too early: {:?}", begun.elapsed());
     assert!(wire.is_over());
     assert!(runner.received().is_empty());
+    gate.check(&runner);
 }
 
 #[test]
@@ -29,6 +30,7 @@ fn an_idle_connection_is_closed_in_silence() {
     let begun = Instant::now();
     assert!(wire.is_over());
     assert!(begun.elapsed() >= Duration::from_millis(500), "too early: {:?}", begun.elapsed());
+    gate.check(&runner);
 }
 
 #[test]
@@ -45,6 +47,7 @@ fn a_runner_that_refuses_is_looked_up_once_more_and_then_told() {
     api.script.runner_port.store(runner.addr.port(), SeqCst);
     assert_eq!(gate.get("/").expect("an answer").status(), 200);
     assert_eq!(api.script.runner_questions.load(SeqCst), 3);
+    gate.check(&runner);
 }
 
 #[test]
@@ -58,6 +61,7 @@ fn an_api_that_is_down_is_asked_three_times_and_told() {
     assert!(answer.has_code("CONTROL_PLANE_DOWN"), "{answer:?}");
     assert_eq!(api.script.questions.load(SeqCst), 3);
     assert!(runner.received().is_empty());
+    gate.check(&runner);
 }
 
 /// A runner that answers `/slow` when told to, and tells when it has read it.
