@@ -10,5 +10,7 @@ mod life;
 mod shared;
 #[path = "gate/smuggling.rs"]
 mod smuggling;
+#[path = "gate/strict.rs"]
+mod strict;
 #[path = "gate/tunnels.rs"]
 mod tunnels;
