@@ -137,7 +137,7 @@ fn settings(config: &Config) -> Settings {
         timeout: config.api_timeout,
         metrics: config.metrics,
         redis: config.redis.clone(),
-        lifetimes: Lifetimes::of(&config),
+        lifetimes: Lifetimes::of(config),
         flights_max: config.limits.questions_max,
     }
 }

@@ -12,6 +12,10 @@ mod lookup;
 mod metrics;
 mod push;
 pub mod redis;
+#[cfg(test)]
+#[path = "../../tests/support/redis_server.rs"]
+#[allow(dead_code, reason = "shared with other tests, which use the rest")]
+mod redis_server;
 mod runner_address;
 mod stats;
 #[cfg(test)]

@@ -4,17 +4,13 @@ use super::*;
 use crate::config::{self, Secret};
 use crate::control::fake_api::{Act, FakeApi, reply, within};
 use crate::control::push::Told;
+use crate::control::redis_server::{self, RedisServer};
 use crate::control::tests::LIFETIMES;
 use crate::log::Log;
 use crate::mailbox::{Change, Trouble};
-use redis_server::RedisServer;
 use std::sync::atomic::Ordering::Relaxed;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-
-#[path = "../../../tests/support/redis_server.rs"]
-#[allow(dead_code, reason = "shared with other tests, which use the rest")]
-mod redis_server;
 
 const TOKEN: &str = "abcdefghijklmnopqrstuvwxyz012345";
 const API_KEY: &str = "dtn_0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -121,7 +117,7 @@ async fn cli(server: &RedisServer, args: &[&str]) -> String {
 }
 
 async fn ttl(server: &RedisServer, key: &str) -> i64 {
-    cli(&server, &["ttl", key]).await.parse().expect("a number")
+    cli(server, &["ttl", key]).await.parse().expect("a number")
 }
 
 /// A change of state as the API publishes it, the rest of the sandbox left out.
