@@ -560,3 +560,158 @@ fn honest_traffic_of_every_kind_arrives_to_the_byte() {
     ledger.check();
     gate.check(&runner);
 }
+
+/// RFC 9112 9.6 lets a client end its side; whoever waits long for an app that has gone is what this must not become.
+#[test]
+fn a_client_that_ends_its_side_gets_a_prompt_answer_and_counts_as_gone_when_it_takes_long() {
+    let (told, ended) = mpsc::channel();
+    let told = Mutex::new(told);
+    let runner = Runner::start(move |mut wire, _| {
+        while let Ok(Some(request)) = wire.message() {
+            if request.target().ends_with("/long") {
+                let rest = wire.rest().map(|rest| rest.len()).unwrap_or(0);
+                told.lock().expect("no thread panics with it").send(rest).expect("the test waits");
+                return;
+            }
+            if wire.send(ok(request.target())).is_err() {
+                return;
+            }
+        }
+    });
+    let gate = Gate::start(&Api::start(runner.addr), &[]);
+    let ask = |path: &str| {
+        let mut wire = gate.connect();
+        wire.send(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).expect("the gate reads");
+        wire.end_writing();
+        wire
+    };
+    let answer = ask("/prompt").expect_message().expect("an answer");
+    assert!(answer.text().ends_with("/prompt"), "{answer:?}");
+    let mut wire = ask("/long");
+    assert_eq!(ended.recv_timeout(DEADLINE).expect("the runner is let go"), 0);
+    assert!(wire.is_over());
+    gate.await_metric("http_server_active_requests", 0);
+    gate.check(&runner);
+}
+
+/// Whatever the API does: nobody passes whom it has not let in, and whom it has let in a moment ago stays in.
+#[test]
+fn an_api_in_trouble_lets_nobody_in_and_throws_nobody_out() {
+    use crate::harness::Trouble;
+    let runner = Runner::echo();
+    let api = Api::start(runner.addr);
+    let gate = Gate::start(&api, &[("API_CLIENT_TIMEOUT_SEC", "1")]);
+    assert_eq!(gate.get("/known").expect("an answer").status(), 200);
+    for trouble in Trouble::ALL {
+        api.script.trouble(Some(trouble));
+        assert_eq!(gate.get("/known").expect("an answer").status(), 200, "{trouble:?}");
+        for (port, proof) in [
+            ("3000", ""),
+            ("2280", "Authorization: Bearer secret\r\n"),
+            ("3000", "X-Daytona-Preview-Token: t\r\n"),
+        ] {
+            let mut wire = gate.connect();
+            let host = format!("{port}-new{}.preview.test", format!("{trouble:?}").to_lowercase());
+            wire.send(format!("GET /new HTTP/1.1\r\nHost: {host}\r\n{proof}\r\n")).expect("the gate reads");
+            let answer = wire.expect_message().expect("an answer");
+            assert!(
+                (401..=504).contains(&answer.status()) && answer.status() != 404,
+                "{trouble:?}: {answer:?}"
+            );
+            assert!(answer.field("X-Preview-Error-Code").is_some(), "{trouble:?}: {answer:?}");
+        }
+    }
+    let requests: Vec<_> = runner.streams().into_iter().flat_map(|stream| stream.requests).collect();
+    assert!(requests.iter().all(|request| request.target.ends_with("/known")), "{requests:?}");
+    api.script.trouble(None);
+    let mut wire = gate.connect();
+    wire.send("GET /new HTTP/1.1\r\nHost: 3000-sb9.preview.test\r\n\r\n").expect("the gate reads");
+    assert_eq!(wire.expect_message().expect("an answer").status(), 200, "and all is well again");
+    gate.check(&runner);
+}
+
+/// Neither a client nor a runner that stops reading fills the gate: the other one is stopped too.
+#[test]
+fn a_peer_that_does_not_read_stops_the_other_one_and_costs_no_memory() {
+    let moved = std::sync::Arc::new(AtomicU64::new(0));
+    let sending = moved.clone();
+    let runner = Runner::start(move |mut wire, _| {
+        let Ok(Some(head)) = wire.head() else { return };
+        wire.stream.set_write_timeout(None).expect("no timeout");
+        if head.first.starts_with("POST") {
+            // Reads nothing until the gate is gone.
+            while !wire.is_cut() {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            return;
+        }
+        let framing = if head.target().ends_with("/chunked") {
+            "Transfer-Encoding: chunked"
+        } else {
+            "Content-Length: 100000000000"
+        };
+        let _ = wire.send(format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n"));
+        let block = [b"10000\r\n".as_slice(), &[b'x'; 65536], b"\r\n"].concat();
+        while wire.send(&block).is_ok() {
+            sending.fetch_add(block.len() as u64, SeqCst);
+        }
+    });
+    runner.forget();
+    let gate = Gate::start(&Api::start(runner.addr), &[]);
+    let open = |number: usize| {
+        let mut wire = gate.connect();
+        let (start, framing) = match number % 3 {
+            0 => ("GET /plain", ""),
+            1 => ("GET /chunked", ""),
+            _ => ("POST /up", "Content-Length: 100000000000\r\n"),
+        };
+        wire.send(format!("{start} HTTP/1.1\r\nHost: {HOST}\r\n{framing}\r\n")).expect("the gate reads");
+        wire
+    };
+    let mut wires: Vec<Wire> = (0..30).map(open).collect();
+    let before = gate.resident();
+    // Uploads, until nothing more is taken.
+    let mut sent = 0;
+    let block = vec![b'x'; 1 << 20];
+    for wire in wires.iter_mut().skip(2).step_by(3) {
+        wire.stream.set_write_timeout(Some(Duration::from_millis(200))).expect("not zero");
+        while io::Write::write(&mut wire.stream, &block).is_ok_and(|n| n > 0) {
+            sent += block.len();
+            assert!(sent < 1 << 30, "uploads are taken that nobody reads");
+        }
+    }
+    let mut last = u64::MAX;
+    let begun = Instant::now();
+    while last != moved.load(SeqCst) {
+        last = moved.load(SeqCst);
+        assert!(begun.elapsed() < DEADLINE, "downloads go on that nobody reads");
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    let grown = gate.resident().saturating_sub(before);
+    assert!(grown < 16 * 1024, "{grown} KiB for 30 stuck bodies");
+    // A plain end would stand behind bytes that nobody takes: the client's kernel gives up on it in its own time.
+    wires.into_iter().for_each(Wire::reset);
+    gate.await_metric("http_server_active_requests", 0);
+}
+
+#[test]
+fn at_the_limit_of_connections_the_next_one_is_told_and_the_others_are_served() {
+    let runner = Runner::echo();
+    let gate = Gate::start(&Api::start(runner.addr), &[("SANDGATE_CONNECTIONS_MAX", "5")]);
+    let mut inside: Vec<Wire> = (0..5).map(|_| gate.connect()).collect();
+    for wire in &mut inside {
+        assert_eq!(wire.get("/in").expect("an answer").status(), 200);
+    }
+    let mut outside = gate.connect();
+    let answer = outside.expect_message().expect("told without being asked");
+    assert_eq!((answer.status(), answer.field("Retry-After")), (503, Some("1")), "{answer:?}");
+    assert!(outside.is_over());
+    assert_eq!(gate.metric("preview_connections_shed_total"), 1);
+    for wire in &mut inside {
+        assert_eq!(wire.get("/still").expect("an answer").status(), 200);
+    }
+    inside.pop();
+    gate.await_metric("preview_connections_open{shard=\"0\"}", 4);
+    assert_eq!(gate.get("/in-again").expect("an answer").status(), 200);
+    gate.check(&runner);
+}

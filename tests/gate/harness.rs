@@ -317,6 +317,7 @@ pub struct Script {
     pub status: AtomicU16,
     pub runner_questions: AtomicUsize,
     pub questions: AtomicUsize,
+    trouble: Mutex<Option<Trouble>>,
     /// Sandboxes on a runner of their own, by port.
     elsewhere: Mutex<HashMap<String, u16>>,
 }
@@ -332,6 +333,7 @@ impl Api {
         let script = Arc::new(Script {
             runner_ip: runner.ip(),
             runner_port: AtomicU16::new(runner.port()),
+            trouble: Mutex::default(),
             elsewhere: Mutex::default(),
             status: AtomicU16::new(200),
             runner_questions: AtomicUsize::new(0),
@@ -349,7 +351,48 @@ impl Api {
     }
 }
 
+/// What can be wrong with an API.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trouble {
+    Closes,
+    Silent,
+    Garbage,
+    /// `200`, and a page of somebody else's.
+    Page,
+    Status500,
+    Status503,
+    Status429,
+}
+
+impl Trouble {
+    pub const ALL: [Self; 7] = [
+        Self::Closes,
+        Self::Silent,
+        Self::Garbage,
+        Self::Page,
+        Self::Status500,
+        Self::Status503,
+        Self::Status429,
+    ];
+
+    fn answer(self) -> &'static str {
+        match self {
+            Self::Closes | Self::Silent => "",
+            Self::Garbage => "true\r\n\r\n",
+            Self::Page => "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\n<p>t",
+            Self::Status500 => "HTTP/1.1 500 X\r\nContent-Length: 4\r\n\r\ntrue",
+            Self::Status503 => "HTTP/1.1 503 X\r\nContent-Length: 4\r\n\r\ntrue",
+            Self::Status429 => "HTTP/1.1 429 X\r\nContent-Length: 4\r\n\r\ntrue",
+        }
+    }
+}
+
 impl Script {
+    /// From the next question on; `None`: it is well.
+    pub fn trouble(&self, trouble: Option<Trouble>) {
+        *self.trouble.lock().expect("no thread panics with it") = trouble;
+    }
+
     pub fn send_to(&self, sandbox: &str, port: u16) {
         self.elsewhere.lock().expect("no thread panics with it").insert(sandbox.to_owned(), port);
     }
@@ -358,6 +401,17 @@ impl Script {
         while let Ok(Some(request)) = wire.message() {
             let runner = request.target().starts_with("/api/runners/by-sandbox/");
             self.questions.fetch_add(1, SeqCst);
+            let trouble = *self.trouble.lock().expect("no thread panics with it");
+            if let Some(trouble) = trouble {
+                let told = wire.send(trouble.answer());
+                if trouble == Trouble::Silent {
+                    let _ = wire.rest();
+                }
+                if told.is_err() || matches!(trouble, Trouble::Closes | Trouble::Silent | Trouble::Garbage) {
+                    return;
+                }
+                continue;
+            }
             self.runner_questions.fetch_add(usize::from(runner), SeqCst);
             let body = if runner {
                 let sandbox = request.target().rsplit('/').next().unwrap_or_default();

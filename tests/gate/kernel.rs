@@ -463,3 +463,37 @@ fn a_gate_with_nothing_to_do_does_nothing() {
     assert!(spent <= Duration::from_millis(100), "{spent:?} in a second of nothing");
     assert!(DEADLINE > Duration::from_secs(1));
 }
+
+/// More completions at once than the submission queue holds entries are what a burst is: none may be lost, and as many
+/// deadlines in one sweep all fire.
+#[test]
+fn thousands_of_requests_and_of_deadlines_at_the_same_moment_are_all_dealt_with() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    const CROWD: usize = 6000;
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
+    let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    assert!(most > 2 * CROWD as u64, "the test needs more descriptors than {most}: ulimit -n");
+    let runner = Runner::echo();
+    let gate = Gate::start(&Api::start(runner.addr), &[("SANDGATE_CLIENT_IDLE_MS", "4000")]);
+    assert_eq!(gate.get("/").expect("an answer").status(), 200);
+    let mut crowd: Vec<Wire> = (0..CROWD).map(|_| gate.connect()).collect();
+    gate.await_metric("preview_connections_open{shard=\"0\"}", CROWD as u64);
+    // Everything is in the sockets before the gate sees any of it.
+    gate.signal(rustix::process::Signal::STOP);
+    for wire in &mut crowd {
+        wire.send("GET /health HTTP/1.1\r\nHost: base.test\r\n\r\n").expect("room in the socket");
+    }
+    gate.signal(rustix::process::Signal::CONT);
+    for (number, wire) in crowd.iter_mut().enumerate() {
+        let answer = wire.expect_message().unwrap_or_else(|error| panic!("{number} of {CROWD}: {error}"));
+        assert_eq!(answer.status(), 200);
+    }
+    for wire in &mut crowd {
+        assert!(wire.is_over(), "an idle connection is closed");
+    }
+    drop(crowd);
+    gate.await_metric("preview_connections_open{shard=\"0\"}", 0);
+    assert_eq!(gate.get("/after").expect("an answer").status(), 200);
+}
