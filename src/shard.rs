@@ -2,7 +2,7 @@
 
 use crate::access_log::Log;
 use crate::buffers::Buffers;
-use crate::client;
+use crate::client::{self, Client};
 use crate::config::{Config, Scheme};
 use crate::counters::{CacheKind, Counters, add};
 use crate::deadlines::{Deadlines, TICK};
@@ -183,7 +183,8 @@ fn accepted(shard: &Rc<Shard>, fd: OwnedFd, peer: std::net::IpAddr) {
     let socket = socket::set_stream_options(fd.as_fd()).and_then(|()| Socket::new(fd));
     match socket {
         Ok(socket) => {
-            monoio::spawn(client::serve(shard.clone(), socket, peer));
+            let client = Client::new(shard, socket, peer);
+            monoio::spawn(client::serve(shard.clone(), client));
         }
         Err(_) => add(&shard.counters.accept_failures, 1),
     }
