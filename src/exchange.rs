@@ -114,7 +114,9 @@ pub async fn exchange(
             }
             Err(_) => Err(Failed::before_answer(client.cause_or(Cause::RunnerClosed))),
             Ok(()) if body.complete => {
-                let (received, inbuf) = runner.recv_waiting(shard.buffers.small()).await;
+                // The head is out: its buffer takes the answer, so that a waiting request holds two buffers, not three.
+                out.clear();
+                let (received, inbuf) = runner.recv_waiting(std::mem::take(&mut out)).await;
                 match received {
                     Ok(n) if n > 0 => {
                         respond(client, shard, &runner, head, outgoing, inbuf, &Cell::new(false)).await
@@ -125,6 +127,7 @@ pub async fn exchange(
                         && client.watch.fired().is_none() =>
                     {
                         resent = true;
+                        out = inbuf;
                         add(&shard.counters.runner_retries, 1);
                         drop(attached);
                         continue;

@@ -222,6 +222,7 @@ async fn tick(shard: Rc<Shard>) {
         add(&counters.deadlines, shard.deadlines.sweep(shard.draining.get()));
         if shard.deadlines.now().is_multiple_of(POOL_SWEEP_TICKS) {
             shard.pool.sweep(shard.deadlines.now(), counters);
+            shard.buffers.trim();
         }
         shard.log.hand_over();
         if shard.draining.get() && counters.connections_open.get() == 0 && !told {
