@@ -46,7 +46,10 @@ pub fn run<'a, C: Stream>(
 
 /// One direction to its end, beginning with what was read already. A clean end is passed on as a half-close; a broken
 /// one ends both.
-#[expect(clippy::manual_async_fn, reason = "an async fn would keep the lane twice, in thousands of idle tunnels")]
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an async fn would keep the lane twice, in thousands of idle tunnels"
+)]
 fn direction<'a, S: Stream, D: Stream>(
     lane: Lane<'a, S, D>,
     early: Vec<u8>,
