@@ -85,11 +85,11 @@ pub struct Config {
     pub ttl_public_pushed: Duration,
     pub ttl_runner_pushed: Duration,
     pub limits: Limits,
-    /// Not used yet: login.
     pub oidc: Oidc,
+    pub cookie_mode: CookieMode,
     /// `None`: every proxy is on its own.
     pub redis: Option<Redis>,
-    /// Not used yet.
+    /// For the cookies of [`CookieMode::Shared`]; `None`: per host.
     pub cookie_domain: Option<String>,
     /// Not used yet.
     pub preview_warning: bool,
@@ -100,6 +100,15 @@ pub struct Config {
 pub enum Scheme {
     Http,
     Https,
+}
+
+/// Who sees the cookie of a login.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CookieMode {
+    /// All hosts of the domain, as in v0.190.
+    Shared,
+    /// The one host that was logged in to.
+    Isolated,
 }
 
 /// What carries the data plane's I/O.
@@ -172,6 +181,16 @@ impl Scheme {
     }
 }
 
+impl CookieMode {
+    fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "shared" => Some(Self::Shared),
+            "isolated" => Some(Self::Isolated),
+            _ => None,
+        }
+    }
+}
+
 impl DriverChoice {
     fn from_word(word: &str) -> Option<Self> {
         match word {
@@ -209,8 +228,9 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let oidc = oidc(reader);
     let redis = redis(reader);
     let cookie_domain = cookie_domain(reader);
+    let cookie_mode = cookie_mode(reader, protocol, &mut warnings);
     let preview_warning = reader.flag("PREVIEW_WARNING_ENABLED");
-    warnings.extend(without_effect(reader, preview_warning));
+    warnings.extend(without_effect(preview_warning));
     let trusted_proxies = reader.networks("SANDGATE_TRUSTED_PROXIES");
     if trusted_proxies.iter().any(|network| network.prefix_len() == 0) {
         warnings
@@ -265,6 +285,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         limits,
         oidc,
         redis,
+        cookie_mode: cookie_mode?,
         cookie_domain,
         preview_warning,
         warnings,
@@ -374,6 +395,28 @@ fn oidc(reader: &mut Reader<'_>) -> Oidc {
     }
 }
 
+fn cookie_mode(
+    reader: &mut Reader<'_>,
+    protocol: Option<Scheme>,
+    warnings: &mut Vec<String>,
+) -> Option<CookieMode> {
+    let mode = reader.word("SANDGATE_COOKIE_MODE", CookieMode::from_word);
+    if mode == Some(CookieMode::Isolated) {
+        if protocol == Some(Scheme::Http) {
+            reader.note(
+                MistakeKind::Relation,
+                "SANDGATE_COOKIE_MODE",
+                "browsers take cookies of one host alone over https only, and PROXY_PROTOCOL is http",
+                "set PROXY_PROTOCOL=https with TLS in front, or SANDGATE_COOKIE_MODE=shared",
+            );
+        }
+        if reader.is_set("COOKIE_DOMAIN") {
+            warnings.push("COOKIE_DOMAIN has no effect with SANDGATE_COOKIE_MODE=isolated".into());
+        }
+    }
+    mode
+}
+
 fn redis(reader: &mut Reader<'_>) -> Option<Redis> {
     let port = reader.number("REDIS_PORT").map_or(6379, port);
     let username = reader.text("REDIS_USERNAME");
@@ -417,14 +460,8 @@ fn cookie_domain(reader: &mut Reader<'_>) -> Option<String> {
 }
 
 /// One sentence for each variable that is set and does nothing yet.
-fn without_effect(reader: &Reader<'_>, preview_warning: bool) -> impl Iterator<Item = String> {
-    let names = table::VARIABLES.iter().map(|variable| variable.name);
-    let set = names.filter(|name| match *name {
-        "PREVIEW_WARNING_ENABLED" => preview_warning,
-        "COOKIE_DOMAIN" => reader.is_set(name),
-        name => name.starts_with("OIDC_") && reader.is_set(name),
-    });
-    set.map(no_effect).collect::<Vec<_>>().into_iter()
+fn without_effect(preview_warning: bool) -> Option<String> {
+    preview_warning.then(|| no_effect("PREVIEW_WARNING_ENABLED"))
 }
 
 fn no_effect(name: &str) -> String {

@@ -8,6 +8,7 @@ mod exposition;
 #[cfg(test)]
 mod fake_api;
 mod flights;
+mod login;
 mod lookup;
 mod metrics;
 mod push;
@@ -26,6 +27,8 @@ use crate::log::{self, Level, Log};
 use crate::mailbox::{Down, Question, Reply, ToControl, ToShard, Trouble};
 use api::Api;
 use flights::{Asked, Flights, Waiter};
+use login::Login;
+pub use login::LoginSettings;
 pub use lookup::Lifetimes;
 use lookup::{Found, Lookup};
 use push::{Push, Told};
@@ -60,6 +63,7 @@ pub struct Settings {
     /// Most calls under way at once; beyond it questions are answered [`Trouble::Overloaded`]. Each costs a task, a
     /// connection and at worst 256 KiB of body.
     pub flights_max: usize,
+    pub login: LoginSettings,
 }
 
 /// Why there is no control plane.
@@ -86,6 +90,7 @@ impl std::error::Error for StartError {}
 
 pub struct Control {
     lookup: Arc<Lookup>,
+    login: Arc<Login>,
     redis: Option<Shared>,
     inbox: mpsc::Receiver<ToControl>,
     flights: Flights,
@@ -128,7 +133,7 @@ impl Control {
         downs: Vec<Arc<Down>>,
         log: Log,
     ) -> Result<Self, StartError> {
-        let Settings { api_base, api_key, timeout, metrics, redis, lifetimes, flights_max } = settings;
+        let Settings { api_base, api_key, timeout, metrics, redis, lifetimes, flights_max, login } = settings;
         let stats = Arc::<Stats>::default();
         let metrics = metrics
             .map(|addr| {
@@ -137,11 +142,14 @@ impl Control {
             })
             .transpose()?;
         let redis = redis.map(|redis| Shared::new(&redis, &stats, &log)).transpose()?;
-        let api = Arc::new(Api::new(&api_base, &api_key, timeout, log).map_err(StartError::Setting)?);
+        let api = Api::new(&api_base, &api_key, timeout, log.clone()).map_err(StartError::Setting)?;
+        let api = Arc::new(api);
+        let login = Login::new(login, Arc::clone(&api), timeout, log).map_err(StartError::Setting)?;
         let shared = redis.as_ref().map(|shared| (shared.redis.clone(), Arc::clone(&shared.push)));
         Ok(Self {
             lookup: Arc::new(Lookup::new(api, shared, lifetimes, Arc::clone(&stats))),
             redis,
+            login: Arc::new(login),
             inbox,
             flights: Flights::new(flights_max),
             tasks: JoinSet::new(),
@@ -209,7 +217,7 @@ impl Control {
     }
 
     fn ask(&mut self, waiter: Waiter, question: Question) {
-        let Self { flights, tasks, lookup, .. } = self;
+        let Self { flights, tasks, lookup, login, .. } = self;
         if let Some(began) = flights.began(&question)
             && lookup.is_outdated(&question, began)
         {
@@ -217,10 +225,15 @@ impl Control {
             flights.leave_alone(&question);
         }
         let asked = flights.ask(question, waiter, |question| {
-            let lookup = Arc::clone(lookup);
+            let (lookup, login) = (Arc::clone(lookup), Arc::clone(login));
             tasks.spawn(async move {
                 let start = Instant::now();
-                let found = lookup.answer(&question).await;
+                let found = match &*question {
+                    Question::Login(question) => {
+                        Found { reply: login.answer(question).await, keep: Duration::ZERO }
+                    }
+                    question => lookup.answer(question).await,
+                };
                 Landed { operation: Operation::of(&question), took: start.elapsed(), found }
             })
         });

@@ -20,6 +20,22 @@ pub(super) const LIFETIMES: Lifetimes = Lifetimes {
     runner_pushed: Duration::from_secs(3600),
 };
 
+fn no_login() -> LoginSettings {
+    LoginSettings {
+        scheme: crate::config::Scheme::Http,
+        oidc: crate::config::Oidc {
+            client_id: None,
+            client_secret: None,
+            domain: None,
+            public_domain: None,
+            audience: None,
+        },
+        cookie_mode: crate::config::CookieMode::Shared,
+        cookie_domain: None,
+        keys: vec![Secret::new("canary")],
+    }
+}
+
 struct World {
     api: FakeApi,
     up: mpsc::Sender<ToControl>,
@@ -42,6 +58,7 @@ impl World {
             redis: None,
             lifetimes: LIFETIMES,
             flights_max,
+            login: no_login(),
         };
         let control =
             Control::with_log(settings, inbox, downs.clone(), Log::discard()).expect("good settings");
@@ -284,6 +301,7 @@ fn a_taken_metrics_port_is_told_with_its_variable() {
         redis: None,
         lifetimes: LIFETIMES,
         flights_max: 1,
+        login: no_login(),
     };
     assert!(!format!("{settings:?}").contains("canary"));
     let error = Control::new(settings, mpsc::channel(1).1, Vec::new()).err().expect("taken");
