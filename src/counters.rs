@@ -104,6 +104,35 @@ impl CacheKind {
     }
 }
 
+/// Why something that lived long was cut.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Revoked {
+    /// The sandbox is not public any more.
+    Private,
+    /// The key or token opens it no more.
+    Token,
+    /// The signed link is over.
+    Link,
+    /// Nothing runs in the sandbox any more.
+    Ended,
+    /// Something changed, and nobody could say for too long whether the right still holds.
+    Undecided,
+}
+
+impl Revoked {
+    pub const ALL: &'static [Self] = &[Self::Private, Self::Token, Self::Link, Self::Ended, Self::Undecided];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Private => "private",
+            Self::Token => "token",
+            Self::Link => "link",
+            Self::Ended => "ended",
+            Self::Undecided => "undecided",
+        }
+    }
+}
+
 type Count = Cell<u64>;
 
 /// One shard's counters. Gauges are named as such; all else only grows.
@@ -136,6 +165,8 @@ pub struct Counters {
     /// How long a change in Redis took to get here, measured by canaries: buckets of [`LAG_BOUNDS_US`], not cumulative.
     pub invalidation_lags: [Count; LAG_BOUNDS_US.len() + 1],
     pub invalidation_lag_sum_us: Count,
+    /// Connections cut, by [`Revoked`].
+    pub revoked: [Count; Revoked::ALL.len()],
     pub runner_connects: Count,
     pub runner_connect_failures: Count,
     pub runner_reuses: Count,

@@ -2,12 +2,15 @@
 //!
 //! What decides is [`decision`]; here is what finds out for it: in the head, in memory, from the API.
 
+mod basis;
 mod decision;
 mod session;
 mod verdicts;
 
+pub use basis::{Basis, Holds, holds};
 pub use verdicts::Verdicts;
 
+use crate::changes::AsOf;
 use crate::counters::{AuthResult, CacheKind, add};
 use crate::deadlines::Watch;
 use crate::error::Cause;
@@ -28,6 +31,7 @@ pub struct Grant {
     access: Access,
     auth: AuthResult,
     set_cookie: Option<Box<str>>,
+    as_of: AsOf,
 }
 
 /// What the grant opens.
@@ -62,6 +66,11 @@ impl Grant {
         self.set_cookie.as_deref()
     }
 
+    /// It was found out not before this: a change since then makes it doubtful.
+    pub fn as_of(&self) -> AsOf {
+        self.as_of
+    }
+
     /// The client's `Authorization` was the proof and ends here.
     pub fn strips_authorization(&self) -> bool {
         self.auth == AuthResult::Bearer
@@ -79,7 +88,8 @@ pub struct Asker<'a> {
 
 /// `Route::Health` and the steps of a login need no grant and must not be given here.
 pub async fn authorize(asker: &Asker<'_>, route: &Route, head: &RequestHead<'_>) -> Result<Grant, Cause> {
-    let result = search(asker, route, head).await;
+    let as_of = asker.shard.changes.now();
+    let result = search(asker, route, head).await.map(|grant| Grant { as_of, ..grant });
     let label = match &result {
         Ok(grant) => grant.auth,
         Err(Cause::AuthRequired) => AuthResult::Missing,
@@ -150,7 +160,7 @@ fn grant(
         Proof::Cookie => AuthResult::Cookie,
         Proof::SignedLink => AuthResult::SignedLink,
     };
-    Ok(Grant { access, auth, set_cookie })
+    Ok(Grant { access, auth, set_cookie, as_of: asker.shard.changes.now() })
 }
 
 async fn find(

@@ -33,6 +33,7 @@ pub mod head;
 pub mod ids;
 pub mod initiator;
 pub mod limits;
+pub mod live;
 pub mod log;
 pub mod log_writer;
 pub mod login;

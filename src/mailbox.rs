@@ -96,7 +96,7 @@ impl Question {
             Self::Public(sandbox) | Self::Verdict { sandbox, .. } | Self::Runner { sandbox, .. } => {
                 Some(sandbox)
             }
-            Self::SignedToken { .. } | Self::BuildLogs { .. } => None,
+            Self::SignedToken { .. } | Self::BuildLogs { .. } | Self::Login(_) => None,
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::counters::{CacheKind, Counters, add};
 use crate::deadlines::{Deadlines, TICK};
 use crate::grant::Verdicts;
 use crate::ids::SandboxId;
+use crate::live::Live;
 use crate::log_writer::LogSender;
 use crate::mailbox::{Change, Down, ToControl, ToShard};
 use crate::pool::Pool;
@@ -48,6 +49,7 @@ pub struct Shard {
     pub verdicts: RefCell<Verdicts>,
     pub cookie_keys: CookieKeys,
     pub places: RefCell<Places>,
+    pub live: Rc<Live>,
     /// What was learnt before these is old.
     pub changes: Record,
     pub questions: Questions,
@@ -60,7 +62,7 @@ impl Shard {
     /// One of everything, empty. Its tasks and its ring are [`run`]'s.
     pub fn new(index: usize, config: Arc<Config>, up: mpsc::Sender<ToControl>, log: LogSender) -> Self {
         let limits = config.limits.clone();
-        let counters = Rc::new(Counters::default());
+        let (counters, deadlines) = (Rc::new(Counters::default()), Deadlines::new());
         let idle_ticks = (limits.runner_idle.as_millis() / TICK.as_millis()) as u32;
         Self {
             index,
@@ -73,7 +75,8 @@ impl Shard {
                 Scheme::Https => "https",
             },
             buffers: Buffers::new(limits.bulk_buffers_max, limits.pipes_max),
-            deadlines: Deadlines::new(),
+            live: Live::new(deadlines.clone()),
+            deadlines,
             pool: Pool::new(limits.runner_idle_max, idle_ticks),
             verdicts: RefCell::new(Verdicts::new(limits.sandbox_cache_max, limits.verdict_cache_max)),
             cookie_keys: CookieKeys::new(
@@ -151,7 +154,10 @@ async fn mail(shard: &Rc<Shard>, down: &Down, listener: &RefCell<Option<Socket>>
         while let Some(message) = down.pop() {
             match message {
                 ToShard::Answer { ticket, reply, keep } => shard.questions.answer(ticket, reply, keep),
-                ToShard::Changed { sandbox, change } => shard.changed(&sandbox, change),
+                ToShard::Changed { sandbox, change } => {
+                    shard.changed(&sandbox, change);
+                    shard.live.changed(shard, &sandbox, change);
+                }
                 ToShard::Forget => shard.forget(),
                 ToShard::Canary(sent) => shard.counters.invalidation_lag(sent.elapsed()),
                 ToShard::Report(sender) => {
@@ -252,6 +258,7 @@ async fn tick(shard: Rc<Shard>) {
         let counters = &shard.counters;
         counters.loop_stall_us.set(counters.loop_stall_us.get().max(late));
         add(&counters.deadlines, shard.deadlines.sweep(shard.draining.get()));
+        shard.live.tick(&shard);
         if shard.deadlines.now().is_multiple_of(POOL_SWEEP_TICKS) {
             shard.pool.sweep(shard.deadlines.now(), counters);
             shard.buffers.trim();

@@ -2,6 +2,7 @@
 //! around them. `cargo bench --bench stages` tells the time of the same stages on the same inputs.
 
 #[path = "../benches/stages/inputs.rs"]
+#[allow(dead_code, reason = "shared with the benchmarks, which use the rest")]
 mod inputs;
 
 use allocation_counter::measure;

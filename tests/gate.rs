@@ -12,6 +12,8 @@ mod harness;
 mod kernel;
 #[path = "gate/life.rs"]
 mod life;
+#[path = "gate/revocation.rs"]
+mod revocation;
 #[path = "gate/shared.rs"]
 mod shared;
 #[path = "gate/smuggling.rs"]

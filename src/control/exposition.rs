@@ -3,7 +3,7 @@
 //! Labels come from closed lists of ours: never a sandbox, a host or anything else a client names.
 
 use super::stats::{Operation, SharedResult, Stats, TROUBLES};
-use crate::counters::{AuthResult, CacheKind, Class, Counters, DURATION_BOUNDS_MS, LAG_BOUNDS_US};
+use crate::counters::{AuthResult, CacheKind, Class, Counters, DURATION_BOUNDS_MS, LAG_BOUNDS_US, Revoked};
 use crate::error::Source;
 use crate::head::Reject;
 use std::cell::Cell;
@@ -147,6 +147,11 @@ fn labelled(page: &mut Page, sum: Sum<'_>) {
     page.sample(&format!("{name}_bucket"), &[("le", "+Inf")], count);
     page.sample(&format!("{name}_sum"), &[], sum(&|c| &c.invalidation_lag_sum_us) as f64 / 1e6);
     page.sample(&format!("{name}_count"), &[], count);
+    let name = "preview_revoked_total";
+    page.family(name, "counter", "Tunnels and streams cut because their right is gone, by why.");
+    for (n, reason) in Revoked::ALL.iter().enumerate() {
+        page.sample(name, &[("reason", reason.as_str())], sum(&|c| &c.revoked[n]));
+    }
     let name = "preview_upstream_connects_total";
     page.family(name, "counter", "Connects to runners.");
     // Shards count all of them and the failed ones among them.

@@ -7,25 +7,28 @@ use std::time::{Duration, Instant};
 
 #[path = "../support/redis_server.rs"]
 #[allow(dead_code, reason = "shared with other tests, which use the rest")]
-mod redis_server;
+pub mod redis_server;
 
-const PUBLIC_KEY: &str = "proxy:sandbox-public:sb1";
+pub const PUBLIC_KEY: &str = "proxy:sandbox-public:sb1";
 const SHARDS: &str = "4";
 /// Enough for the kernel to give each of the shards some.
 const CONNECTIONS: usize = 48;
 
-struct World {
-    redis: RedisServer,
-    api: Api,
+pub struct World {
+    pub redis: RedisServer,
+    pub api: Api,
     _runner: Runner,
-    gate: Gate,
+    pub gate: Gate,
     metrics: u16,
 }
 
 impl World {
-    fn start(settings: &[(&str, &str)]) -> Self {
+    pub fn start(settings: &[(&str, &str)]) -> Self {
+        Self::before(Runner::echo(), settings)
+    }
+
+    pub fn before(runner: Runner, settings: &[(&str, &str)]) -> Self {
         let redis = RedisServer::start(&[]);
-        let runner = Runner::echo();
         let api = Api::start(runner.addr);
         let metrics = crate::harness::free_port();
         let (port, metrics_port) = (redis.port.to_string(), metrics.to_string());
@@ -44,7 +47,7 @@ impl World {
     }
 
     /// Empty while nobody listens yet.
-    fn metrics(&self) -> String {
+    pub fn metrics(&self) -> String {
         let Ok(stream) = std::net::TcpStream::connect(("127.0.0.1", self.metrics)) else {
             return String::new();
         };
@@ -53,7 +56,7 @@ impl World {
         wire.expect_message().expect("a page").text()
     }
 
-    fn until_metric(&self, line: &str) {
+    pub fn until_metric(&self, line: &str) {
         until(|| self.metrics().lines().any(|l| l == line), line);
     }
 
@@ -67,7 +70,7 @@ impl World {
     }
 }
 
-fn until(what: impl Fn() -> bool, claim: &str) {
+pub fn until(what: impl Fn() -> bool, claim: &str) {
     let begun = Instant::now();
     while !what() {
         assert!(begun.elapsed() < DEADLINE, "{claim}");

@@ -62,6 +62,7 @@ fn cells(counters: &Counters) -> Vec<&Cell<u64>> {
         cache_misses,
         cache_entries,
         invalidation_lags,
+        revoked,
         invalidation_lag_sum_us,
         questions_asked,
         questions_open,
@@ -114,7 +115,7 @@ fn cells(counters: &Counters) -> Vec<&Cell<u64>> {
     ];
     cells.extend(requests.iter().flatten().chain(durations.iter().flatten()).chain(duration_sum_us));
     cells.extend(rejects.iter().chain(errors).chain(auth).chain(cache_hits).chain(cache_misses));
-    cells.extend(cache_entries.iter().chain(invalidation_lags));
+    cells.extend(cache_entries.iter().chain(invalidation_lags).chain(revoked));
     cells
 }
 
