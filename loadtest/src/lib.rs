@@ -2,12 +2,14 @@
 //!
 //! * [`plan`]: what to do, complete and checked.
 //! * [`run`]: carries it out and puts the result together.
+//! * [`scenario`], [`find_max`], [`interleave`], [`agent`]: ways of making and using plans.
 //! * [`worker`]: one thread of load; [`schedule`] says when, [`aim`] for whom.
 //! * [`population`]: sandboxes and their credentials out of a seed; shared by the load and the backend.
 //! * [`backend`]: an API and a runner for a population, with faults on demand.
 //! * [`world`]: the paths both sides agree on.
 //! * [`result`]: what a run found out, as data: written to JSON, read by reports and comparisons.
 
+pub mod agent;
 pub mod aim;
 mod alarm;
 pub mod backend;
@@ -15,8 +17,11 @@ mod churn;
 pub mod cli;
 mod console;
 pub mod failure;
+pub mod find_max;
 pub mod host;
 pub mod http1;
+pub mod interleave;
+mod live;
 pub mod plan;
 pub mod population;
 pub mod quantity;
@@ -24,6 +29,7 @@ mod recorder;
 pub mod result;
 pub mod run;
 mod run_args;
+pub mod scenario;
 pub mod schedule;
 mod scrape;
 pub mod transport;
