@@ -1,9 +1,12 @@
 //! The command line: subcommands and their flags.
 
+use crate::assertion::{self, Thresholds};
 use crate::backend::{self, BackendArgs};
 use crate::population::{AuthKind, Population, Sandbox};
+use crate::report::{self, Outputs};
 use clap::{Args, Parser, Subcommand};
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Load for preview proxies: open loop, sandbox-shaped, honest.
@@ -18,8 +21,29 @@ pub struct Cli {
 enum Command {
     /// Stand in for the API and the runners, so that a proxy can be measured with nothing else installed
     Backend(BackendArgs),
+    /// Make reports out of a saved result
+    Report(ReportArgs),
+    /// Check thresholds on a saved result: exit code 99 when one does not hold
+    Assert(AssertArgs),
     /// Print the sandboxes of a population with their credentials, tab-separated, to set up an API of your own
     Population(PopulationArgs),
+}
+
+#[derive(Debug, Args)]
+struct ReportArgs {
+    /// What `run --json` wrote
+    result: PathBuf,
+    #[command(flatten)]
+    outputs: Outputs,
+}
+
+#[derive(Debug, Args)]
+struct AssertArgs {
+    /// What `run --json` wrote
+    result: PathBuf,
+    /// Like 'p99<5ms,err<0.1%,cpu_us<20'
+    #[arg(required = true)]
+    thresholds: Vec<Thresholds>,
 }
 
 #[derive(Debug, Args)]
@@ -42,6 +66,8 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         match self.command {
             Command::Backend(args) => backend::run(&args),
+            Command::Report(args) => told(make_reports(&args)),
+            Command::Assert(args) => told(check_thresholds(args)),
             Command::Population(args) => match print_population(&args, &mut io::stdout().lock()) {
                 Ok(()) => ExitCode::SUCCESS,
                 // A reader that has seen enough, as `head` has.
@@ -53,6 +79,39 @@ impl Cli {
             },
         }
     }
+}
+
+/// What is wrong goes to standard error. A command that was used wrongly ends with 2, as clap does.
+fn told(ended: Result<ExitCode, String>) -> ExitCode {
+    ended.unwrap_or_else(|why| {
+        eprintln!("loadtest: {why}");
+        ExitCode::from(2)
+    })
+}
+
+fn make_reports(args: &ReportArgs) -> Result<ExitCode, String> {
+    let mut result = report::load(&args.result)?;
+    let outputs = &args.outputs;
+    let files = [&outputs.json, &outputs.html, &outputs.hlog, &outputs.markdown];
+    let holds = outputs.finish(&mut result).map_err(|error| error.to_string())?;
+    if files.iter().all(|file| file.is_none()) {
+        print!("{}", report::markdown(&result));
+    }
+    print!("{}", assertion::lines(&result.assertions));
+    Ok(if holds { ExitCode::SUCCESS } else { ExitCode::from(assertion::EXIT_CODE) })
+}
+
+fn check_thresholds(args: AssertArgs) -> Result<ExitCode, String> {
+    let mut result = report::load(&args.result)?;
+    // Only what is asked now counts, not what the run was asked.
+    result.assertions.clear();
+    let outputs = Outputs { assert: args.thresholds, ..Outputs::default() };
+    let holds = outputs.finish(&mut result).map_err(|error| error.to_string())?;
+    print!("{}", assertion::lines(&result.assertions));
+    for reason in result.validity.reasons.iter().filter(|reason| reason.fatal) {
+        eprintln!("loadtest: the result is not valid: {}", reason.message);
+    }
+    Ok(if holds { ExitCode::SUCCESS } else { ExitCode::from(assertion::EXIT_CODE) })
 }
 
 fn print_population(args: &PopulationArgs, out: &mut dyn Write) -> io::Result<()> {
