@@ -10,9 +10,9 @@ use crate::client::Client;
 use crate::counters::add;
 use crate::deadlines::Fired;
 use crate::error::Cause;
-use crate::forward::{self, RequestPlan, ResponsePlan};
+use crate::forward::{self, Confine, RequestPlan, ResponsePlan};
 use crate::framing::{RequestBody, ResponseBody};
-use crate::grant::{Asker, Grant};
+use crate::grant::{Access, Asker, Grant};
 use crate::head::{FieldId, RequestHead, ResponseHead, Version};
 use crate::relay::{Fault, Lane, SinkFraming, Way};
 use crate::shard::Shard;
@@ -40,6 +40,8 @@ pub struct Done {
     pub used: usize,
     /// Bytes of a later request that were read together with this one's body.
     pub overread: Vec<u8>,
+    /// The answer came before the end of the request's body, which the client may still be sending.
+    pub early: bool,
 }
 
 /// An exchange that failed.
@@ -156,13 +158,13 @@ pub async fn exchange(
             }
             let early = outgoing.rest.to_vec();
             let next = Next::Tunnel(Tunnel { runner, early });
-            return Ok(Done { next, status, used: outgoing.rest.len(), overread: Vec::new() });
+            return Ok(Done { next, status, used: outgoing.rest.len(), overread: Vec::new(), early: false });
         }
         if answer.runner_reusable && whole {
             shard.pool.give(&target.runner, runner, shard.deadlines.now(), &shard.counters);
         }
         let next = if answer.client_stays && whole { Next::KeepAlive } else { Next::Close };
-        return Ok(Done { next, status, used: body.used, overread });
+        return Ok(Done { next, status, used: body.used, overread, early: !whole });
     }
 }
 
@@ -337,9 +339,13 @@ async fn both_ways(
     .await?;
     let uploaded = match uploaded {
         Some(result) => result.ok(),
-        // An early answer: the rest of the upload is given a moment, for a client that reads only when it has sent
-        // everything. Its waits own nothing, so giving up loses nothing but the connection, which ends anyway.
-        None => monoio::time::timeout(shard.config.limits.linger, upload).await.ok().and_then(Result::ok),
+        // An early answer. A runner that keeps its connection gets the rest for a moment, so that both connections
+        // may stay; one that does not has no use for it. The upload's waits own nothing, so giving up loses nothing
+        // but the connection, which ends anyway.
+        None if answered.runner_reusable => {
+            monoio::time::timeout(shard.config.limits.linger, upload).await.ok().and_then(Result::ok)
+        }
+        None => None,
     };
     Ok((answered, uploaded.map_or(Uploaded::Cut, Uploaded::Whole)))
 }
@@ -392,7 +398,7 @@ async fn respond(
                 if !head.websocket || !accepts_websocket(head, &answer) {
                     return Err(fail(Cause::RunnerGarbage));
                 }
-                let plan = response_plan(outgoing, ResponseBody::None, false);
+                let plan = response_plan(shard, outgoing, ResponseBody::None, false);
                 forward::write_response(&answer, &plan, &mut out);
                 let behind = inbuf[answer.bytes.len()..].to_vec();
                 started.set(true);
@@ -414,7 +420,7 @@ async fn respond(
                 if head.version == Version::Http11 {
                     forward::write_response(
                         &answer,
-                        &response_plan(outgoing, ResponseBody::None, false),
+                        &response_plan(shard, outgoing, ResponseBody::None, false),
                         &mut out,
                     );
                     client.send(shard, &out).await.map_err(|_| fail(Cause::ClientGone))?;
@@ -431,7 +437,7 @@ async fn respond(
                     other => other,
                 };
                 let close = !head.keep_alive || shard.draining.get() || framing == ResponseBody::UntilClose;
-                forward::write_response(&answer, &response_plan(outgoing, framing, close), &mut out);
+                forward::write_response(&answer, &response_plan(shard, outgoing, framing, close), &mut out);
                 let head_bytes = answer.bytes.len();
                 break (
                     Final {
@@ -530,8 +536,23 @@ fn with_room(buf: &mut Vec<u8>) -> &mut Vec<u8> {
     buf
 }
 
-fn response_plan<'a>(outgoing: &Outgoing<'a, '_>, framing: ResponseBody, close: bool) -> ResponsePlan<'a> {
-    ResponsePlan { client_version: outgoing.head.version, framing, close, request_id: outgoing.request_id }
+fn response_plan<'a>(
+    shard: &Shard,
+    outgoing: &Outgoing<'a, '_>,
+    framing: ResponseBody,
+    close: bool,
+) -> ResponsePlan<'a> {
+    let (head, grant) = (outgoing.head, outgoing.grant);
+    let own_host = matches!(grant.access(), Access::Preview { .. });
+    let confine = Confine { authority: head.authority.of(head.bytes), own_host };
+    ResponsePlan {
+        client_version: head.version,
+        framing,
+        close,
+        request_id: outgoing.request_id,
+        set_cookie: grant.set_cookie(),
+        confine: shard.config.confine_apps.then_some(confine),
+    }
 }
 
 /// RFC 6455 4.1: `Upgrade: websocket` and the digest of the client's own key, or it is no tunnel.

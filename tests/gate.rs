@@ -8,5 +8,7 @@ mod harness;
 mod life;
 #[path = "gate/smuggling.rs"]
 mod smuggling;
+#[path = "gate/strict.rs"]
+mod strict;
 #[path = "gate/tunnels.rs"]
 mod tunnels;

@@ -1,13 +1,18 @@
 //! The command line: subcommands and their flags.
 
-use crate::assertion::{self, Thresholds};
+use crate::assertion;
 use crate::backend::{self, BackendArgs};
+use crate::console::{self, Lines};
 use crate::population::{AuthKind, Population, Sandbox};
-use crate::report::{self, Outputs};
+use crate::result::RunResult;
+use crate::run;
+use crate::run_args::{OutputArgs, RunArgs};
+use crate::saved::{self, AssertArgs, ReportArgs};
 use clap::{Args, Parser, Subcommand};
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Load for preview proxies: open loop, sandbox-shaped, honest.
 #[derive(Debug, Parser)]
@@ -19,6 +24,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Put a load on a proxy (or any server) and say what it did
+    Run(Box<RunArgs>),
     /// Stand in for the API and the runners, so that a proxy can be measured with nothing else installed
     Backend(BackendArgs),
     /// Make reports out of a saved result
@@ -27,23 +34,6 @@ enum Command {
     Assert(AssertArgs),
     /// Print the sandboxes of a population with their credentials, tab-separated, to set up an API of your own
     Population(PopulationArgs),
-}
-
-#[derive(Debug, Args)]
-struct ReportArgs {
-    /// What `run --json` wrote
-    result: PathBuf,
-    #[command(flatten)]
-    outputs: Outputs,
-}
-
-#[derive(Debug, Args)]
-struct AssertArgs {
-    /// What `run --json` wrote
-    result: PathBuf,
-    /// Like 'p99<5ms,err<0.1%,cpu_us<20'
-    #[arg(required = true)]
-    thresholds: Vec<Thresholds>,
 }
 
 #[derive(Debug, Args)]
@@ -65,9 +55,10 @@ struct PopulationArgs {
 impl Cli {
     pub fn run(self) -> ExitCode {
         match self.command {
+            Command::Run(args) => report_error(run_once(&args)),
             Command::Backend(args) => backend::run(&args),
-            Command::Report(args) => told(make_reports(&args)),
-            Command::Assert(args) => told(check_thresholds(args)),
+            Command::Report(args) => report_error(saved::report(&args)),
+            Command::Assert(args) => report_error(saved::assert(&args)),
             Command::Population(args) => match print_population(&args, &mut io::stdout().lock()) {
                 Ok(()) => ExitCode::SUCCESS,
                 // A reader that has seen enough, as `head` has.
@@ -81,37 +72,75 @@ impl Cli {
     }
 }
 
-/// What is wrong goes to standard error. A command that was used wrongly ends with 2, as clap does.
-fn told(ended: Result<ExitCode, String>) -> ExitCode {
-    ended.unwrap_or_else(|why| {
-        eprintln!("loadtest: {why}");
-        ExitCode::from(2)
+/// The command line or the machine does not allow what is asked.
+const EXIT_USAGE: u8 = 2;
+/// The result is not valid: it says more about the load generator than about the target.
+const EXIT_INVALID: u8 = 3;
+
+fn report_error(outcome: Result<ExitCode, String>) -> ExitCode {
+    outcome.unwrap_or_else(|error| {
+        eprintln!("loadtest: {error}");
+        ExitCode::from(EXIT_USAGE)
     })
 }
 
-fn make_reports(args: &ReportArgs) -> Result<ExitCode, String> {
-    let mut result = report::load(&args.result)?;
-    let outputs = &args.outputs;
-    let files = [&outputs.json, &outputs.html, &outputs.hlog, &outputs.markdown];
-    let holds = outputs.finish(&mut result).map_err(|error| error.to_string())?;
-    if files.iter().all(|file| file.is_none()) {
-        print!("{}", report::markdown(&result));
+fn run_once(args: &RunArgs) -> Result<ExitCode, String> {
+    let plan = Arc::new(args.plan()?);
+    let stop = stop_on_signals()?;
+    if !args.output.quiet {
+        eprintln!("{}", console::announcement(&plan));
     }
-    print!("{}", assertion::lines(&result.assertions));
-    Ok(if holds { ExitCode::SUCCESS } else { ExitCode::from(assertion::EXIT_CODE) })
+    let mut lines = Lines::new();
+    let quiet = args.output.quiet;
+    let mut watch = |moment: &run::Moment<'_>| {
+        if !quiet {
+            lines.show(moment);
+        }
+    };
+    let result = run::run(&plan, &args.load.observe.observation(), &stop, &mut watch)?;
+    conclude(result, &args.output)
 }
 
-fn check_thresholds(args: AssertArgs) -> Result<ExitCode, String> {
-    let mut result = report::load(&args.result)?;
-    // Only what is asked now counts, not what the run was asked.
-    result.assertions.clear();
-    let outputs = Outputs { assert: args.thresholds, ..Outputs::default() };
-    let holds = outputs.finish(&mut result).map_err(|error| error.to_string())?;
-    print!("{}", assertion::lines(&result.assertions));
-    for reason in result.validity.reasons.iter().filter(|reason| reason.fatal) {
-        eprintln!("loadtest: the result is not valid: {}", reason.message);
-    }
-    Ok(if holds { ExitCode::SUCCESS } else { ExitCode::from(assertion::EXIT_CODE) })
+/// Writes what was asked for and chooses the exit code.
+fn conclude(mut result: RunResult, output: &OutputArgs) -> Result<ExitCode, String> {
+    result.meta.command = std::env::args().collect();
+    let holds = output.files.finish(&mut result).map_err(|error| error.to_string())?;
+    let summary = console::summary(&result) + &assertion::lines(&result.assertions);
+    // Nobody may be reading; the files are written.
+    drop(io::stdout().write_all(summary.as_bytes()));
+    Ok(match (holds, result.validity.valid) {
+        (false, _) => ExitCode::from(assertion::EXIT_CODE),
+        (true, false) => ExitCode::from(EXIT_INVALID),
+        (true, true) => ExitCode::SUCCESS,
+    })
+}
+
+/// The first SIGINT or SIGTERM ends the run with what there is, the second ends the process.
+fn stop_on_signals() -> Result<Arc<AtomicBool>, String> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopping = stop.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    let (mut interrupt, mut terminate) = {
+        let _inside = runtime.enter();
+        let of = |kind| signal(kind).map_err(|error| error.to_string());
+        (of(SignalKind::interrupt())?, of(SignalKind::terminate())?)
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                if stopping.swap(true, Relaxed) {
+                    std::process::exit(130);
+                }
+            }
+        })
+    });
+    Ok(stop)
 }
 
 fn print_population(args: &PopulationArgs, out: &mut dyn Write) -> io::Result<()> {

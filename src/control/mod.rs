@@ -3,7 +3,7 @@
 //! Takes questions from all shards, lets equal ones share a call to the API, and answers each asker exactly once.
 //! Runs on a tokio current-thread runtime (name lookups go to its blocking pool). Knows no client connection.
 
-mod api;
+pub(crate) mod api;
 mod exposition;
 #[cfg(test)]
 mod fake_api;

@@ -1,12 +1,13 @@
 //! A gate as a process of its own, a scripted API, scripted runners and a client that reads strictly.
 
+use super::strict;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Port 3000 of a public sandbox.
 pub const HOST: &str = "3000-sb1.preview.test";
@@ -181,6 +182,14 @@ impl Wire {
         }
     }
 
+    /// The other side has ended or reset the connection, whatever lies unread.
+    pub fn is_cut(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, poll};
+        let mut polled = [PollFd::new(&self.stream, PollFlags::RDHUP)];
+        poll(&mut polled, Some(&rustix::event::Timespec::default())).expect("an open descriptor");
+        polled[0].revents().intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR)
+    }
+
     pub fn end_writing(&self) {
         // Already gone is ended too.
         let _ = self.stream.shutdown(Shutdown::Write);
@@ -251,10 +260,28 @@ impl Runner {
         })
     }
 
+    /// What each connection carried so far, by the strict reader. Panics where a message was not canonical.
+    pub fn streams(&self) -> Vec<strict::Stream> {
+        let read = |bytes: &Vec<u8>| match strict::stream(bytes) {
+            Ok(stream) => stream,
+            Err(rule) => panic!("a runner received {rule}"),
+        };
+        self.received().iter().map(read).collect()
+    }
+
     /// The bytes of each connection so far.
     pub fn received(&self) -> Vec<Vec<u8>> {
         let tapes = self.tapes.lock().expect("no thread panics with it");
         tapes.iter().map(|t| t.lock().expect("no thread panics with it").clone()).collect()
+    }
+}
+
+impl Drop for Runner {
+    /// Whatever the test was about: everything that reached a runner was canonical.
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            self.streams();
+        }
     }
 }
 
@@ -325,15 +352,26 @@ impl Script {
 pub struct Gate {
     pub child: Child,
     pub addr: SocketAddr,
+    pub metrics: SocketAddr,
+    /// Standard error so far.
+    pub events: Arc<Mutex<String>>,
 }
 
 impl Gate {
     pub fn start(api: &Api, settings: &[(&str, &str)]) -> Self {
-        let port = free_port();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sandgate"));
+        Self::start_under(&[], api, settings)
+    }
+
+    /// `wrapper`: a command that runs the one behind it, such as `prlimit`.
+    pub fn start_under(wrapper: &[&str], api: &Api, settings: &[(&str, &str)]) -> Self {
+        let (port, metrics) = (free_port(), free_port());
+        let mut words = wrapper.iter().copied().chain([env!("CARGO_BIN_EXE_sandgate")]);
+        let mut command = Command::new(words.next().expect("the binary at least"));
+        command.args(words);
         command
             .env("DAYTONA_API_URL", format!("http://{}/api", api.addr))
             .env("PROXY_PORT", port.to_string())
+            .env("METRICS_PORT", metrics.to_string())
             .env("PROXY_PROTOCOL", "http")
             .env("PROXY_API_KEY", "a-key-of-this-test-and-of-nothing-else")
             .env("SANDGATE_LISTEN", "127.0.0.1")
@@ -354,11 +392,53 @@ impl Gate {
             all.push_str(&line);
             assert!(n > 0, "the gate ended at its start: {all}");
         }
+        let told = Arc::new(Mutex::new(all));
+        let all = told.clone();
         thread::spawn(move || {
             // Kept empty, so that the gate never waits for its reader.
-            let _ = io::copy(&mut events, &mut io::sink());
+            for line in events.lines().map_while(Result::ok) {
+                all.lock().expect("no thread panics with it").push_str(&(line + "\n"));
+            }
         });
-        Self { child, addr: SocketAddr::from(([127, 0, 0, 1], port)) }
+        let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        Self { child, addr: at(port), metrics: at(metrics), events: told }
+    }
+
+    /// The metrics page.
+    pub fn page(&self) -> String {
+        let mut wire = Wire::new(TcpStream::connect(self.metrics).expect("the metrics page listens"));
+        wire.send("GET /metrics HTTP/1.1\r\nHost: m\r\n\r\n").expect("it reads");
+        wire.expect_message().expect("the page").text()
+    }
+
+    /// One sample of it, by name and labels as they stand there.
+    pub fn metric(&self, sample: &str) -> u64 {
+        sample_of(&self.page(), sample)
+    }
+
+    /// Waits until the sample has the value.
+    pub fn await_metric(&self, sample: &str, value: u64) {
+        let begun = Instant::now();
+        while self.metric(sample) != value {
+            assert!(begun.elapsed() < DEADLINE, "{sample} is {}, not {value}", self.metric(sample));
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Requests let in so far.
+    pub fn authorized(&self) -> u64 {
+        let page = self.page();
+        let let_in = page.lines().filter(|line| line.starts_with("preview_auth_total{"));
+        let let_in =
+            let_in.filter(|line| !["missing", "invalid", "undecided"].iter().any(|no| line.contains(no)));
+        let_in.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    }
+
+    /// What reached `runner` is canonical, and no more requests than were let in (or sent again).
+    pub fn check(&self, runner: &Runner) {
+        let begun: usize = runner.streams().iter().map(strict::Stream::begun).sum();
+        let let_in = self.authorized() + self.metric("preview_upstream_retries_total");
+        assert!(begun as u64 <= let_in, "a runner saw {begun} requests, {let_in} were let in");
     }
 
     pub fn connect(&self) -> Wire {
@@ -382,7 +462,16 @@ impl Drop for Gate {
         // Gone already is as good.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if !thread::panicking() {
+            let events = self.events.lock().expect("no thread panics with it");
+            assert!(!events.contains("panicked"), "{events}");
+        }
     }
+}
+
+pub fn sample_of(page: &str, sample: &str) -> u64 {
+    let line = page.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
+    line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {sample} on the page:\n{page}"))
 }
 
 pub fn free_port() -> u16 {

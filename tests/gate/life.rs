@@ -18,6 +18,7 @@ fn half_a_head_is_answered_408_and_closed() {
     assert!(begun.elapsed() >= Duration::from_millis(400), "too early: {:?}", begun.elapsed());
     assert!(wire.is_over());
     assert!(runner.received().is_empty());
+    gate.check(&runner);
 }
 
 #[test]
@@ -29,6 +30,7 @@ fn an_idle_connection_is_closed_in_silence() {
     let begun = Instant::now();
     assert!(wire.is_over());
     assert!(begun.elapsed() >= Duration::from_millis(500), "too early: {:?}", begun.elapsed());
+    gate.check(&runner);
 }
 
 #[test]
@@ -45,6 +47,7 @@ fn a_runner_that_refuses_is_looked_up_once_more_and_then_told() {
     api.script.runner_port.store(runner.addr.port(), SeqCst);
     assert_eq!(gate.get("/").expect("an answer").status(), 200);
     assert_eq!(api.script.runner_questions.load(SeqCst), 3);
+    gate.check(&runner);
 }
 
 #[test]
@@ -58,6 +61,7 @@ fn an_api_that_is_down_is_asked_three_times_and_told() {
     assert!(answer.has_code("CONTROL_PLANE_DOWN"), "{answer:?}");
     assert_eq!(api.script.questions.load(SeqCst), 3);
     assert!(runner.received().is_empty());
+    gate.check(&runner);
 }
 
 /// A runner that answers `/slow` when told to, and tells when it has read it.
@@ -138,4 +142,23 @@ fn a_second_signal_ends_at_once() {
     assert_eq!(exit_code(&mut gate), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     assert!(slow.message().is_err() || slow.is_over());
+}
+
+#[test]
+fn a_metrics_port_that_is_taken_ends_the_start() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    let port = taken.local_addr().expect("it is bound").port();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_sandgate"))
+        .env("DAYTONA_API_URL", "http://127.0.0.1:1/api")
+        .env("PROXY_PORT", free_port().to_string())
+        .env("PROXY_PROTOCOL", "http")
+        .env("PROXY_API_KEY", "a-key-of-this-test-and-of-nothing-else")
+        .env("SANDGATE_LISTEN", "127.0.0.1")
+        .env("METRICS_PORT", port.to_string())
+        .output()
+        .expect("the binary runs");
+    let events = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{events}");
+    assert!(events.contains(&port.to_string()), "{events}");
+    assert!(!events.contains("listening\""), "it said that it listens: {events}");
 }

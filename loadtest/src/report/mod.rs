@@ -25,23 +25,28 @@ const FILE_BYTES_MAX: u64 = 1 << 30;
 #[derive(Clone, Debug, Default, Args)]
 pub struct Outputs {
     /// Write the whole result as JSON: for `report`, `compare` and `assert`
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub json: Option<PathBuf>,
     /// Write a report as one HTML page that needs nothing else
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub html: Option<PathBuf>,
     /// Write the histograms in HdrHistogram's log format
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub hlog: Option<PathBuf>,
     /// Write a summary in Markdown, for CI
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub markdown: Option<PathBuf>,
     /// Thresholds, like 'p99<5ms,err<0.1%,cpu_us<20'; the exit code is 99 when one does not hold
-    #[arg(long, value_name = "THRESHOLDS")]
+    #[arg(long, value_name = "THRESHOLDS", help_heading = "Output")]
     pub assert: Vec<Thresholds>,
 }
 
 impl Outputs {
+    /// The files that are wanted.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.json, &self.html, &self.hlog, &self.markdown].into_iter().flatten()
+    }
+
     /// Checks the thresholds, notes them in the result and writes all files. Whether every threshold holds.
     ///
     /// # Errors
