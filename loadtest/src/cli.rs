@@ -2,6 +2,7 @@
 
 use crate::assertion;
 use crate::backend::{self, BackendArgs};
+use crate::compare::{self, CompareArgs};
 use crate::console::{self, Lines};
 use crate::population::{AuthKind, Population, Sandbox};
 use crate::result::RunResult;
@@ -30,6 +31,8 @@ enum Command {
     Backend(BackendArgs),
     /// Make reports out of a saved result
     Report(ReportArgs),
+    /// Put two saved results beside each other and say of each measure: faster, slower or noise
+    Compare(CompareArgs),
     /// Check thresholds on a saved result: exit code 99 when one does not hold
     Assert(AssertArgs),
     /// Print the sandboxes of a population with their credentials, tab-separated, to set up an API of your own
@@ -58,6 +61,7 @@ impl Cli {
             Command::Run(args) => report_error(run_once(&args)),
             Command::Backend(args) => backend::run(&args),
             Command::Report(args) => report_error(saved::report(&args)),
+            Command::Compare(args) => report_error(compare::run(&args)),
             Command::Assert(args) => report_error(saved::assert(&args)),
             Command::Population(args) => match print_population(&args, &mut io::stdout().lock()) {
                 Ok(()) => ExitCode::SUCCESS,

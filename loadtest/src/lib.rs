@@ -5,6 +5,7 @@
 //! * [`worker`]: one thread of load; [`schedule`] says when, [`aim`] for whom.
 //! * [`population`]: sandboxes and their credentials out of a seed; shared by the load and the backend.
 //! * [`measure`]: numbers about a result by name; [`assertion`]: thresholds on them.
+//! * [`compare`]: two results beside each other, and whether the difference is noise.
 //! * [`report`]: JSON, `.hlog`, Markdown and HTML out of a result.
 //! * [`backend`]: an API and a runner for a population, with faults on demand.
 //! * [`world`]: the paths both sides agree on.
@@ -16,6 +17,7 @@ pub mod assertion;
 pub mod backend;
 mod churn;
 pub mod cli;
+pub mod compare;
 mod console;
 pub mod failure;
 pub mod host;

@@ -349,3 +349,48 @@ pub fn moved(result: &RunResult, server: &ServerCounters) -> Option<Figure<'stat
         [(Ink::Series(2), "spliced: stayed in the kernel"), (Ink::Series(1), "copied through its memory")];
     Some(Figure { svg: chart.svg(), keys: keys.map(|(ink, name)| Key { ink, name }).into() })
 }
+
+/// What of two runs is laid over each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Over {
+    P50,
+    P99,
+    ProxyCpu,
+}
+
+impl Over {
+    fn value(self, column: &Column) -> f64 {
+        match self {
+            Self::P50 => column.p50_us,
+            Self::P99 => column.p99_us,
+            Self::ProxyCpu => column.proxy_cpu.unwrap_or(f64::NAN),
+        }
+    }
+}
+
+/// Two runs in one picture, each from its own start. `None`: neither knows it.
+pub fn overlay<'a>(title: &'a str, runs: [(&[Column], Ink, &'a str); 2], over: Over) -> Option<Figure<'a>> {
+    let values =
+        || runs.iter().flat_map(|run| run.0).map(|column| over.value(column)).filter(|value| *value > 0.0);
+    let (least, most) = (values().fold(f64::INFINITY, f64::min), values().fold(0.0, f64::max));
+    if most <= 0.0 {
+        return None;
+    }
+    let y = match over {
+        Over::ProxyCpu => Scale::up_to(most * 1.05, Numbers::Percent),
+        Over::P50 | Over::P99 => Scale::log_time(least, most),
+    };
+    let end = runs.iter().map(|run| end_of(run.0)).fold(0.0, f64::max);
+    let chart = Chart {
+        title,
+        size: Size::Wide,
+        x: Scale::clock(end),
+        y,
+        marks: runs
+            .map(|(columns, ink, _)| Mark::Line(ink, line(columns, |column| over.value(column))))
+            .into(),
+        heat: Vec::new(),
+        readouts: Vec::new(),
+    };
+    Some(Figure { svg: chart.svg(), keys: runs.map(|(_, ink, name)| Key { ink, name }).into() })
+}

@@ -2,12 +2,12 @@
 //!
 //! Everything is made from a [`RunResult`] alone: a report can be made again from a saved one.
 
-mod chart;
-mod columns;
-mod figures;
+pub(crate) mod chart;
+pub(crate) mod columns;
+pub(crate) mod figures;
 mod hlog;
 pub(crate) mod markdown;
-mod page;
+pub(crate) mod page;
 mod run_page;
 mod scale;
 
