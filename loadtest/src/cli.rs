@@ -1,21 +1,24 @@
 //! The command line: subcommands and their flags.
 
+use crate::assertion;
 use crate::backend::{self, BackendArgs};
+use crate::compare::{self, CompareArgs};
 use crate::console::{self, Lines};
 use crate::interleave;
 use crate::live::Screen;
 use crate::plan::Plan;
 use crate::population::{AuthKind, Population, Sandbox};
+use crate::report::Outputs;
 use crate::result::RunResult;
 use crate::run::{self, Moment, Observation};
 use crate::run_args::{
     AgentArgs, ClientArgs, FindMaxArgs, InterleaveArgs, ObserveArgs, OutputArgs, RunArgs, ScenarioArgs,
     read_key,
 };
+use crate::saved::{self, AssertArgs, ReportArgs};
 use crate::{agent, find_max, scenario};
 use clap::{Args, Parser, Subcommand};
 use std::io::{self, IsTerminal as _, Write};
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -44,6 +47,12 @@ enum Command {
     Agent(AgentArgs),
     /// Stand in for the API and the runners, so that a proxy can be measured with nothing else installed
     Backend(BackendArgs),
+    /// Make reports out of a saved result
+    Report(ReportArgs),
+    /// Put two saved results beside each other and say of each measure: faster, slower or noise
+    Compare(CompareArgs),
+    /// Check thresholds on a saved result: exit code 99 when one does not hold
+    Assert(AssertArgs),
     /// Print the sandboxes of a population with their credentials, tab-separated, to set up an API of your own
     Population(PopulationArgs),
 }
@@ -74,6 +83,9 @@ impl Cli {
             Command::Interleave(args) => report_error(take_turns(&args)),
             Command::Agent(args) => report_error(serve_agent(&args)),
             Command::Backend(args) => backend::run(&args),
+            Command::Report(args) => report_error(saved::report(&args)),
+            Command::Compare(args) => report_error(compare::run(&args)),
+            Command::Assert(args) => report_error(saved::assert(&args)),
             Command::Population(args) => match print_population(&args, &mut io::stdout().lock()) {
                 Ok(()) => ExitCode::SUCCESS,
                 // A reader that has seen enough, as `head` has.
@@ -146,12 +158,14 @@ fn take_turns(args: &InterleaveArgs) -> Result<ExitCode, String> {
         }
     };
     let mut run = |plan: &Plan, target: usize| runner.run(plan.clone(), &observations[target]);
-    let [a, b] = interleave::run([a, b], args.rounds, &mut run, &mut tell)?;
-    for (file, result) in [(&args.json_a, &a), (&args.json_b, &b)] {
-        if let Some(file) = file {
-            write_json(file, &with_command(result.clone()))?;
-        }
+    let mut results = interleave::run([a, b], args.rounds, &mut run, &mut tell)?;
+    for (file, result) in [&args.json_a, &args.json_b].into_iter().zip(&mut results) {
+        result.meta.command = std::env::args().collect();
+        Outputs { json: file.clone(), ..Outputs::default() }
+            .finish(result)
+            .map_err(|error| error.to_string())?;
     }
+    let [a, b] = results;
     // Nobody may be reading; the files are written.
     drop(io::stdout().write_all(console::against(&a, &b).as_bytes()));
     let valid = a.validity.valid && b.validity.valid;
@@ -195,14 +209,17 @@ impl Runner {
 }
 
 /// Writes what was asked for and chooses the exit code.
-fn conclude(result: RunResult, output: &OutputArgs) -> Result<ExitCode, String> {
-    let result = with_command(result);
-    if let Some(file) = &output.json {
-        write_json(file, &result)?;
-    }
+fn conclude(mut result: RunResult, output: &OutputArgs) -> Result<ExitCode, String> {
+    result.meta.command = std::env::args().collect();
+    let holds = output.files.finish(&mut result).map_err(|error| error.to_string())?;
+    let summary = console::summary(&result) + &assertion::lines(&result.assertions);
     // Nobody may be reading; the files are written.
-    drop(io::stdout().write_all(console::summary(&result).as_bytes()));
-    Ok(if result.validity.valid { ExitCode::SUCCESS } else { ExitCode::from(EXIT_INVALID) })
+    drop(io::stdout().write_all(summary.as_bytes()));
+    Ok(match (holds, result.validity.valid) {
+        (false, _) => ExitCode::from(assertion::EXIT_CODE),
+        (true, false) => ExitCode::from(EXIT_INVALID),
+        (true, true) => ExitCode::SUCCESS,
+    })
 }
 
 /// What is shown while a run goes on.
@@ -231,17 +248,6 @@ impl View {
             Self::Screen(screen) => screen.show(moment),
         }
     }
-}
-
-fn with_command(mut result: RunResult) -> RunResult {
-    result.meta.command = std::env::args().collect();
-    result
-}
-
-fn write_json(file: &Path, result: &RunResult) -> Result<(), String> {
-    let wrong = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
-    let text = serde_json::to_vec_pretty(result).map_err(|error| wrong(&error))?;
-    std::fs::write(file, text).map_err(|error| wrong(&error))
 }
 
 /// The first SIGINT or SIGTERM ends the run with what there is, the second ends the process.

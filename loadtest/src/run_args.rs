@@ -5,6 +5,7 @@ use crate::host::ProxySource;
 use crate::plan::{Class, Client, Idle, Load, Phase, Plan, Target, Workload};
 use crate::population::AuthKind;
 use crate::quantity::{self, Span};
+use crate::report::Outputs;
 use crate::run::{Agents, Observation};
 use crate::scenario::{ClientSetting, Scenario, Setting};
 use clap::Args;
@@ -448,11 +449,7 @@ pub struct ScenarioArgs {
 
 impl ScenarioArgs {
     pub fn plan(&self) -> Result<Plan, String> {
-        let (Some(name), Some(target)) = (&self.scenario, &self.target) else {
-            return Err(
-                "a scenario and a target: loadtest scenario NAME http://host:port --domain DOMAIN".into()
-            );
-        };
+        let target = &self.target;
         let scale = |scale: f64| scale > 0.0 && scale <= 1000.0;
         if !scale(self.rate_scale) || !scale(self.time_scale) {
             return Err("--rate-scale and --time-scale: above 0, at most 1000".into());
@@ -488,9 +485,8 @@ pub struct AgentArgs {
 /// Where the result goes.
 #[derive(Clone, Debug, Args)]
 pub struct OutputArgs {
-    /// Write the result as JSON
-    #[arg(long, value_name = "FILE", help_heading = "Output")]
-    pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub files: Outputs,
     /// No live view; only the summary at the end
     #[arg(long, short, help_heading = "Output")]
     pub quiet: bool,
