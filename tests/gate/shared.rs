@@ -23,6 +23,21 @@ pub struct World {
 }
 
 impl World {
+    /// A gate that only tells its metrics, before this Redis.
+    fn watching(redis: RedisServer, settings: &[(&str, &str)]) -> Self {
+        let runner = Runner::echo();
+        let api = Api::start(runner.addr);
+        let metrics = crate::harness::free_port();
+        let (port, metrics_port) = (redis.port.to_string(), metrics.to_string());
+        let ours = [
+            ("REDIS_HOST", "127.0.0.1"),
+            ("REDIS_PORT", port.as_str()),
+            ("METRICS_PORT", metrics_port.as_str()),
+        ];
+        let gate = Gate::start(&api, &[&ours[..], settings].concat());
+        Self { redis, api, _runner: runner, gate, metrics }
+    }
+
     pub fn start(settings: &[(&str, &str)]) -> Self {
         Self::before(Runner::echo(), settings)
     }
@@ -134,4 +149,66 @@ fn redis_gone_costs_answers_nothing_and_back_it_is_used_again() {
     assert_eq!(wire.expect_message().expect("an answer").status(), 200);
     assert_eq!(cli(port, &["get", "proxy:sandbox-public:sb2"]), r#"{"value":true}"#);
     assert!(api.script.questions.load(SeqCst) >= 4);
+}
+
+/// A certificate and its key as files, named after `name`; gone with the result.
+struct Certificate {
+    folder: std::path::PathBuf,
+}
+
+impl Certificate {
+    fn new(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("sandgate-tls-{}-{name}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        let made = rcgen::generate_simple_self_signed(["localhost".into(), "127.0.0.1".into()]);
+        let rcgen::CertifiedKey { cert, signing_key } = made.expect("a certificate");
+        std::fs::write(folder.join("cert.pem"), cert.pem()).expect("a file");
+        std::fs::write(folder.join("key.pem"), signing_key.serialize_pem()).expect("a file");
+        Self { folder }
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.folder.join(name).display().to_string()
+    }
+}
+
+impl Drop for Certificate {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+#[test]
+fn redis_over_tls_is_trusted_by_its_certificate_and_by_no_other() {
+    let (ours, other) = (Certificate::new("ours"), Certificate::new("other"));
+    let (cert, key) = (ours.file("cert.pem"), ours.file("key.pem"));
+    let start = || {
+        RedisServer::start(&[
+            "--tls-port",
+            "--tls-cert-file",
+            &cert,
+            "--tls-key-file",
+            &key,
+            "--tls-ca-cert-file",
+            &cert,
+            "--tls-auth-clients",
+            "no",
+            "--requirepass",
+            "right-password",
+        ])
+    };
+    let settings =
+        [("REDIS_TLS", "true"), ("REDIS_PASSWORD", "right-password"), ("SSL_CERT_FILE", cert.as_str())];
+    let world = World::watching(start(), &settings);
+    world.until_metric("preview_redis_up 1");
+    world.until_metric("preview_push_trusted 1");
+    let other = other.file("cert.pem");
+    let settings =
+        [("REDIS_TLS", "true"), ("REDIS_PASSWORD", "right-password"), ("SSL_CERT_FILE", other.as_str())];
+    let world = World::watching(start(), &settings);
+    world.until_metric("preview_redis_up 0");
+    until(|| !world.metrics().contains("preview_redis_connect_failures_total 0"), "it is tried and refused");
+    world.until_metric("preview_redis_up 0");
+    // Requests are served all the same.
+    assert_eq!(world.gate.get("/").expect("an answer").status(), 200);
 }
