@@ -5,12 +5,13 @@
 //! transport is plain or the protocol HTTP/1.1.
 
 use crate::access_log::Line;
-use crate::counters::{Class, add, less};
+use crate::activity::InUse;
+use crate::counters::{AuthResult, Class, add, less};
 use crate::deadlines::{Fired, Watch};
 use crate::error::{Cause, Source};
 use crate::exchange::{self, Failed, Next, Outgoing};
-use crate::grant::{Asker, authorize};
-use crate::head::{Method, RequestHead};
+use crate::grant::{Asker, Grant, authorize};
+use crate::head::{FieldId, Method, RequestHead};
 use crate::relay::Means;
 use crate::request_id::RequestId;
 use crate::route::{Route, route};
@@ -36,6 +37,8 @@ pub struct Client {
     /// The peer may speak for others.
     pub trusted: bool,
     first_byte: Cell<Option<Instant>>,
+    /// What keeps the sandbox of the request or tunnel from being stopped.
+    in_use: Cell<Option<InUse>>,
 }
 
 impl Client {
@@ -45,7 +48,7 @@ impl Client {
 
     pub fn means<'a>(&'a self, shard: &'a Shard) -> Means<'a> {
         let stall = shard.config.limits.client_stall;
-        Means { buffers: &shard.buffers, counters: &shard.counters, watch: &self.watch, stall }
+        Means { buffers: &shard.buffers, counters: &shard.counters, watch: &self.watch, stall, in_use: None }
     }
 
     /// Heads and small answers.
@@ -83,7 +86,14 @@ impl Client {
 pub async fn serve(shard: Rc<Shard>, socket: Socket, peer: IpAddr) {
     let watch = shard.deadlines.watch(socket.raw_fd());
     let trusted = shard.config.trusted_proxies.iter().any(|net| net.contains(&peer));
-    let client = Client { watch, transport: socket, peer, trusted, first_byte: Cell::new(None) };
+    let client = Client {
+        watch,
+        transport: socket,
+        peer,
+        trusted,
+        first_byte: Cell::new(None),
+        in_use: Cell::new(None),
+    };
     add(&shard.counters.connections_open, 1);
     loop {
         client.watch.idle(shard.config.limits.client_idle);
@@ -95,8 +105,11 @@ pub async fn serve(shard: Rc<Shard>, socket: Socket, peer: IpAddr) {
             Next::KeepAlive | Next::Close => break,
             Next::Tunnel(tunnel) => {
                 client.watch.busy();
+                let in_use = client.in_use.take();
+                in_use.iter().for_each(InUse::is_tunnel);
+                let means = Means { in_use: in_use.as_ref(), ..client.means(&shard) };
                 // Apart, so that connections that never become tunnels do not carry its state.
-                Box::pin(tunnel::run(&client.transport, tunnel, client.means(&shard))).await;
+                Box::pin(tunnel::run(&client.transport, tunnel, means)).await;
                 break;
             }
         }
@@ -199,6 +212,9 @@ async fn request(
         }
     };
     client.watch.waits_for_others(false);
+    if !matches!(next, Next::Tunnel(_)) {
+        client.in_use.set(None);
+    }
     less(&shard.counters.requests_active);
     finish(shard, client, head, request_id, &stamps, status, cause);
     (next, used, overread)
@@ -208,7 +224,7 @@ struct Stamps {
     started: Instant,
     granted: Option<Instant>,
     class: Class,
-    auth: Option<crate::counters::AuthResult>,
+    auth: Option<AuthResult>,
 }
 
 async fn staged(
@@ -236,8 +252,18 @@ async fn staged(
     stamps.granted = Some(Instant::now());
     stamps.auth = Some(grant.auth());
     let target = target::locate(&asker, &grant, false).await.map_err(early)?;
+    if let Some(place) = target.place.as_ref().filter(|_| keeps_awake(shard, head, &grant)) {
+        shard.activity.mention(place, shard.deadlines.now(), &shard.questions, &shard.counters);
+        client.in_use.set(Some(shard.activity.begin(place)));
+    }
     let outgoing = Outgoing { head, rest, grant: &grant, request_id };
     exchange::exchange(client, &asker, target, &outgoing).await
+}
+
+/// Does this request start its sandbox's auto-stop timer anew?
+fn keeps_awake(shard: &Shard, head: &RequestHead<'_>, grant: &Grant) -> bool {
+    let skips = head.first(FieldId::SkipLastActivity).is_some_and(|v| v.eq_ignore_ascii_case(b"true"));
+    !skips && (shard.config.anonymous_activity || grant.auth() != AuthResult::Public)
 }
 
 impl Client {
@@ -248,7 +274,7 @@ impl Client {
             return self.peer;
         }
         let mut visitor = self.peer;
-        let fields = head.fields.iter().filter(|f| f.id == crate::head::FieldId::XForwardedFor);
+        let fields = head.fields.iter().filter(|f| f.id == FieldId::XForwardedFor);
         for field in fields.rev() {
             for part in field.value.of(head.bytes).rsplit(|b| *b == b',') {
                 let Some(ip) =

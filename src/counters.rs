@@ -140,6 +140,8 @@ pub struct Counters {
     /// Bodies cut short by the runner and therefore cut short to the client.
     pub truncated: Count,
     pub deadlines: Count,
+    /// Mentions of sandboxes in use that the mailbox had no room for.
+    pub activity_dropped: Count,
     pub log_lines: Count,
     pub log_lines_dropped: Count,
     /// Longest time between two looks at the ring since the last report, microseconds (gauge).

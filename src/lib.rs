@@ -11,6 +11,7 @@
 //! modules ([`head`], [`framing`], [`chunked`], [`route`], [`forward`]) know no socket, no clock and no configuration.
 
 pub mod access_log;
+pub mod activity;
 pub mod buffers;
 pub mod cache;
 pub mod chunked;

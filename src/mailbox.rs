@@ -92,6 +92,10 @@ pub enum ToControl {
         shard: usize,
         ticket: u64,
     },
+    /// The sandbox is in use: its auto-stop timer is to start anew. Has no answer.
+    Active {
+        sandbox: SandboxId,
+    },
     /// The shard has no connection left after [`ToShard::Drain`].
     Drained {
         shard: usize,

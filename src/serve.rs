@@ -127,6 +127,7 @@ async fn live(
         api_key: config.api_key.clone(),
         timeout: config.api_timeout,
         metrics: config.metrics,
+        activity_interval: config.activity_interval,
         flights_max: config.limits.questions_max,
     };
     let control = match Control::new(settings, inbox, downs.clone()) {

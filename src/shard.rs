@@ -1,6 +1,7 @@
 //! A shard: one pinned thread with one ring and one of everything. Nothing in it is shared with another.
 
 use crate::access_log::Log;
+use crate::activity::Activity;
 use crate::buffers::Buffers;
 use crate::client;
 use crate::config::{Config, Scheme};
@@ -42,6 +43,7 @@ pub struct Shard {
     pub pool: Pool,
     pub verdicts: RefCell<Verdicts>,
     pub places: RefCell<Places>,
+    pub activity: Rc<Activity>,
     pub questions: Questions,
     pub request_ids: RequestIds,
     pub log: Log,
@@ -88,6 +90,7 @@ async fn main(start: Start) -> io::Result<()> {
         pool: Pool::new(limits.runner_idle_max, idle_ticks),
         verdicts: RefCell::new(Verdicts::new(limits.sandbox_cache_max, limits.verdict_cache_max)),
         places: RefCell::new(Places::new(limits.sandbox_cache_max)),
+        activity: Activity::new(config.activity_interval, config.tunnel_activity_bytes),
         questions: Questions::new(up, limits.questions_max),
         request_ids: RequestIds::new(),
         log: Log::new(config.access_log, config.slow, log, counters.clone()),
@@ -206,6 +209,7 @@ async fn tick(shard: Rc<Shard>) {
         let counters = &shard.counters;
         counters.loop_stall_us.set(counters.loop_stall_us.get().max(late));
         add(&counters.deadlines, shard.deadlines.sweep(shard.draining.get()));
+        shard.activity.look(shard.deadlines.now(), &shard.questions, counters);
         if shard.deadlines.now().is_multiple_of(POOL_SWEEP_TICKS) {
             shard.pool.sweep(shard.deadlines.now(), counters);
         }

@@ -1,5 +1,6 @@
 //! Where a granted request goes: runner, path and credentials. Made from a [`Grant`] alone.
 
+use crate::activity::Place;
 use crate::cache::TtlMap;
 use crate::counters::{CacheKind, add};
 use crate::error::Cause;
@@ -16,26 +17,28 @@ use std::time::Instant;
 /// A runner, and where on it the request goes.
 pub struct Target {
     pub runner: Rc<Runner>,
+    /// `None`: not a sandbox's (build logs).
+    pub place: Option<Rc<Place>>,
     pub path: RunnerPath,
     pub strip_authorization: bool,
 }
 
 /// A shard's memory of where sandboxes are. `None`: on no runner.
-pub type Places = TtlMap<SandboxId, Option<Rc<Runner>>>;
+pub type Places = TtlMap<SandboxId, Option<Rc<Place>>>;
 
 /// Finds the runner. `fresh`: what is remembered here was wrong (its runner refused), so ask again.
 pub async fn locate(asker: &Asker<'_>, grant: &Grant, fresh: bool) -> Result<Target, Cause> {
     let strip_authorization = grant.strips_authorization();
     match grant.access() {
         Access::Preview { sandbox, port } => {
-            let runner = runner_of(asker, sandbox, fresh).await?;
+            let place = place_of(asker, sandbox, fresh).await?;
             let path = RunnerPath::Preview { sandbox: *sandbox, port: *port };
-            Ok(Target { runner, path, strip_authorization })
+            Ok(Target { runner: place.runner.clone(), place: Some(place), path, strip_authorization })
         }
         Access::Toolbox { sandbox, rest_at } => {
-            let runner = runner_of(asker, sandbox, fresh).await?;
+            let place = place_of(asker, sandbox, fresh).await?;
             let path = RunnerPath::Toolbox { sandbox: *sandbox, rest_at: *rest_at };
-            Ok(Target { runner, path, strip_authorization })
+            Ok(Target { runner: place.runner.clone(), place: Some(place), path, strip_authorization })
         }
         Access::BuildLogs { of, follow, bearer } => {
             let question =
@@ -53,12 +56,13 @@ pub async fn locate(asker: &Asker<'_>, grant: &Grant, fresh: bool) -> Result<Tar
             if *follow {
                 target.push_str("&follow=true");
             }
-            Ok(Target { runner, path: RunnerPath::Whole(target), strip_authorization })
+            let path = RunnerPath::Whole(target);
+            Ok(Target { runner, place: None, path, strip_authorization })
         }
     }
 }
 
-async fn runner_of(asker: &Asker<'_>, sandbox: &SandboxId, fresh: bool) -> Result<Rc<Runner>, Cause> {
+async fn place_of(asker: &Asker<'_>, sandbox: &SandboxId, fresh: bool) -> Result<Rc<Place>, Cause> {
     let shard = asker.shard;
     if fresh {
         shard.places.borrow_mut().remove(sandbox);
@@ -74,7 +78,7 @@ async fn runner_of(asker: &Asker<'_>, sandbox: &SandboxId, fresh: bool) -> Resul
     let (place, ttl) = match reply {
         Ok(Answer::Runner(address)) => {
             let runner = shard.pool.runner(address).ok_or(Cause::Api(Trouble::RunnerUrl))?;
-            (Some(runner), shard.config.ttl_runner)
+            (Some(Place::new(*sandbox, runner)), shard.config.ttl_runner)
         }
         Ok(Answer::NotFound | Answer::No) => (None, shard.config.ttl_negative),
         Ok(_) => return Err(Cause::Api(Trouble::ApiGarbage)),

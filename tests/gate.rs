@@ -1,5 +1,7 @@
 //! The binary over real sockets: the API and the runner are scripted here, byte by byte.
 
+#[path = "gate/activity.rs"]
+mod activity;
 #[path = "gate/answers.rs"]
 mod answers;
 #[path = "gate/harness.rs"]

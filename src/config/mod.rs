@@ -69,6 +69,12 @@ pub struct Config {
     pub ttl_verdict: Duration,
     /// and any "no".
     pub ttl_negative: Duration,
+    /// Between two reports of one sandbox's use.
+    pub activity_interval: Duration,
+    /// What a tunnel must move to count as use; 0: being open is enough.
+    pub tunnel_activity_bytes: u64,
+    /// Requests without a proof count as use too.
+    pub anonymous_activity: bool,
     pub limits: Limits,
     /// Not used yet: login.
     pub oidc: Oidc,
@@ -216,6 +222,9 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let ttl_runner = reader.seconds("SANDGATE_RUNNER_TTL_SEC");
     let ttl_verdict = reader.seconds("SANDGATE_VERDICT_TTL_SEC");
     let ttl_negative = reader.seconds("SANDGATE_NEGATIVE_TTL_SEC");
+    let activity_interval = reader.seconds("SANDGATE_ACTIVITY_INTERVAL_SEC");
+    let tunnel_activity_bytes = reader.count("SANDGATE_TUNNEL_ACTIVITY_BYTES") as u64;
+    let anonymous_activity = reader.flag("SANDGATE_ANONYMOUS_ACTIVITY");
     Some(Config {
         listen: SocketAddr::new(listen, port?),
         protocol: protocol?,
@@ -235,6 +244,9 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         ttl_runner,
         ttl_verdict,
         ttl_negative,
+        activity_interval,
+        tunnel_activity_bytes,
+        anonymous_activity,
         limits,
         oidc,
         redis,

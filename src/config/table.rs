@@ -209,6 +209,24 @@ pub const VARIABLES: &[Variable] = &[
         "How long a refusal is remembered, so that repeating it does not reach the API.",
     ),
     row(
+        "SANDGATE_ACTIVITY_INTERVAL_SEC",
+        number(1, 3600, "s"),
+        Value("45"),
+        "Least time between two reports that a sandbox is in use, which start its auto-stop timer anew.",
+    ),
+    row(
+        "SANDGATE_TUNNEL_ACTIVITY_BYTES",
+        number(0, 1 << 30, "bytes"),
+        Value("1"),
+        "What a tunnel must move within a tenth of that interval to count as use; 0: being open is enough.",
+    ),
+    row(
+        "SANDGATE_ANONYMOUS_ACTIVITY",
+        Flag,
+        Value("true"),
+        "Visitors of public sandboxes keep them running; false: only who showed a proof does.",
+    ),
+    row(
         "SANDGATE_HEAD_BYTES_MAX",
         number(1024, 65_535, "bytes"),
         Value("32768"),

@@ -93,6 +93,9 @@ fn every_variable_reaches_its_field() {
         ("SANDGATE_RUNNER_TTL_SEC", "2"),
         ("SANDGATE_VERDICT_TTL_SEC", "3"),
         ("SANDGATE_NEGATIVE_TTL_SEC", "4"),
+        ("SANDGATE_ACTIVITY_INTERVAL_SEC", "5"),
+        ("SANDGATE_TUNNEL_ACTIVITY_BYTES", "6"),
+        ("SANDGATE_ANONYMOUS_ACTIVITY", "false"),
         ("SANDGATE_HEAD_BYTES_MAX", "2001"),
         ("SANDGATE_HEADER_COUNT_MAX", "102"),
         ("SANDGATE_URI_BYTES_MAX", "1003"),
@@ -139,6 +142,8 @@ fn every_variable_reaches_its_field() {
     assert_eq!(trusted, ["10.0.0.0/8", "192.0.2.7/32", "fd00::/8"]);
     let ttls = [config.ttl_public, config.ttl_runner, config.ttl_verdict, config.ttl_negative];
     assert_eq!(ttls.map(|ttl| ttl.as_secs()), [1, 2, 3, 4]);
+    assert_eq!((config.activity_interval, config.tunnel_activity_bytes), (Duration::from_secs(5), 6));
+    assert!(!config.anonymous_activity);
     let limits = config.limits;
     assert_eq!((limits.head_bytes_max, limits.header_count_max, limits.uri_bytes_max), (2001, 102, 1003));
     assert_eq!((limits.head_deadline, limits.client_idle), (ms(104), ms(105)));

@@ -3,6 +3,7 @@
 //! Takes questions from all shards, lets equal ones share a call to the API, and answers each asker exactly once.
 //! Runs on a tokio current-thread runtime (name lookups go to its blocking pool). Knows no client connection.
 
+mod activity;
 mod api;
 mod exposition;
 #[cfg(test)]
@@ -17,6 +18,7 @@ mod tests;
 use crate::config::Secret;
 use crate::log::{self, Level, Log};
 use crate::mailbox::{Down, Question, Reply, ToControl, ToShard, Trouble};
+use activity::{Mentions, Reporter};
 use api::Api;
 use flights::{Asked, Flights, Waiter};
 use stats::{Operation, Stats};
@@ -43,6 +45,8 @@ pub struct Settings {
     /// Where the metrics page listens; `None`: nowhere. It has no access control: a loopback address, unless the
     /// network keeps strangers away.
     pub metrics: Option<SocketAddr>,
+    /// Least time between two reports that a sandbox is in use.
+    pub activity_interval: Duration,
     /// Most calls under way at once; beyond it questions are answered [`Trouble::Overloaded`]. Each costs a task, a
     /// connection and at worst 256 KiB of body.
     pub flights_max: usize,
@@ -76,6 +80,9 @@ pub struct Control {
     flights: Flights,
     tasks: JoinSet<Landed>,
     outbox: Outbox,
+    mentions: Mentions,
+    /// Until [`Self::run`].
+    reporter: Option<Reporter>,
     stats: Arc<Stats>,
     metrics: Option<metrics::Server>,
     /// By shard.
@@ -106,7 +113,7 @@ impl Control {
         downs: Vec<Arc<Down>>,
         log: Log,
     ) -> Result<Self, StartError> {
-        let Settings { api_base, api_key, timeout, metrics, flights_max } = settings;
+        let Settings { api_base, api_key, timeout, metrics, activity_interval, flights_max } = settings;
         let stats = Arc::<Stats>::default();
         let metrics = metrics
             .map(|addr| {
@@ -114,9 +121,13 @@ impl Control {
                     .map_err(|error| StartError::Metrics(addr, error))
             })
             .transpose()?;
+        let api = Arc::new(Api::new(&api_base, &api_key, timeout, log).map_err(StartError::Setting)?);
+        let (mentions, reporter) = Reporter::new(Arc::clone(&api), activity_interval, Arc::clone(&stats));
         Ok(Self {
-            api: Arc::new(Api::new(&api_base, &api_key, timeout, log).map_err(StartError::Setting)?),
+            api,
             inbox,
+            mentions,
+            reporter: Some(reporter),
             flights: Flights::new(flights_max),
             tasks: JoinSet::new(),
             drained: vec![false; downs.len()],
@@ -145,6 +156,9 @@ impl Control {
         if let Some(server) = self.metrics.take() {
             servers.spawn(server.run());
         }
+        if let Some(reporter) = self.reporter.take() {
+            servers.spawn(reporter.run());
+        }
         loop {
             tokio::select! {
                 () = &mut shutdown => return,
@@ -164,6 +178,7 @@ impl Control {
         match message {
             ToControl::Ask { shard, ticket, question } => self.ask(Waiter { shard, ticket }, question),
             ToControl::Cancel { shard, ticket } => self.flights.cancel(Waiter { shard, ticket }),
+            ToControl::Active { sandbox } => self.mentions.mention(sandbox),
             ToControl::Drained { shard } => {
                 if let Some(drained) = self.drained.get_mut(shard) {
                     *drained = true;

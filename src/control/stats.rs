@@ -40,6 +40,36 @@ impl Operation {
     }
 }
 
+/// What became of a mention that a sandbox is in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ActivityResult {
+    /// The API has taken the report.
+    Reported,
+    /// Reported less than an interval ago: nothing to do.
+    Recent,
+    /// The API does not know the sandbox, or not our key.
+    Refused,
+    /// The API could not be told in time.
+    Failed,
+    /// No room.
+    Dropped,
+}
+
+impl ActivityResult {
+    pub const ALL: &'static [Self] =
+        &[Self::Reported, Self::Recent, Self::Refused, Self::Failed, Self::Dropped];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reported => "reported",
+            Self::Recent => "recent",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
 /// Labels of the troubles, in the order of [`Stats::troubles`].
 pub const TROUBLES: [&str; 7] =
     ["unreachable", "timeout", "status", "rate_limited", "garbage", "runner_url", "overloaded"];
@@ -79,6 +109,8 @@ pub struct Stats {
     pub flight_seconds: [Histogram; Operation::ALL.len()],
     /// By [`TROUBLES`].
     pub troubles: [AtomicU64; TROUBLES.len()],
+    /// By [`ActivityResult`].
+    pub activity: [AtomicU64; ActivityResult::ALL.len()],
     /// Questions that joined a flight under way.
     pub joined: AtomicU64,
     /// Gauge.
@@ -93,6 +125,10 @@ impl Stats {
         if let Err(trouble) = reply {
             self.trouble(*trouble);
         }
+    }
+
+    pub fn activity(&self, result: ActivityResult) {
+        self.activity[result as usize].fetch_add(1, Relaxed);
     }
 
     pub fn trouble(&self, trouble: Trouble) {

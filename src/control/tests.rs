@@ -30,6 +30,7 @@ impl World {
             api_key: Secret::new("service"),
             timeout: Duration::from_secs(20),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
+            activity_interval: Duration::from_secs(45),
             flights_max,
         };
         let control =
@@ -270,6 +271,7 @@ fn a_taken_metrics_port_is_told_with_its_variable() {
         api_key: Secret::new("canary"),
         timeout: Duration::from_secs(1),
         metrics: taken.local_addr().ok(),
+        activity_interval: Duration::from_secs(45),
         flights_max: 1,
     };
     assert!(!format!("{settings:?}").contains("canary"));

@@ -4,9 +4,9 @@ use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Port 3000 of a public sandbox.
 pub const HOST: &str = "3000-sb1.preview.test";
@@ -270,6 +270,11 @@ pub struct Script {
     pub status: AtomicU16,
     pub runner_questions: AtomicUsize,
     pub questions: AtomicUsize,
+    /// Of reports that a sandbox is in use; 0: they are left unanswered.
+    pub activity_status: AtomicU16,
+    /// Every request so far, as it came.
+    asked: Mutex<Vec<Message>>,
+    changed: Condvar,
 }
 
 impl Api {
@@ -281,6 +286,9 @@ impl Api {
             status: AtomicU16::new(200),
             runner_questions: AtomicUsize::new(0),
             questions: AtomicUsize::new(0),
+            activity_status: AtomicU16::new(201),
+            asked: Mutex::default(),
+            changed: Condvar::new(),
         });
         let told = script.clone();
         thread::spawn(move || {
@@ -295,8 +303,41 @@ impl Api {
 }
 
 impl Script {
+    /// The requests whose target ends like this, so far.
+    pub fn asked(&self, end: &str) -> Vec<Message> {
+        let asked = self.asked.lock().expect("no thread panics with it");
+        asked.iter().filter(|request| request.target().ends_with(end)).cloned().collect()
+    }
+
+    /// Waits until there are so many of them.
+    pub fn wait_for(&self, end: &str, count: usize) -> Vec<Message> {
+        let begun = Instant::now();
+        let mut asked = self.asked.lock().expect("no thread panics with it");
+        loop {
+            let found: Vec<_> = asked.iter().filter(|r| r.target().ends_with(end)).cloned().collect();
+            if found.len() >= count {
+                return found;
+            }
+            let left = DEADLINE.saturating_sub(begun.elapsed());
+            assert!(!left.is_zero(), "{} of {count} requests to {end}", found.len());
+            asked = self.changed.wait_timeout(asked, left).expect("no thread panics with it").0;
+        }
+    }
+
     fn answer(&self, mut wire: Wire) {
         while let Ok(Some(request)) = wire.message() {
+            let activity = request.target().ends_with("/last-activity");
+            self.asked.lock().expect("no thread panics with it").push(request.clone());
+            self.changed.notify_all();
+            if activity {
+                let status = self.activity_status.load(SeqCst);
+                let answer = format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n");
+                if status == 0 || wire.send(answer).is_err() {
+                    // Held open until the gate gives up.
+                    return drop(wire.rest());
+                }
+                continue;
+            }
             let runner = request.target().starts_with("/api/runners/by-sandbox/");
             self.questions.fetch_add(1, SeqCst);
             self.runner_questions.fetch_add(usize::from(runner), SeqCst);
