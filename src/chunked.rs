@@ -3,6 +3,9 @@
 //! Bytes in, bytes out; no socket. Chunk lines are written as `HEX CRLF`; extensions of the sender are checked and
 //! dropped; LF without CR, signs, whitespace around the size and empty sizes are refused.
 
+#[cfg(test)]
+mod tests;
+
 use crate::head::{FieldId, Reject};
 
 /// Reads one chunked body from pieces cut anywhere.

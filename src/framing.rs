@@ -134,4 +134,66 @@ mod tests {
             assert_eq!(fields.response(Version::Http11, status, Method::Get), Ok(ResponseBody::Length(5)));
         }
     }
+
+    /// Every pair of framing fields on every kind of message: the whole of RFC 9112 6.3 as this gate reads it.
+    #[test]
+    fn the_table_of_lengths_and_codings() {
+        use Reject::{
+            LengthConflict, LengthSyntax, LengthWithTransferEncoding, TransferEncodingOnHttp10,
+            TransferEncodingUnsupported,
+        };
+        type Fields = (&'static [&'static str], &'static [&'static str]);
+        let gather = |(lengths, codings): Fields| {
+            let mut fields = FramingFields::default();
+            lengths.iter().try_for_each(|value| fields.content_length(value.as_bytes()))?;
+            codings.iter().try_for_each(|value| fields.transfer_encoding(value.as_bytes()))?;
+            Ok::<_, Reject>(fields)
+        };
+        let request = |fields, version| gather(fields).and_then(|fields| fields.request(version));
+        let response =
+            |fields, version| gather(fields).and_then(|fields| fields.response(version, 200, Method::Get));
+        let (old, new) = (Version::Http10, Version::Http11);
+        type Row = (Fields, Result<RequestBody, Reject>, Result<RequestBody, Reject>);
+        let rows: &[Row] = &[
+            ((&[], &[]), Ok(RequestBody::None), Ok(RequestBody::None)),
+            ((&["0"], &[]), Ok(RequestBody::Length(0)), Ok(RequestBody::Length(0))),
+            ((&["5"], &[]), Ok(RequestBody::Length(5)), Ok(RequestBody::Length(5))),
+            ((&[], &["chunked"]), Ok(RequestBody::Chunked), Err(TransferEncodingOnHttp10)),
+            ((&[], &["CHUNKED"]), Ok(RequestBody::Chunked), Err(TransferEncodingOnHttp10)),
+            ((&["5"], &["chunked"]), Err(LengthWithTransferEncoding), Err(TransferEncodingOnHttp10)),
+            ((&["0"], &["chunked"]), Err(LengthWithTransferEncoding), Err(TransferEncodingOnHttp10)),
+            ((&["5", "5"], &[]), Err(LengthConflict), Err(LengthConflict)),
+            ((&["5", "6"], &[]), Err(LengthConflict), Err(LengthConflict)),
+            ((&["5,5"], &[]), Err(LengthConflict), Err(LengthConflict)),
+            ((&[","], &[]), Err(LengthConflict), Err(LengthConflict)),
+            ((&[""], &[]), Err(LengthSyntax), Err(LengthSyntax)),
+            ((&["+5"], &[]), Err(LengthSyntax), Err(LengthSyntax)),
+            (
+                (&[], &["chunked", "chunked"]),
+                Err(TransferEncodingUnsupported),
+                Err(TransferEncodingUnsupported),
+            ),
+            ((&[], &["identity"]), Err(TransferEncodingUnsupported), Err(TransferEncodingUnsupported)),
+            ((&[], &["gzip, chunked"]), Err(TransferEncodingUnsupported), Err(TransferEncodingUnsupported)),
+            ((&[], &[""]), Err(TransferEncodingUnsupported), Err(TransferEncodingUnsupported)),
+            ((&["5"], &["identity"]), Err(TransferEncodingUnsupported), Err(TransferEncodingUnsupported)),
+        ];
+        for (fields, on_new, on_old) in rows {
+            assert_eq!(request(*fields, new), *on_new, "{fields:?}");
+            assert_eq!(request(*fields, old), *on_old, "{fields:?} on HTTP/1.0");
+            // A response differs in one thing: without any framing it ends with its connection.
+            let as_response = |body: &Result<RequestBody, Reject>| match body {
+                Ok(RequestBody::None) => Ok(ResponseBody::UntilClose),
+                Ok(RequestBody::Length(n)) => Ok(ResponseBody::Length(*n)),
+                Ok(RequestBody::Chunked) => Ok(ResponseBody::Chunked),
+                Err(reject) => Err(*reject),
+            };
+            assert_eq!(response(*fields, new), as_response(on_new), "{fields:?}");
+            assert_eq!(response(*fields, old), as_response(on_old), "{fields:?} on HTTP/1.0");
+        }
+        // Ambiguity is refused where no body may follow, too: the runner that wrote it is not understood.
+        let both = gather((&["5"], &["chunked"])).expect("gathered");
+        assert_eq!(both.response(new, 204, Method::Get), Err(LengthWithTransferEncoding));
+        assert_eq!(both.response(new, 200, Method::Head), Err(LengthWithTransferEncoding));
+    }
 }

@@ -211,7 +211,7 @@ impl<'b> RequestHead<'b> {
         let mut table = [const { MaybeUninit::uninit() }; FIELD_TABLE_LEN];
         let mut request = httparse::Request::new(&mut []);
         let status = request.parse_with_uninit_headers(&window[start..], field_table(&mut table, limits));
-        let Status::Complete(len) = status.map_err(reject_of)? else {
+        let Status::Complete(len) = status.map_err(|error| reject_of(error, &window[start..], 2))? else {
             refuse_long_target(&window[start..], request.path, limits)?;
             return incomplete(bytes, window, limits);
         };
@@ -327,7 +327,7 @@ impl<'b> ResponseHead<'b> {
             window,
             field_table(&mut table, limits),
         );
-        let Status::Complete(len) = status.map_err(reject_of)? else {
+        let Status::Complete(len) = status.map_err(|error| reject_of(error, window, 0))? else {
             return incomplete(bytes, window, limits);
         };
         let bytes = &window[..len];
@@ -405,10 +405,14 @@ fn has_bare_lf(bytes: &[u8]) -> bool {
     memchr::memchr_iter(b'\n', bytes).any(|at| at == 0 || bytes[at - 1] != b'\r')
 }
 
-fn reject_of(error: httparse::Error) -> Reject {
+/// `version_at`: which word of the first line the version is. What stands there may be no version at all (a target
+/// with a space in it), and then it is the line that is wrong.
+fn reject_of(error: httparse::Error, head: &[u8], version_at: usize) -> Reject {
+    let is_version =
+        || head.split(|b| *b == b' ').nth(version_at).is_some_and(|word| word.starts_with(b"HTTP/"));
     match error {
         httparse::Error::TooManyHeaders => Reject::TooManyFields,
-        httparse::Error::Version => Reject::Version,
+        httparse::Error::Version if is_version() => Reject::Version,
         _ => Reject::Syntax,
     }
 }

@@ -19,6 +19,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod control;
+pub mod cookie;
 pub mod counters;
 pub mod deadlines;
 pub mod demo;

@@ -128,6 +128,7 @@ async fn live(
         timeout: config.api_timeout,
         metrics: config.metrics,
         activity_interval: config.activity_interval,
+        redis: config.redis.clone(),
         flights_max: config.limits.questions_max,
     };
     let control = match Control::new(settings, inbox, downs.clone()) {

@@ -50,6 +50,35 @@ pub struct Shard {
     pub draining: Cell<bool>,
 }
 
+impl Shard {
+    /// One of everything, empty. Its tasks and its ring are [`run`]'s.
+    pub fn new(index: usize, config: Arc<Config>, up: mpsc::Sender<ToControl>, log: LogSender) -> Self {
+        let limits = config.limits.clone();
+        let counters = Rc::new(Counters::default());
+        let idle_ticks = (limits.runner_idle.as_millis() / TICK.as_millis()) as u32;
+        Self {
+            index,
+            route_rules: RouteRules { toolbox_only: config.toolbox_only },
+            scheme: match config.protocol {
+                Scheme::Http => "http",
+                Scheme::Https => "https",
+            },
+            buffers: Buffers::new(limits.bulk_buffers_max, limits.pipes_max),
+            deadlines: Deadlines::new(),
+            pool: Pool::new(limits.runner_idle_max, idle_ticks),
+            verdicts: RefCell::new(Verdicts::new(limits.sandbox_cache_max, limits.verdict_cache_max)),
+            places: RefCell::new(Places::new(limits.sandbox_cache_max)),
+            activity: Activity::new(config.activity_interval, config.tunnel_activity_bytes),
+            questions: Questions::new(up, limits.questions_max),
+            request_ids: RequestIds::new(),
+            log: Log::new(config.access_log, config.slow, log, counters.clone()),
+            draining: Cell::new(false),
+            counters,
+            config,
+        }
+    }
+}
+
 /// What a shard's thread is started with.
 pub struct Start {
     pub index: usize,
@@ -74,34 +103,11 @@ pub fn run(start: Start) -> io::Result<()> {
 }
 
 async fn main(start: Start) -> io::Result<()> {
-    let Start { index, config, listener, down, up, log, .. } = start;
-    let limits = config.limits.clone();
-    let counters = Rc::new(Counters::default());
-    let idle_ticks = (limits.runner_idle.as_millis() / TICK.as_millis()) as u32;
-    let shard = Rc::new(Shard {
-        index,
-        route_rules: RouteRules { toolbox_only: config.toolbox_only },
-        scheme: match config.protocol {
-            Scheme::Http => "http",
-            Scheme::Https => "https",
-        },
-        buffers: Buffers::new(limits.bulk_buffers_max, limits.pipes_max),
-        deadlines: Deadlines::new(),
-        pool: Pool::new(limits.runner_idle_max, idle_ticks),
-        verdicts: RefCell::new(Verdicts::new(limits.sandbox_cache_max, limits.verdict_cache_max)),
-        places: RefCell::new(Places::new(limits.sandbox_cache_max)),
-        activity: Activity::new(config.activity_interval, config.tunnel_activity_bytes),
-        questions: Questions::new(up, limits.questions_max),
-        request_ids: RequestIds::new(),
-        log: Log::new(config.access_log, config.slow, log, counters.clone()),
-        draining: Cell::new(false),
-        counters,
-        config,
-    });
-    let listener = Rc::new(RefCell::new(Some(Socket::new(listener)?)));
+    let shard = Rc::new(Shard::new(start.index, start.config, start.up, start.log));
+    let listener = Rc::new(RefCell::new(Some(Socket::new(start.listener)?)));
     monoio::spawn(accept(shard.clone(), listener.clone()));
     monoio::spawn(tick(shard.clone()));
-    mail(&shard, &down, &listener).await
+    mail(&shard, &start.down, &listener).await
 }
 
 /// Reads the control plane's messages until `Stop`.

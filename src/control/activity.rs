@@ -1,11 +1,15 @@
 //! Reports to the API that sandboxes are in use, which start their auto-stop timers anew.
 //!
 //! Shards mention a sandbox every few seconds while it is used; of these mentions at most one per interval becomes a
-//! report. A report belongs to nobody's request: it outlives the client, is tried again while the API is in trouble,
+//! report, with Redis one of all proxies. A report belongs to nobody's request: it outlives the client, is tried again while the API is in trouble,
 //! and a sandbox whose report failed is reported at its next mention. Bounded on all sides; what finds no room is
 //! counted, and mentioned again if the sandbox is still in use.
 
+#[cfg(test)]
+mod tests;
+
 use super::api::{Api, Reported};
+use super::redis::Redis;
 use super::stats::{ActivityResult, Stats};
 use crate::cache::TtlMap;
 use crate::ids::SandboxId;
@@ -40,6 +44,7 @@ impl Mentions {
 
 pub(super) struct Reporter {
     api: Arc<Api>,
+    redis: Option<Redis>,
     mentions: mpsc::Receiver<SandboxId>,
     /// Reported, or being reported, less than an interval ago.
     recent: TtlMap<SandboxId, ()>,
@@ -50,11 +55,23 @@ pub(super) struct Reporter {
 
 impl Reporter {
     /// `interval`: least time between two reports of one sandbox, and how long one is tried.
-    pub(super) fn new(api: Arc<Api>, interval: Duration, stats: Arc<Stats>) -> (Mentions, Self) {
+    pub(super) fn new(
+        api: Arc<Api>,
+        redis: Option<Redis>,
+        interval: Duration,
+        stats: Arc<Stats>,
+    ) -> (Mentions, Self) {
         let (queue, mentions) = mpsc::channel(MENTIONS_MAX);
         let recent = TtlMap::new(REMEMBERED_MAX);
-        let reporter =
-            Self { api, mentions, recent, interval, reports: JoinSet::new(), stats: Arc::clone(&stats) };
+        let reporter = Self {
+            api,
+            redis,
+            mentions,
+            recent,
+            interval,
+            reports: JoinSet::new(),
+            stats: Arc::clone(&stats),
+        };
         (Mentions { queue, stats }, reporter)
     }
 
@@ -68,7 +85,8 @@ impl Reporter {
                 },
                 Some(ended) = self.reports.join_next() => if let Ok((sandbox, result)) = ended {
                     self.stats.activity(result);
-                    if result == ActivityResult::Failed {
+                    // Not by us: who did knows how long that is good for, so it is asked again.
+                    if matches!(result, ActivityResult::Failed | ActivityResult::Recent) {
                         self.recent.remove(&sandbox);
                     }
                 },
@@ -82,11 +100,44 @@ impl Reporter {
             return self.stats.activity(ActivityResult::Recent);
         }
         self.recent.insert(sandbox, (), self.interval, now);
-        let (api, interval) = (Arc::clone(&self.api), self.interval);
+        let (api, redis, interval) = (Arc::clone(&self.api), self.redis.clone(), self.interval);
         self.reports.spawn(async move {
+            let claim = Claim { redis, key: format!("{CLAIM}{sandbox}") };
+            if !claim.take(interval).await {
+                return (sandbox, ActivityResult::Recent);
+            }
             let reported = tokio::time::timeout(interval, report(&api, &sandbox)).await;
-            (sandbox, reported.unwrap_or(ActivityResult::Failed))
+            let result = reported.unwrap_or(ActivityResult::Failed);
+            if result == ActivityResult::Failed {
+                claim.give_up().await;
+            }
+            (sandbox, result)
         });
+    }
+}
+
+/// Among all proxies, the one that reports a sandbox in this interval. Name and shape of the entry are v0.190's.
+struct Claim {
+    redis: Option<Redis>,
+    key: String,
+}
+
+const CLAIM: &str = "proxy:sandbox-last-activity-update:";
+
+impl Claim {
+    /// `false`: another proxy has it. Without an answer everybody reports: twice is better than not at all.
+    async fn take(&self, interval: Duration) -> bool {
+        match &self.redis {
+            Some(redis) => redis.set_nx(&self.key, br#"{"value":true}"#, interval).await.unwrap_or(true),
+            None => true,
+        }
+    }
+
+    async fn give_up(&self) {
+        if let Some(redis) = &self.redis {
+            // It expires by itself.
+            let _ = redis.del(&self.key).await;
+        }
     }
 }
 
@@ -102,137 +153,5 @@ async fn report(api: &Api, sandbox: &SandboxId) -> ActivityResult {
                 wait = (wait * 2).min(RETRY_CAP);
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Secret;
-    use crate::control::fake_api::{Act, FakeApi, reply, within};
-    use crate::log::Log;
-    use std::sync::atomic::Ordering::Relaxed;
-
-    struct World {
-        api: FakeApi,
-        mentions: Mentions,
-        stats: Arc<Stats>,
-    }
-
-    impl World {
-        async fn start(api: FakeApi, interval: Duration) -> Self {
-            let stats = Arc::<Stats>::default();
-            let client =
-                Api::new(&api.base(), &Secret::new("service"), Duration::from_secs(5), Log::discard());
-            let (mentions, reporter) =
-                Reporter::new(Arc::new(client.expect("good settings")), interval, Arc::clone(&stats));
-            tokio::spawn(reporter.run());
-            Self { api, mentions, stats }
-        }
-
-        fn mention(&self, name: &str) {
-            self.mentions.mention(SandboxId::parse(name.as_bytes()).expect("an id"));
-        }
-
-        async fn counted(&self, result: ActivityResult, count: u64) {
-            within(async {
-                while self.stats.activity[result as usize].load(Relaxed) < count {
-                    tokio::task::yield_now().await;
-                }
-            })
-            .await;
-        }
-    }
-
-    const LONG: Duration = Duration::from_secs(3600);
-
-    #[tokio::test]
-    async fn many_mentions_are_one_report_with_our_key_and_without_a_body() {
-        let world = World::start(FakeApi::always(Act::Send(reply(201, "", ""))).await, LONG).await;
-        (0..50).for_each(|_| world.mention("a"));
-        world.mention("b");
-        world.counted(ActivityResult::Recent, 49).await;
-        world.counted(ActivityResult::Reported, 2).await;
-        let mut heads = world.api.heads();
-        heads.sort();
-        let lines: Vec<_> = heads.iter().map(|head| head.lines().next().unwrap_or_default()).collect();
-        assert_eq!(
-            lines,
-            ["POST /api/sandbox/a/last-activity HTTP/1.1", "POST /api/sandbox/b/last-activity HTTP/1.1"]
-        );
-        for head in heads {
-            let head = head.to_ascii_lowercase();
-            assert!(head.contains("\r\nauthorization: bearer service\r\n"), "{head}");
-            assert!(head.contains("\r\ncontent-length: 0\r\n"), "{head}");
-        }
-    }
-
-    #[tokio::test]
-    async fn an_interval_later_the_next_mention_is_a_report_again() {
-        let world =
-            World::start(FakeApi::always(Act::Send(reply(201, "", ""))).await, Duration::from_millis(300))
-                .await;
-        world.mention("a");
-        world.counted(ActivityResult::Reported, 1).await;
-        within(async {
-            while world.api.seen().requests < 2 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                world.mention("a");
-            }
-        })
-        .await;
-    }
-
-    #[tokio::test]
-    async fn trouble_is_tried_again_until_the_report_is_taken() {
-        let answers = [reply(503, "", ""), reply(500, "", ""), reply(429, "Retry-After: 0\r\n", "")];
-        let api = FakeApi::start(move |n, _| match answers.get(n) {
-            Some(answer) => Act::Send(answer.clone()),
-            None if n == 3 => Act::Reset,
-            None => Act::Send(reply(201, "", "")),
-        })
-        .await;
-        let world = World::start(api, LONG).await;
-        world.mention("a");
-        world.counted(ActivityResult::Reported, 1).await;
-        assert_eq!(world.api.seen().requests, 5);
-    }
-
-    #[tokio::test]
-    async fn what_the_api_refuses_is_not_tried_again() {
-        for status in [400, 401, 403, 404] {
-            let world = World::start(FakeApi::always(Act::Send(reply(status, "", ""))).await, LONG).await;
-            world.mention("a");
-            world.counted(ActivityResult::Refused, 1).await;
-            world.mention("a");
-            world.counted(ActivityResult::Recent, 1).await;
-            assert_eq!(world.api.seen().requests, 1, "{status}");
-        }
-    }
-
-    #[tokio::test]
-    async fn a_report_that_failed_for_good_is_made_anew_at_the_next_mention() {
-        let world =
-            World::start(FakeApi::always(Act::Send(reply(503, "", ""))).await, Duration::from_millis(100))
-                .await;
-        world.mention("a");
-        world.counted(ActivityResult::Failed, 1).await;
-        world.mention("a");
-        world.counted(ActivityResult::Failed, 2).await;
-        assert_eq!(world.stats.activity[ActivityResult::Recent as usize].load(Relaxed), 0);
-    }
-
-    #[tokio::test]
-    async fn an_api_that_hangs_costs_a_bounded_number_of_calls_and_the_rest_is_counted() {
-        let world = World::start(FakeApi::always(Act::SendAndHang(Vec::new())).await, LONG).await;
-        for n in 0..REPORTS_MAX {
-            world.mention(&format!("s{n}"));
-        }
-        world.api.wait_for(|seen| seen.requests == REPORTS_MAX).await;
-        for n in 0..MENTIONS_MAX + 10 {
-            world.mention(&format!("t{n}"));
-        }
-        world.counted(ActivityResult::Dropped, 10).await;
-        assert_eq!(world.api.seen().requests, REPORTS_MAX);
     }
 }

@@ -158,7 +158,7 @@ fn labelled(page: &mut Page, sum: Sum<'_>) {
 }
 
 fn control_plane(page: &mut Page, stats: &Stats) {
-    let Stats { flight_seconds, troubles, activity, joined, flights_open, answers_waiting } = stats;
+    let Stats { flight_seconds, troubles, activity, joined, flights_open, answers_waiting, redis } = stats;
     let load = |atomic: &AtomicU64| atomic.load(Relaxed);
     let name = "preview_controlplane_seconds";
     page.family(name, "histogram", "How long questions took that went to the API, all tries together.");
@@ -187,6 +187,25 @@ fn control_plane(page: &mut Page, stats: &Stats) {
     let name = "preview_controlplane_answers_waiting";
     page.family(name, "gauge", "Answers that wait for room in a shard's queue.");
     page.sample(name, &[], load(answers_waiting));
+    let name = "preview_redis_up";
+    page.family(name, "gauge", "1 while the shared Redis answers.").sample(name, &[], load(&redis.up));
+    let name = "preview_redis_connect_failures_total";
+    page.family(name, "counter", "Attempts to connect to the shared Redis that failed.");
+    page.sample(name, &[], load(&redis.connects_failed));
+    let name = "preview_redis_operations_total";
+    page.family(
+        name,
+        "counter",
+        "Operations on the shared Redis; skipped ones found it down and cost nothing.",
+    );
+    for (result, count) in [
+        ("ok", &redis.done),
+        ("refused", &redis.refused),
+        ("failed", &redis.failed),
+        ("skipped", &redis.skipped),
+    ] {
+        page.sample(name, &[("result", result)], load(count));
+    }
 }
 
 fn reported(reports: &[Option<Box<Counters>>]) -> impl Iterator<Item = (String, &Counters)> {

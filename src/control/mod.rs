@@ -10,17 +10,19 @@ mod exposition;
 mod fake_api;
 mod flights;
 mod metrics;
+pub mod redis;
 mod runner_address;
 mod stats;
 #[cfg(test)]
 mod tests;
 
-use crate::config::Secret;
+use crate::config::{self, Secret};
 use crate::log::{self, Level, Log};
 use crate::mailbox::{Down, Question, Reply, ToControl, ToShard, Trouble};
 use activity::{Mentions, Reporter};
 use api::Api;
 use flights::{Asked, Flights, Waiter};
+use redis::Redis;
 use stats::{Operation, Stats};
 use std::collections::VecDeque;
 use std::future::Future;
@@ -47,6 +49,8 @@ pub struct Settings {
     pub metrics: Option<SocketAddr>,
     /// Least time between two reports that a sandbox is in use.
     pub activity_interval: Duration,
+    /// What API and proxies share; `None`: every proxy is on its own.
+    pub redis: Option<config::Redis>,
     /// Most calls under way at once; beyond it questions are answered [`Trouble::Overloaded`]. Each costs a task, a
     /// connection and at worst 256 KiB of body.
     pub flights_max: usize,
@@ -76,6 +80,7 @@ impl std::error::Error for StartError {}
 
 pub struct Control {
     api: Arc<Api>,
+    redis: Option<Redis>,
     inbox: mpsc::Receiver<ToControl>,
     flights: Flights,
     tasks: JoinSet<Landed>,
@@ -113,7 +118,8 @@ impl Control {
         downs: Vec<Arc<Down>>,
         log: Log,
     ) -> Result<Self, StartError> {
-        let Settings { api_base, api_key, timeout, metrics, activity_interval, flights_max } = settings;
+        let Settings { api_base, api_key, timeout, metrics, redis, activity_interval, flights_max } =
+            settings;
         let stats = Arc::<Stats>::default();
         let metrics = metrics
             .map(|addr| {
@@ -121,9 +127,14 @@ impl Control {
                     .map_err(|error| StartError::Metrics(addr, error))
             })
             .transpose()?;
+        let redis = redis
+            .map(|redis| Redis::new(&redis, Arc::clone(&stats), log.clone()).map_err(StartError::Setting))
+            .transpose()?;
         let api = Arc::new(Api::new(&api_base, &api_key, timeout, log).map_err(StartError::Setting)?);
-        let (mentions, reporter) = Reporter::new(Arc::clone(&api), activity_interval, Arc::clone(&stats));
+        let (mentions, reporter) =
+            Reporter::new(Arc::clone(&api), redis.clone(), activity_interval, Arc::clone(&stats));
         Ok(Self {
+            redis,
             api,
             inbox,
             mentions,
@@ -158,6 +169,9 @@ impl Control {
         }
         if let Some(reporter) = self.reporter.take() {
             servers.spawn(reporter.run());
+        }
+        if let Some(redis) = &self.redis {
+            servers.spawn(redis.clone().keep());
         }
         loop {
             tokio::select! {

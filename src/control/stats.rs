@@ -117,6 +117,22 @@ pub struct Stats {
     pub flights_open: AtomicU64,
     /// Answers that found a shard's queue full and wait (gauge).
     pub answers_waiting: AtomicU64,
+    pub redis: RedisStats,
+}
+
+/// Operations on the shared Redis.
+#[derive(Default)]
+pub struct RedisStats {
+    /// Gauge: 1 while there is a connection.
+    pub up: AtomicU64,
+    pub done: AtomicU64,
+    pub connects_failed: AtomicU64,
+    /// Answered with an error.
+    pub refused: AtomicU64,
+    /// Broke or took too long; each of the first kind cost up to the deadline.
+    pub failed: AtomicU64,
+    /// Not tried, because there was no connection.
+    pub skipped: AtomicU64,
 }
 
 impl Stats {

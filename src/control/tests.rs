@@ -31,6 +31,7 @@ impl World {
             timeout: Duration::from_secs(20),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
             activity_interval: Duration::from_secs(45),
+            redis: None,
             flights_max,
         };
         let control =
@@ -272,6 +273,7 @@ fn a_taken_metrics_port_is_told_with_its_variable() {
         timeout: Duration::from_secs(1),
         metrics: taken.local_addr().ok(),
         activity_interval: Duration::from_secs(45),
+        redis: None,
         flights_max: 1,
     };
     assert!(!format!("{settings:?}").contains("canary"));

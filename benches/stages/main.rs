@@ -1,0 +1,133 @@
+//! The pure stages of a request's way: nanoseconds and allocations of each. Run with `cargo bench --bench stages`.
+//!
+//! Whether a stage allocates at all is asserted by `tests/allocations.rs`, on the same inputs.
+
+mod inputs;
+
+use divan::{AllocProfiler, Bencher, black_box};
+use inputs::{ANSWER, BEARER, BROWSER, HEADER_TOKEN, SHORT, World};
+use sandgate::chunked::{self, ChunkReader, Piece};
+use sandgate::error::Cause;
+use sandgate::forward;
+use sandgate::head::{Reject, RequestHead, ResponseHead};
+use sandgate::mailbox::Trouble;
+
+#[global_allocator]
+static ALLOCATOR: AllocProfiler = AllocProfiler::system();
+
+const REQUESTS: [(&str, &[u8]); 4] =
+    [("browser", BROWSER), ("short", SHORT), ("header token", HEADER_TOKEN), ("bearer", BEARER)];
+
+fn main() {
+    divan::main();
+}
+
+fn bytes_of(name: &str) -> &'static [u8] {
+    REQUESTS.iter().find(|(known, _)| *known == name).map(|(_, bytes)| *bytes).expect("a name of the list")
+}
+
+fn names() -> impl Iterator<Item = &'static str> {
+    REQUESTS.into_iter().map(|(name, _)| name)
+}
+
+/// Tokens, framing, authority and target, all decided.
+#[divan::bench(args = names())]
+fn request_head(bencher: Bencher<'_, '_>, name: &str) {
+    let (limits, bytes) = (inputs::config().limits.clone(), bytes_of(name));
+    bencher.bench_local(|| {
+        RequestHead::parse(black_box(bytes), &limits).is_ok_and(|head| head.is_some_and(|h| h.keep_alive))
+    });
+}
+
+#[divan::bench]
+fn response_head(bencher: Bencher<'_, '_>) {
+    let limits = inputs::config().limits.clone();
+    bencher.bench_local(|| {
+        let head = ResponseHead::parse(black_box(ANSWER), sandgate::head::Method::Get, &limits);
+        head.is_ok_and(|head| head.is_some_and(|h| h.keep_alive))
+    });
+}
+
+#[divan::bench(args = names())]
+fn route(bencher: Bencher<'_, '_>, name: &str) {
+    let limits = inputs::config().limits.clone();
+    let head = inputs::request(bytes_of(name), &limits);
+    bencher.bench_local(|| inputs::routed(black_box(&head)));
+}
+
+/// Authorization with everything remembered: the public flag, or a proof by its hash.
+#[divan::bench(args = names())]
+fn grant_from_cache(bencher: Bencher<'_, '_>, name: &str) {
+    let world = World::new();
+    world.warm(bytes_of(name));
+    let head = inputs::request(bytes_of(name), &world.limits);
+    let route = inputs::routed(&head);
+    bencher.bench_local(|| world.granted(black_box(&route), &head));
+}
+
+#[divan::bench]
+fn target_from_cache(bencher: Bencher<'_, '_>) {
+    let world = World::new();
+    world.warm(BROWSER);
+    let head = inputs::request(BROWSER, &world.limits);
+    let grant = world.granted(&inputs::routed(&head), &head);
+    bencher.bench_local(|| world.located(black_box(&grant)));
+}
+
+/// The head to the runner: fields filtered, ours written.
+#[divan::bench(args = names())]
+fn write_request(bencher: Bencher<'_, '_>, name: &str) {
+    let limits = inputs::config().limits.clone();
+    let head = inputs::request(bytes_of(name), &limits);
+    let (path, mut out) = (inputs::runner_path(), Vec::with_capacity(16 * 1024));
+    let plan = inputs::request_plan(&path);
+    bencher.bench_local(|| {
+        out.clear();
+        forward::write_request(black_box(&head), &plan, &mut out);
+        out.len()
+    });
+}
+
+#[divan::bench]
+fn write_response(bencher: Bencher<'_, '_>) {
+    let limits = inputs::config().limits.clone();
+    let head = inputs::response(ANSWER, &limits);
+    let (plan, mut out) = (inputs::response_plan(), Vec::with_capacity(16 * 1024));
+    bencher.bench_local(|| {
+        out.clear();
+        forward::write_response(black_box(&head), &plan, &mut out);
+        out.len()
+    });
+}
+
+/// 64 KiB of body in chunks of this many bytes: the reader's cost by chunk size.
+#[divan::bench(args = [16, 1024, 16 * 1024])]
+fn chunk_reader(bencher: Bencher<'_, '_>, size: usize) {
+    let body = inputs::chunked(64 * 1024 / size, size);
+    bencher.counter(divan::counter::ItemsCount::new(64 * 1024 / size)).bench_local(|| {
+        let (mut reader, mut at, mut data) = (ChunkReader::new(1024), 0, 0);
+        loop {
+            match reader.next(black_box(&body[at..])).expect("it is good") {
+                (used, Piece::Data { n, .. }) => (at, data) = (at + used, data + n),
+                _ => return data,
+            }
+        }
+    });
+}
+
+#[divan::bench]
+fn chunk_writer(bencher: Bencher<'_, '_>) {
+    let mut out = Vec::with_capacity(1024);
+    bencher.bench_local(|| {
+        out.clear();
+        chunked::write_chunk_line(black_box(16 * 1024), &mut out);
+        chunked::write_end(b"", &mut out);
+        out.len()
+    });
+}
+
+/// From a cause to what the client is told.
+#[divan::bench(args = [Cause::AuthRequired, Cause::Rejected(Reject::BareLf), Cause::Api(Trouble::ApiTimeout)])]
+fn error_table(bencher: Bencher<'_, '_>, cause: &Cause) {
+    bencher.bench_local(|| black_box(*cause).answer());
+}

@@ -1,0 +1,500 @@
+//! What one run found out, as data: the JSON a run writes and everything else reads.
+//!
+//! Latencies are in nanoseconds inside histograms and in microseconds where people read them. **Service time** runs from
+//! the moment a request was sent, **response time** from the moment it should have been sent by the plan: when a
+//! proxy stalls, only the second shows what its users felt. Knows no socket and does no reporting.
+
+mod hist;
+
+pub use hist::{Hist, Quantiles};
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The format of the file. Fields may be added within one number.
+pub const FORMAT: u32 = 1;
+
+/// One run against one target.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RunResult {
+    pub format: u32,
+    pub meta: Meta,
+    pub config: RunConfig,
+    pub phases: Vec<PhaseResult>,
+    /// The proxy's own counters, if it was asked for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<ServerCounters>,
+    pub validity: Validity,
+    /// What was asked of the result, and whether it holds.
+    #[serde(default)]
+    pub assertions: Vec<Assertion>,
+    /// The steps of a search for the highest rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub search: Option<Search>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Meta {
+    /// Version of loadtest.
+    pub version: String,
+    /// What the run is called; the scenario's name or the target.
+    pub name: String,
+    /// RFC 3339, UTC.
+    pub started_at: String,
+    pub ended_at: String,
+    /// The command line, credentials left out.
+    pub command: Vec<String>,
+    /// Where the load came from, one per agent.
+    pub clients: Vec<ClientHost>,
+    /// Ended before its time by a signal: what is here is true, but less than planned.
+    pub partial: bool,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ClientHost {
+    pub hostname: String,
+    pub kernel: String,
+    pub cpu_count: u32,
+    /// Of the load generator.
+    pub threads: u32,
+}
+
+/// What was asked for, for the reader of a report and for comparing like with like.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RunConfig {
+    pub target: String,
+    /// `open` (a rate that does not wait for answers) or `closed` (the next request when the last is answered).
+    pub model: String,
+    /// `http/1.1` or `h2`.
+    pub protocol: String,
+    pub tls: bool,
+    pub connections: u32,
+    pub seed: u64,
+    /// Everything else, as names and values in reading order.
+    pub settings: Vec<(String, String)>,
+}
+
+/// One phase of the plan. Phases follow each other.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PhaseResult {
+    pub name: String,
+    /// `ramp`, `hold`, `burst`, `soak` or `closed`.
+    pub kind: String,
+    /// Not measured: a warm-up. Reports leave it out of totals.
+    pub warmup: bool,
+    /// Since the run's start.
+    pub start_s: f64,
+    pub duration_s: f64,
+    /// Requests per second planned at the phase's begin and end; `None` in a closed loop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planned_rate: Option<(f64, f64)>,
+    /// By the name of the class of requests.
+    pub classes: BTreeMap<String, ClassResult>,
+    /// Seconds (or longer steps, see [`Timeline::step_s`]) since the phase's start.
+    pub timeline: Timeline,
+    pub client: ClientUse,
+    /// The proxy's CPU as seen from outside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ProxyUse>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub churn: Vec<ChurnResult>,
+    /// Idle connections held during the phase.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle: Option<IdleResult>,
+}
+
+/// One class of requests in one phase.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ClassResult {
+    /// Arrivals of the plan that fell into the phase.
+    pub planned: u64,
+    pub sent: u64,
+    /// Ended as they should: 2xx for good credentials, 401 or 403 for bad ones.
+    pub ok: u64,
+    pub failed: u64,
+    /// Of `ok`: refusals of requests that had to be refused.
+    pub refused_rightly: u64,
+    /// Should have been sent and were not when the phase ended: no connection was free. In `response`, at their age.
+    pub unsent: u64,
+    /// Sent and without an answer when the phase's grace was over. In `response`, at their age.
+    pub unfinished: u64,
+    pub bytes_up: u64,
+    pub bytes_down: u64,
+    pub statuses: BTreeMap<u16, u64>,
+    pub errors: Vec<ErrorCount>,
+    /// From the first byte sent to the last received.
+    pub service: Hist,
+    /// From when it should have been sent to the last byte received.
+    pub response: Hist,
+    /// Further measures: `connect`, `first_byte`, `event_gap`, `ws_connect`, `ws_echo`, `page`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub extra: BTreeMap<String, Hist>,
+}
+
+/// Failures of one kind.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ErrorCount {
+    /// The proxy's own code (`X-Preview-Error-Code`), `HTTP 502`, or what happened to the connection: `connect refused`,
+    /// `reset`, `timeout`, `truncated`, `malformed`, `let in` (a bad credential was taken).
+    pub code: String,
+    /// Who says so: the proxy's `X-Preview-Error-Source`, or `answer`, `network`, `client`.
+    pub source: String,
+    pub count: u64,
+}
+
+/// A row of numbers over time, of bounded length: when it would grow beyond [`Timeline::POINTS_MAX`], neighbours are merged.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Timeline {
+    /// Width of a point in seconds: 1, 2, 4 ...
+    pub step_s: u32,
+    pub points: Vec<Point>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Point {
+    pub at_s: u32,
+    pub planned: u64,
+    pub sent: u64,
+    pub ok: u64,
+    pub failed: u64,
+    pub bytes_down: u64,
+    /// Response times of requests that ended in this step, all classes: counts by bucket, see [`heat_bucket`].
+    pub heat: Vec<u64>,
+    pub p50_us: f64,
+    pub p99_us: f64,
+    pub max_us: f64,
+    /// Planned and not yet sent at the end of the step.
+    pub backlog: u64,
+    pub connections: u64,
+    /// Percent of one CPU: the busiest thread of the load generator, and the proxy in sum.
+    pub client_cpu: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_cpu: Option<f64>,
+}
+
+/// What the load cost the load generator: whether its figures can be believed.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ClientUse {
+    pub cpu_s: f64,
+    /// Busiest thread over the phase, percent of a CPU.
+    pub busiest_percent: f64,
+    /// How late requests left although a connection was free: the load generator's own doing.
+    pub send_lag: Hist,
+}
+
+/// CPU of the proxy between the phase's start and end, read from /proc or a cgroup.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ProxyUse {
+    /// `pid 123` (with all threads and descendants) or `cgroup /...`.
+    pub source: String,
+    pub cpu_s: f64,
+    /// Microseconds of CPU for each request that was answered.
+    pub cpu_us_per_request: f64,
+    /// Requests per second that one core would do: the inverse.
+    pub requests_per_core_s: f64,
+    /// Resident memory, the highest that was seen.
+    pub memory_max_bytes: u64,
+}
+
+/// A change under load and how long it took to be felt.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ChurnResult {
+    pub name: String,
+    /// Since the phase's start.
+    pub at_s: f64,
+    /// How long the lever itself took.
+    pub action_ms: f64,
+    /// From pulling the lever to the first probe that saw the effect; `None`: not seen in time.
+    pub effect_ms: Option<f64>,
+    /// From pulling the lever to the first probe that was as before; `None`: not asked for or not seen.
+    pub recovered_ms: Option<f64>,
+    pub probes: u64,
+    /// Why the lever could not be pulled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Connections that were opened and held without traffic.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct IdleResult {
+    pub planned: u64,
+    /// Open at the phase's end.
+    pub open: u64,
+    pub failed: u64,
+    /// Cut by the other side while idle.
+    pub lost: u64,
+    pub connects_per_s: f64,
+    pub connect: Hist,
+    pub errors: Vec<ErrorCount>,
+}
+
+/// The proxy's `/metrics` page around and during the run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ServerCounters {
+    pub url: String,
+    /// Names with labels as on the page; histograms' buckets are left out.
+    pub before: BTreeMap<String, f64>,
+    pub after: BTreeMap<String, f64>,
+    /// Times in seconds since the run's start, with counters that moved; bounded like a timeline.
+    pub samples: Vec<ServerSample>,
+    /// Scrapes that failed, and why the last one did.
+    pub failures: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_failure: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ServerSample {
+    pub at_s: f64,
+    pub values: BTreeMap<String, f64>,
+}
+
+impl ServerCounters {
+    /// What each counter gained, for those that moved.
+    pub fn gained(&self) -> BTreeMap<&str, f64> {
+        let before = |name: &String| self.before.get(name).copied().unwrap_or(0.0);
+        let moved = self.after.iter().map(|(name, after)| (name.as_str(), after - before(name)));
+        moved.filter(|(_, gain)| *gain != 0.0).collect()
+    }
+}
+
+/// Whether the figures say something about the proxy.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Validity {
+    pub valid: bool,
+    pub reasons: Vec<Reason>,
+}
+
+/// Why a result is not valid, or (`fatal` false) what to know about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// `client_cpu`, `send_lag`, `sessions_max`, `unsent`, `partial`, ...
+    pub code: String,
+    pub message: String,
+    pub fatal: bool,
+}
+
+impl Validity {
+    pub fn of(reasons: Vec<Reason>) -> Self {
+        Self { valid: !reasons.iter().any(|reason| reason.fatal), reasons }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Assertion {
+    /// As written, for example `p99<5ms`.
+    pub text: String,
+    /// What was found, in the same unit.
+    pub found: String,
+    pub holds: bool,
+}
+
+/// A search for the highest rate within a bound; each step is a phase of the run.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Search {
+    pub bound: String,
+    /// The highest rate that held; `None`: not even the lowest did.
+    pub rate: Option<f64>,
+    pub steps: Vec<SearchStep>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SearchStep {
+    /// Name of the phase.
+    pub phase: String,
+    pub rate: f64,
+    /// Requests per second that ended.
+    pub achieved: f64,
+    pub p99_us: f64,
+    pub error_share: f64,
+    pub held: bool,
+    /// The load generator was the limit: says nothing about the proxy.
+    pub invalid: bool,
+}
+
+/// Bounds of the heat map: bucket n ends at `HEAT_BASE_NS * 2^((n + 1) / 4)`, a quarter of an octave wide each.
+pub const HEAT_BASE_NS: f64 = 16_000.0;
+/// From 16 microseconds to about two minutes.
+pub const HEAT_BUCKETS: usize = 92;
+
+/// The heat map's bucket of a latency.
+pub fn heat_bucket(ns: u64) -> usize {
+    let octaves = (ns as f64 / HEAT_BASE_NS).max(1.0).log2();
+    ((octaves * 4.0) as usize).min(HEAT_BUCKETS - 1)
+}
+
+/// Upper end of a bucket in microseconds.
+pub fn heat_bound_us(bucket: usize) -> f64 {
+    HEAT_BASE_NS / 1000.0 * ((bucket as f64 + 1.0) / 4.0).exp2()
+}
+
+impl Default for Timeline {
+    fn default() -> Self {
+        Self { step_s: 1, points: Vec::new() }
+    }
+}
+
+impl Timeline {
+    /// Most points kept: an hour by the second.
+    pub const POINTS_MAX: usize = 3600;
+
+    /// Adds the next second.
+    pub fn push(&mut self, point: Point) {
+        let at = point.at_s / self.step_s;
+        match self.points.last_mut() {
+            Some(last) if last.at_s / self.step_s == at => last.absorb(&point),
+            _ => self.points.push(Point { at_s: at * self.step_s, ..point }),
+        }
+        if self.points.len() > Self::POINTS_MAX {
+            self.halve();
+        }
+    }
+
+    /// Adds another load generator's seconds to these.
+    pub fn merge(&mut self, other: &Self) {
+        let (mut ours, mut theirs) = (std::mem::take(self), other.clone());
+        while ours.step_s < theirs.step_s {
+            ours.halve();
+        }
+        while theirs.step_s < ours.step_s {
+            theirs.halve();
+        }
+        let mut points: BTreeMap<u32, Point> = ours.points.into_iter().map(|p| (p.at_s, p)).collect();
+        for point in theirs.points {
+            match points.get_mut(&point.at_s) {
+                Some(ours) => ours.join(&point),
+                None => drop(points.insert(point.at_s, point)),
+            }
+        }
+        *self = Self { step_s: ours.step_s, points: points.into_values().collect() };
+    }
+
+    fn halve(&mut self) {
+        self.step_s *= 2;
+        let mut wider: Vec<Point> = Vec::with_capacity(self.points.len() / 2 + 1);
+        for point in self.points.drain(..) {
+            let at_s = point.at_s / self.step_s * self.step_s;
+            match wider.last_mut() {
+                Some(last) if last.at_s == at_s => last.absorb(&point),
+                _ => wider.push(Point { at_s, ..point }),
+            }
+        }
+        self.points = wider;
+    }
+}
+
+impl Point {
+    /// Merges the following step into this one.
+    fn absorb(&mut self, next: &Self) {
+        self.add_counts(next);
+        (self.backlog, self.connections) = (next.backlog, next.connections);
+        self.client_cpu = (self.client_cpu + next.client_cpu) / 2.0;
+        self.proxy_cpu = match (self.proxy_cpu, next.proxy_cpu) {
+            (Some(a), Some(b)) => Some((a + b) / 2.0),
+            (a, b) => a.or(b),
+        };
+    }
+
+    /// Merges the same step of another load generator into this one.
+    fn join(&mut self, other: &Self) {
+        self.add_counts(other);
+        self.backlog += other.backlog;
+        self.connections += other.connections;
+        self.client_cpu = self.client_cpu.max(other.client_cpu);
+        self.proxy_cpu = self.proxy_cpu.or(other.proxy_cpu);
+    }
+
+    fn add_counts(&mut self, other: &Self) {
+        self.planned += other.planned;
+        self.sent += other.sent;
+        self.ok += other.ok;
+        self.failed += other.failed;
+        self.bytes_down += other.bytes_down;
+        if self.heat.len() < other.heat.len() {
+            self.heat.resize(other.heat.len(), 0);
+        }
+        for (sum, count) in self.heat.iter_mut().zip(&other.heat) {
+            *sum += count;
+        }
+        self.max_us = self.max_us.max(other.max_us);
+        self.p50_us = heat_quantile_us(&self.heat, 0.5).min(self.max_us);
+        self.p99_us = heat_quantile_us(&self.heat, 0.99).min(self.max_us);
+    }
+}
+
+/// A quantile out of a heat map's column: the upper end of its bucket, so at most a fifth too high.
+pub fn heat_quantile_us(heat: &[u64], quantile: f64) -> f64 {
+    let rank = (heat.iter().sum::<u64>() as f64 * quantile).ceil() as u64;
+    let mut seen = 0;
+    for (bucket, count) in heat.iter().enumerate() {
+        seen += count;
+        if seen >= rank && seen > 0 {
+            return heat_bound_us(bucket);
+        }
+    }
+    0.0
+}
+
+impl ClassResult {
+    /// Requests that came to an end, well or not.
+    pub fn ended(&self) -> u64 {
+        self.ok + self.failed
+    }
+
+    pub fn count_error(&mut self, code: &str, source: &str, count: u64) {
+        match self.errors.iter_mut().find(|error| error.code == code && error.source == source) {
+            Some(error) => error.count += count,
+            None => self.errors.push(ErrorCount { code: code.into(), source: source.into(), count }),
+        }
+    }
+
+    /// Adds what another thread or load generator saw of the same class.
+    pub fn merge(&mut self, other: &Self) {
+        self.planned += other.planned;
+        self.sent += other.sent;
+        self.ok += other.ok;
+        self.failed += other.failed;
+        self.refused_rightly += other.refused_rightly;
+        self.unsent += other.unsent;
+        self.unfinished += other.unfinished;
+        self.bytes_up += other.bytes_up;
+        self.bytes_down += other.bytes_down;
+        for (status, count) in &other.statuses {
+            *self.statuses.entry(*status).or_default() += count;
+        }
+        for error in &other.errors {
+            self.count_error(&error.code, &error.source, error.count);
+        }
+        self.service.merge(&other.service);
+        self.response.merge(&other.response);
+        for (name, hist) in &other.extra {
+            self.extra.entry(name.clone()).or_default().merge(hist);
+        }
+    }
+}
+
+impl PhaseResult {
+    /// All classes in one.
+    pub fn total(&self) -> ClassResult {
+        self.classes.values().fold(ClassResult::default(), |mut sum, class| {
+            sum.merge(class);
+            sum
+        })
+    }
+
+    /// Requests per second that came to an end.
+    pub fn rate(&self) -> f64 {
+        let ended: u64 = self.classes.values().map(ClassResult::ended).sum();
+        if self.duration_s > 0.0 { ended as f64 / self.duration_s } else { 0.0 }
+    }
+}
+
+impl RunResult {
+    /// The phases that count: all but warm-ups.
+    pub fn measured(&self) -> impl Iterator<Item = &PhaseResult> {
+        self.phases.iter().filter(|phase| !phase.warmup)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,23 @@
+//! The paths of the apps behind a runner, and the levers of the backend, as the load and `loadtest backend` agree on them.
+//!
+//! Another backend can serve the same paths; a scenario can name others.
+
+/// `GET /bytes/{n}`: an answer of n bytes with a Content-Length. `?delay_ms=` holds it back.
+pub const BYTES: &str = "/bytes/";
+/// `POST /upload`: reads the body, answers 200 with JSON `{"bytes":n}`.
+pub const UPLOAD: &str = "/upload";
+/// `GET /events?count=&every_ms=`: server-sent events, each with an `id`, then the end.
+pub const EVENTS: &str = "/events";
+/// `GET /ws` with an upgrade: a WebSocket that echoes messages of either kind.
+pub const WEBSOCKET: &str = "/ws";
+/// `POST /exec?ms=`: answers 200 after so long, as a command that runs.
+pub const EXEC: &str = "/exec";
+/// `GET /page`: a small HTML page. Its assets are under [`BYTES`].
+pub const PAGE: &str = "/page";
+
+/// Levers of the backend's API listener, for churn while a load runs. `POST` each; 204 when it has taken effect there.
+///
+/// `/_load/sandboxes/{id}/visibility?public=true|false`
+pub const LEVER_SANDBOXES: &str = "/_load/sandboxes/";
+/// `/_load/runner/restart?down_ms=`: all runner connections are cut and nobody listens for so long.
+pub const LEVER_RESTART_RUNNER: &str = "/_load/runner/restart";

@@ -1,0 +1,218 @@
+//! What a request costs in allocations: none in the stages once the caches know it, and a counted few in the shard
+//! around them. `cargo bench --bench stages` tells the time of the same stages on the same inputs.
+
+#[path = "../benches/stages/inputs.rs"]
+mod inputs;
+
+use allocation_counter::measure;
+use inputs::{ANSWER, BEARER, BROWSER, HEADER_TOKEN, SHORT, World};
+use sandgate::chunked::{self, ChunkReader, Piece};
+use sandgate::error::Cause;
+use sandgate::forward;
+use sandgate::head::{Method, Reject, RequestHead, ResponseHead};
+use sandgate::log_writer::LogWriter;
+use sandgate::mailbox::{Down, ToControl, ToShard, Trouble};
+use sandgate::ring::{self, Driver, Wish};
+use sandgate::route::NoRoute;
+use sandgate::shard::{self, Start};
+use sandgate::socket;
+use std::hint::black_box;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
+use tokio::sync::mpsc;
+
+/// What [`a_request_costs_a_shard_one_allocation`] holds the shard to.
+const PER_REQUEST: f64 = 1.0;
+
+/// Runs `stage` a hundred times after once, which may grow what is kept for ever.
+fn assert_no_allocation(name: &str, mut stage: impl FnMut()) {
+    stage();
+    let counted = measure(|| (0..100).for_each(|_| stage()));
+    assert_eq!(counted.count_total, 0, "{name}: {counted:?}");
+}
+
+const REQUESTS: [(&str, &[u8]); 4] =
+    [("browser", BROWSER), ("short", SHORT), ("header token", HEADER_TOKEN), ("bearer", BEARER)];
+
+#[test]
+fn the_counter_counts() {
+    let counted = measure(|| drop(black_box(Box::new(black_box(1)))));
+    assert_eq!(counted.count_total, 1);
+}
+
+#[test]
+fn reading_a_head_allocates_nothing() {
+    let limits = inputs::config().limits.clone();
+    for (name, bytes) in REQUESTS {
+        assert_no_allocation(name, || {
+            black_box(RequestHead::parse(black_box(bytes), &limits).is_ok());
+        });
+    }
+    assert_no_allocation("answer", || {
+        black_box(ResponseHead::parse(black_box(ANSWER), Method::Get, &limits).is_ok());
+    });
+}
+
+#[test]
+fn a_request_the_caches_know_finds_its_way_without_allocation() {
+    let world = World::new();
+    for (name, bytes) in REQUESTS {
+        world.warm(bytes);
+        let head = inputs::request(bytes, &world.limits);
+        assert_no_allocation(name, || {
+            let route = inputs::routed(black_box(&head));
+            let grant = world.granted(&route, &head);
+            black_box(world.located(&grant));
+        });
+    }
+}
+
+#[test]
+fn writing_heads_allocates_nothing_but_the_buffer() {
+    let limits = inputs::config().limits.clone();
+    let (path, mut out) = (inputs::runner_path(), Vec::with_capacity(16 * 1024));
+    for (name, bytes) in REQUESTS {
+        let head = inputs::request(bytes, &limits);
+        let plan = inputs::request_plan(&path);
+        assert_no_allocation(name, || {
+            out.clear();
+            forward::write_request(black_box(&head), &plan, &mut out);
+        });
+    }
+    let (answer, plan) = (inputs::response(ANSWER, &limits), inputs::response_plan());
+    assert_no_allocation("answer", || {
+        out.clear();
+        forward::write_response(black_box(&answer), &plan, &mut out);
+    });
+}
+
+#[test]
+fn chunks_are_read_and_written_without_allocation() {
+    let body = inputs::chunked(100, 700);
+    let mut out = Vec::with_capacity(1024);
+    assert_no_allocation("chunks", || {
+        let (mut reader, mut at, mut data) = (ChunkReader::new(1024), 0, 0);
+        loop {
+            match reader.next(&body[at..]).expect("it is good") {
+                (used, Piece::Data { n, .. }) => {
+                    (at, data) = (at + used, data + n);
+                    out.clear();
+                    chunked::write_chunk_line(n as u64, &mut out);
+                }
+                (_, end) => {
+                    assert_eq!((end, data), (Piece::End, 70_000));
+                    return;
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_cause_finds_its_row_without_allocation() {
+    let causes = [
+        Cause::Rejected(Reject::BareLf),
+        Cause::NoRoute(NoRoute::NotFound),
+        Cause::AuthRequired,
+        Cause::Api(Trouble::ApiRateLimited(None)),
+        Cause::RunnerConnect,
+        Cause::Internal,
+    ];
+    for cause in causes {
+        assert_no_allocation("cause", || {
+            black_box(black_box(cause).answer());
+        });
+    }
+}
+
+/// All that a shard allocates for one more request on a kept-alive connection, its runtime included: the request's
+/// working state. Found by counting a short and a long life of the same shard and dividing the difference.
+#[test]
+fn a_request_costs_a_shard_one_allocation() {
+    for driver in [ring::choose(Wish::Auto).expect("there is epoll at least").driver, Driver::Epoll] {
+        let (few, many) = (lifetime(driver, 1_000), lifetime(driver, 11_000));
+        let per_request = (many - few) as f64 / 10_000.0;
+        println!("{}: {per_request:.3} allocations per request", driver.as_str());
+        // The shard's clock ticks meanwhile, and not equally often in both lives.
+        assert!(per_request < PER_REQUEST + 0.1, "{}: {per_request}", driver.as_str());
+    }
+}
+
+/// Allocations of a shard's whole life, in which one client sends `requests` requests one after the other.
+fn lifetime(driver: Driver, requests: usize) -> u64 {
+    let runner = inputs::runner(app());
+    let (up, mut questions) = mpsc::channel(16);
+    let down = Arc::new(Down::new(32).expect("an eventfd"));
+    let listener =
+        socket::listen(SocketAddr::from(([127, 0, 0, 1], 0)), 16).expect("loopback has a free port");
+    let addr =
+        socket2::SockRef::from(&listener).local_addr().ok().and_then(|a| a.as_socket()).expect("bound");
+    let log = LogWriter::spawn("log", Box::new(io::sink()), 1).expect("a thread");
+    let start = Start {
+        index: 0,
+        config: inputs::config(),
+        driver,
+        core: None,
+        listener,
+        down: down.clone(),
+        up,
+        log: log.sender(),
+    };
+    let answers = down.clone();
+    thread::spawn(move || {
+        while let Some(message) = questions.blocking_recv() {
+            if let ToControl::Ask { ticket, question, .. } = message {
+                let reply = Ok(inputs::answer(&question, &runner));
+                answers.push(ToShard::Answer { ticket, reply }).expect("the queue has room");
+            }
+        }
+    });
+    let shard = thread::spawn(move || {
+        let counted = measure(|| shard::run(start).expect("it runs"));
+        counted.count_total
+    });
+    let mut client = TcpStream::connect(addr).expect("it listens");
+    client.set_nodelay(true).expect("an open socket");
+    for _ in 0..requests {
+        client.write_all(SHORT).expect("it reads");
+        read_answer(&mut client);
+    }
+    down.push(ToShard::Stop).expect("the queue has room");
+    shard.join().expect("no panic")
+}
+
+fn read_answer(client: &mut TcpStream) {
+    let (mut answer, mut len) = ([0; 4096], 0);
+    while !answer[..len].ends_with(b"the body") {
+        match client.read(&mut answer[len..]).expect("an answer within its time") {
+            0 => panic!("it closed after {:?}", String::from_utf8_lossy(&answer[..len])),
+            n => len += n,
+        }
+    }
+}
+
+/// An app that answers every request, of any number of connections.
+fn app() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    let addr = listener.local_addr().expect("it is bound");
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            thread::spawn(move || {
+                let (mut request, mut len) = ([0; 4096], 0);
+                while let Ok(n @ 1..) = stream.read(&mut request[len..]) {
+                    len += n;
+                    if request[..len].ends_with(b"\r\n\r\n") {
+                        len = 0;
+                        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nthe body";
+                        if stream.write_all(answer).is_err() {
+                            return;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    addr
+}
