@@ -20,6 +20,11 @@ pub enum Command {
     Serve(ServeArgs),
     /// Run the gate with an API, a runner and sample sandboxes inside, to try it without anything else
     Demo(DemoArgs),
+    /// Tell whether this machine, the configuration and what it names fit together: PASS, WARN or FAIL with a remedy
+    ///
+    /// Reads the configuration as serve does; run it as the same user, in the same container or unit. Leaves with 1
+    /// when an item failed.
+    Doctor(DoctorArgs),
 }
 
 #[derive(Debug, Default, Args)]
@@ -37,6 +42,13 @@ pub struct DemoArgs {
     /// Port to listen on
     #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: u16,
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Domain of the preview hosts, e.g. preview.example.com: does any name in it resolve?
+    #[arg(long)]
+    pub domain: Option<String>,
 }
 
 impl Cli {
@@ -66,6 +78,13 @@ mod tests {
             let Ok(Command::Serve(serve)) = parse(arguments) else { panic!("{arguments:?}") };
             assert_eq!((serve.check_config, serve.print_config), (check, print), "{arguments:?}");
         }
+    }
+
+    #[test]
+    fn doctor_takes_a_domain() {
+        let Ok(Command::Doctor(doctor)) = parse(&["doctor", "--domain", "preview.example"]) else { panic!() };
+        assert_eq!(doctor.domain.as_deref(), Some("preview.example"));
+        assert!(matches!(parse(&["doctor"]), Ok(Command::Doctor(DoctorArgs { domain: None }))));
     }
 
     #[test]

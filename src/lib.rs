@@ -23,6 +23,7 @@ pub mod cookie;
 pub mod counters;
 pub mod deadlines;
 pub mod demo;
+pub mod doctor;
 pub mod error;
 pub mod exchange;
 pub mod forward;

@@ -1,9 +1,9 @@
-//! The binary: command line and configuration, then [`serve`] or [`demo`].
+//! The binary: command line and configuration, then [`serve`], [`demo`] or [`doctor`].
 
 use clap::Parser;
 use sandgate::cli::{Cli, Command, ServeArgs};
 use sandgate::config::{Config, Environment};
-use sandgate::{demo, serve};
+use sandgate::{demo, doctor, serve};
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -19,6 +19,10 @@ const EXIT_CONFIG: u8 = 2;
 fn main() -> ExitCode {
     match Cli::parse().into_command() {
         Command::Serve(options) => serve(&options),
+        Command::Doctor(options) => {
+            let environment = Environment::of_process().with_files(Path::new("."));
+            doctor::run(&environment, options.domain.as_deref())
+        }
         Command::Demo(options) => demo::run(demo::DemoOptions { port: options.port }, |environment| {
             start(&environment.into_iter().collect())
         }),

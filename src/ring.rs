@@ -8,6 +8,9 @@ use std::io;
 /// of connections does not overflow it.
 const ENTRIES: u32 = 4096;
 
+/// Kernel memory of one ring: entries of 64 bytes with their index, completions of 16.
+pub const BYTES: u64 = ENTRIES as u64 * (64 + 4 + 4 * 16);
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Driver {
     /// SINGLE_ISSUER | COOP_TASKRUN | DEFER_TASKRUN: completions run when the shard asks for them (Linux 6.1).

@@ -15,7 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 /// Waiting connections per listener; the kernel cuts it to net.core.somaxconn.
-const BACKLOG: i32 = 4096;
+pub const BACKLOG: i32 = 4096;
 /// Room in a shard's downward queue for messages that are no answers.
 const MESSAGES_EXTRA: usize = 64;
 /// Batches of access log lines between shards and their writer.
@@ -56,11 +56,7 @@ fn serve(config: Config) -> io::Result<ExitCode> {
     // Before any pinning: it reads the calling thread's own mask.
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     let shard_count = config.shards.map_or(cores.len().max(1), std::num::NonZero::get);
-    let choice = ring::choose(match config.driver {
-        DriverChoice::Auto => Wish::Auto,
-        DriverChoice::IoUring => Wish::IoUring,
-        DriverChoice::Epoll => Wish::Epoll,
-    })?;
+    let choice = ring::choose(wish(config.driver))?;
     let config = Arc::new(config);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (up, inbox) = mpsc::channel(config.limits.questions_max * shard_count);
@@ -113,6 +109,15 @@ fn serve(config: Config) -> io::Result<ExitCode> {
         event("error", &[("message", "a shard ended with an error")]);
     }
     outcome.map(|code| if failed { ExitCode::FAILURE } else { code })
+}
+
+/// The configuration's word for what [`ring::choose`] is asked.
+pub fn wish(driver: DriverChoice) -> Wish {
+    match driver {
+        DriverChoice::Auto => Wish::Auto,
+        DriverChoice::IoUring => Wish::IoUring,
+        DriverChoice::Epoll => Wish::Epoll,
+    }
 }
 
 /// The control plane's life: serve, drain on the first signal, end on the second.

@@ -144,8 +144,15 @@ pub fn start_connect(addr: SocketAddr) -> io::Result<(OwnedFd, bool)> {
     Ok((OwnedFd::from(socket), established))
 }
 
-/// A listening socket of one shard; SO_REUSEPORT lets every shard have its own on the same address.
+/// A listening socket of one shard.
 pub fn listen(addr: SocketAddr, backlog: i32) -> io::Result<OwnedFd> {
+    let socket = bind(addr)?;
+    socket.listen(backlog)?;
+    Ok(OwnedFd::from(socket))
+}
+
+/// Takes the address without listening; SO_REUSEPORT lets every shard have its own socket on it.
+pub fn bind(addr: SocketAddr) -> io::Result<socket2::Socket> {
     use socket2::{Domain, Protocol, Type};
     let socket =
         socket2::Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
@@ -155,8 +162,7 @@ pub fn listen(addr: SocketAddr, backlog: i32) -> io::Result<OwnedFd> {
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.bind(&addr.into())?;
-    socket.listen(backlog)?;
-    Ok(OwnedFd::from(socket))
+    Ok(socket)
 }
 
 /// Accepts one waiting connection, non-blocking and close-on-exec. `Ok(None)`: none waits, or it went away again.

@@ -1,5 +1,6 @@
 //! The command line: subcommands and their flags.
 
+use crate::backend::{self, BackendArgs};
 use crate::population::{AuthKind, Population, Sandbox};
 use clap::{Args, Parser, Subcommand};
 use std::io::{self, Write};
@@ -15,6 +16,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Stand in for the API and the runners, so that a proxy can be measured with nothing else installed
+    Backend(BackendArgs),
     /// Print the sandboxes of a population with their credentials, tab-separated, to set up an API of your own
     Population(PopulationArgs),
 }
@@ -38,6 +41,7 @@ struct PopulationArgs {
 impl Cli {
     pub fn run(self) -> ExitCode {
         match self.command {
+            Command::Backend(args) => backend::run(&args),
             Command::Population(args) => match print_population(&args, &mut io::stdout().lock()) {
                 Ok(()) => ExitCode::SUCCESS,
                 // A reader that has seen enough, as `head` has.

@@ -4,7 +4,7 @@
 //! Runs on a tokio current-thread runtime (name lookups go to its blocking pool). Knows no client connection.
 
 mod activity;
-mod api;
+pub(crate) mod api;
 mod exposition;
 #[cfg(test)]
 mod fake_api;

@@ -1,0 +1,166 @@
+//! `sandgate doctor` against APIs over real sockets: what is asked, what is told, and with which exit code.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+const KEY: &str = "canary-0123456789-0123456789-0123456789";
+
+/// Answers every request by its path; keeps the request heads.
+struct Api {
+    addr: SocketAddr,
+    heads: Arc<Mutex<Vec<String>>>,
+}
+
+type Answer = (u16, &'static str, String);
+
+impl Api {
+    fn start(answer: impl Fn(&str) -> Answer + Send + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+        let addr = listener.local_addr().expect("it is bound");
+        let heads: Arc<Mutex<Vec<String>>> = Arc::default();
+        let seen = heads.clone();
+        thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let mut reader = BufReader::new(stream.try_clone().expect("an open socket"));
+                let mut head = String::new();
+                while !head.ends_with("\r\n\r\n") {
+                    if reader.read_line(&mut head).unwrap_or(0) == 0 {
+                        break;
+                    }
+                }
+                let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+                seen.lock().expect("no thread panics with it").push(head);
+                let (status, field, body) = answer(&path);
+                let text = format!(
+                    "HTTP/1.1 {status} X\r\n{field}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                    body.len()
+                );
+                // A client that left is none of ours.
+                let _ = stream.write_all(text.as_bytes());
+            }
+        });
+        Self { addr, heads }
+    }
+
+    fn base(&self) -> String {
+        format!("http://{}/api", self.addr)
+    }
+}
+
+fn good(path: &str) -> Answer {
+    match path {
+        "/api/config" => (200, "Date: Mon, 01 Jan 2024 00:00:00 GMT\r\n", r#"{"version":"0.190.0"}"#.into()),
+        "/api/preview/sandgate-doctor/public" => (404, "", String::new()),
+        _ => (500, "", String::new()),
+    }
+}
+
+fn doctor(api: &str, more: &[(&str, &str)], arguments: &[&str]) -> Output {
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+    Command::new(env!("CARGO_BIN_EXE_sandgate"))
+        .arg("doctor")
+        .args(arguments)
+        .env_clear()
+        .current_dir(env!("CARGO_TARGET_TMPDIR"))
+        .env("DAYTONA_API_URL", api)
+        .env("PROXY_PORT", port.to_string())
+        .env("PROXY_PROTOCOL", "http")
+        .env("PROXY_API_KEY", KEY)
+        .env("SANDGATE_LISTEN", "127.0.0.1")
+        .env("SANDGATE_SHARDS", "1")
+        .env("SANDGATE_CONNECTIONS_MAX", "100")
+        .envs(more.iter().copied())
+        .output()
+        .expect("the binary was just built")
+}
+
+/// The line of `item`, and that nothing secret is told.
+fn line(output: &Output, item: &str) -> String {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!text.contains(KEY) && !String::from_utf8_lossy(&output.stderr).contains(KEY), "{text}");
+    let found = text.lines().find(|line| line.get(6..).is_some_and(|rest| rest.starts_with(item)));
+    found.unwrap_or_else(|| panic!("no {item} in\n{text}")).to_owned()
+}
+
+#[test]
+fn an_api_that_takes_the_key_passes_and_its_clock_is_compared() {
+    let api = Api::start(good);
+    let output = doctor(&api.base(), &[], &[]);
+    assert!(line(&output, "api  ").starts_with("PASS"), "{}", line(&output, "api  "));
+    assert!(line(&output, "api  ").contains("0.190.0"));
+    assert!(line(&output, "api key").starts_with("PASS"), "{}", line(&output, "api key"));
+    assert!(line(&output, "clock").starts_with("WARN"), "{}", line(&output, "clock"));
+    for item in
+        ["configuration", "driver", "memlock", "cpus", "descriptors", "somaxconn", "ports", "pipes", "listen"]
+    {
+        assert!(!line(&output, item).starts_with("FAIL"), "{}", line(&output, item));
+    }
+    assert_eq!(output.status.code(), Some(0), "warnings are no failure");
+    let heads = api.heads.lock().expect("no thread panics with it");
+    let of = |path: &str| {
+        heads.iter().find(|h| h.starts_with(&format!("GET {path} "))).expect("it was asked").clone()
+    };
+    assert!(!of("/api/config").contains(KEY), "an open page is asked without the key");
+    assert!(of("/api/preview/sandgate-doctor/public").contains(KEY));
+}
+
+#[test]
+fn what_is_no_api_is_told_from_one_that_is_down_and_one_that_refuses_the_key() {
+    let page = Api::start(|_| (200, "Content-Type: text/html\r\n", "<!doctype html><html>".into()));
+    let moved = Api::start(|_| (302, "Location: https://user.example/login?secret=x\r\n", String::new()));
+    let refusing =
+        Api::start(|path| if path == "/api/config" { good(path) } else { (401, "", String::new()) });
+    for (api, item, says) in [
+        (page.base(), "api  ", "a web page, not an API"),
+        (moved.base(), "api  ", "302, redirects to https://user.example/login"),
+        ("http://127.0.0.1:1/api".into(), "api  ", "refused"),
+        (refusing.base(), "api key", "refuses it with 401"),
+    ] {
+        let output = doctor(&api, &[], &[]);
+        let line = line(&output, item);
+        assert!(line.starts_with("FAIL") && line.contains(says), "{line}");
+        assert!(!line.contains("secret"), "{line}");
+        assert_eq!(output.status.code(), Some(1), "{line}");
+    }
+}
+
+#[test]
+fn an_issuer_is_looked_up_where_the_configuration_or_the_api_says() {
+    let provider = Api::start(|path| match path {
+        "/dex/.well-known/openid-configuration" => {
+            let body = r#"{"issuer":"http://localhost:5556/dex","authorization_endpoint":"a","token_endpoint":"t",
+                "jwks_uri":"j"}"#;
+            (200, "", body.into())
+        }
+        "/half/.well-known/openid-configuration" => (200, "", r#"{"issuer":"x"}"#.into()),
+        _ => (404, "", String::new()),
+    });
+    let own = provider.addr;
+    let api = Api::start(move |path| match path {
+        "/api/config" => (200, "", format!(r#"{{"oidc":{{"issuer":"http://{own}/none"}}}}"#)),
+        path => good(path),
+    });
+    let set = |path: &str| format!("http://{own}{path}");
+    for (setting, verdict, says) in [
+        (Some(set("/dex/")), "PASS", "calls itself http://localhost:5556/dex"),
+        (Some(set("/half")), "FAIL", "without authorization_endpoint, token_endpoint, jwks_uri"),
+        (None, "FAIL", "404"),
+    ] {
+        let more: Vec<_> = setting.iter().map(|url| ("OIDC_DOMAIN", url.as_str())).collect();
+        let line = line(&doctor(&api.base(), &more, &[]), "oidc");
+        assert!(line.starts_with(verdict) && line.contains(says), "{line}");
+    }
+}
+
+#[test]
+fn a_domain_without_a_wildcard_and_a_bad_setting_fail_beside_what_can_still_be_said() {
+    let output =
+        doctor("http://127.0.0.1:1/api", &[("SANDGATE_SHARDS", "none")], &["--domain", "preview.invalid"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(line(&output, "configuration").contains("CFG_INVALID SANDGATE_SHARDS"));
+    assert!(line(&output, "dns").starts_with("FAIL"));
+    assert!(!line(&output, "driver").starts_with("FAIL"));
+}
