@@ -11,6 +11,9 @@ mod fake_api;
 mod flights;
 mod metrics;
 pub mod redis;
+#[cfg(test)]
+#[path = "../../tests/support/redis_server.rs"]
+mod redis_server;
 mod runner_address;
 mod stats;
 #[cfg(test)]

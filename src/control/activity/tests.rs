@@ -3,13 +3,9 @@
 use super::*;
 use crate::config::Secret;
 use crate::control::fake_api::{Act, FakeApi, reply, within};
+use crate::control::redis_server::RedisServer;
 use crate::log::Log;
-use redis_server::RedisServer;
 use std::sync::atomic::Ordering::Relaxed;
-
-#[allow(dead_code, reason = "freezing it is for other tests")]
-#[path = "../../../tests/support/redis_server.rs"]
-mod redis_server;
 
 struct World {
     api: FakeApi,

@@ -3,13 +3,10 @@
 use super::*;
 use crate::config::Secret;
 use crate::control::fake_api::within;
-use redis_server::RedisServer;
+use crate::control::redis_server::RedisServer;
 use std::future::Future;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
-
-#[path = "../../../tests/support/redis_server.rs"]
-mod redis_server;
 
 const TTL: Duration = Duration::from_secs(60);
 /// What one operation may take beyond its deadline on a busy machine; at least ten times less than any other wait here.
