@@ -4,7 +4,7 @@
 //! Queries are never logged (they may hold credentials) and neither are field values.
 
 use crate::config::AccessLog;
-use crate::counters::{Counters, add};
+use crate::counters::{AuthResult, Counters, add};
 use crate::error::Answer;
 use crate::log_writer::LogSender;
 use std::cell::RefCell;
@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
+const SIGNED_LINK: &str = AuthResult::SignedLink.as_str();
 /// A batch is handed over when it is this large, or at the next tick.
 const BATCH_BYTES: usize = 32 * 1024;
 const BATCH_BYTES_MAX: usize = 256 * 1024;
@@ -57,13 +58,13 @@ impl Log {
         }
     }
 
-    /// Adds a line to the batch. Of a preview host only the port is told when nobody was let in: what stands in a
-    /// label may be a token.
+    /// Adds a line to the batch. Of a preview host only the port is told when nobody was let in, or by a signed link:
+    /// what stands in a label may be a token.
     pub fn write(&self, line: &Line<'_>) {
         let ms = |d: Option<Duration>| d.map(|d| d.as_micros() as f64 / 1000.0);
         let host = String::from_utf8_lossy(line.host);
         let host = match (line.auth, host.split_once('-')) {
-            (None, Some((port, rest))) => {
+            (None | Some(SIGNED_LINK), Some((port, rest))) => {
                 format!("{port}-[label]{}", rest.find('.').map_or("", |dot| &rest[dot..]))
             }
             _ => host.into_owned(),

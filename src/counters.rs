@@ -41,6 +41,8 @@ pub enum AuthResult {
     Bearer,
     Header,
     Query,
+    Cookie,
+    SignedLink,
     Missing,
     Invalid,
     /// The API could not say.
@@ -53,17 +55,21 @@ impl AuthResult {
         Self::Bearer,
         Self::Header,
         Self::Query,
+        Self::Cookie,
+        Self::SignedLink,
         Self::Missing,
         Self::Invalid,
         Self::Undecided,
     ];
 
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Public => "public",
             Self::Bearer => "bearer",
             Self::Header => "header",
             Self::Query => "query",
+            Self::Cookie => "cookie",
+            Self::SignedLink => "signed_link",
             Self::Missing => "missing",
             Self::Invalid => "invalid",
             Self::Undecided => "undecided",
@@ -77,16 +83,18 @@ pub enum CacheKind {
     Public,
     Runner,
     Verdict,
+    SignedLink,
 }
 
 impl CacheKind {
-    pub const ALL: &'static [Self] = &[Self::Public, Self::Runner, Self::Verdict];
+    pub const ALL: &'static [Self] = &[Self::Public, Self::Runner, Self::Verdict, Self::SignedLink];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Public => "public",
             Self::Runner => "runner",
             Self::Verdict => "verdict",
+            Self::SignedLink => "signed_link",
         }
     }
 }
@@ -112,11 +120,11 @@ pub struct Counters {
     pub rejects: [Count; Reject::ALL.len()],
     /// Answers we made, by source.
     pub errors: [Count; Source::ALL.len()],
-    pub auth: [Count; 7],
-    pub cache_hits: [Count; 3],
-    pub cache_misses: [Count; 3],
+    pub auth: [Count; AuthResult::ALL.len()],
+    pub cache_hits: [Count; CacheKind::ALL.len()],
+    pub cache_misses: [Count; CacheKind::ALL.len()],
     /// Gauges.
-    pub cache_entries: [Count; 3],
+    pub cache_entries: [Count; CacheKind::ALL.len()],
     pub questions_asked: Count,
     /// Gauge.
     pub questions_open: Count,

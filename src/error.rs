@@ -19,6 +19,8 @@ pub enum Cause {
     AuthRequired,
     /// Proofs were shown and none is good.
     AuthInvalid,
+    /// The host is that of a signed link, and the link is unknown, over or for another port.
+    SignedUrlExpired,
     /// Not there, or not for this caller: indistinguishable on purpose.
     NotFound,
     /// The sandbox has no runner (archived, not built yet, destroyed).
@@ -171,6 +173,13 @@ impl Cause {
                 Client,
                 "the credentials sent do not open this sandbox",
                 "get a fresh preview token or use a key with access to this sandbox",
+            ),
+            Self::SignedUrlExpired => row(
+                401,
+                "SIGNED_URL_EXPIRED",
+                Client,
+                "this signed link has expired or was revoked",
+                "ask the sender for a new link",
             ),
             Self::NotFound => row(
                 404,

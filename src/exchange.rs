@@ -10,9 +10,9 @@ use crate::client::Client;
 use crate::counters::add;
 use crate::deadlines::Fired;
 use crate::error::Cause;
-use crate::forward::{self, RequestPlan, ResponsePlan};
+use crate::forward::{self, Confine, RequestPlan, ResponsePlan};
 use crate::framing::{RequestBody, ResponseBody};
-use crate::grant::{Asker, Grant};
+use crate::grant::{Access, Asker, Grant};
 use crate::head::{FieldId, RequestHead, ResponseHead, Version};
 use crate::relay::{Fault, Lane, SinkFraming, Way};
 use crate::shard::Shard;
@@ -392,7 +392,7 @@ async fn respond(
                 if !head.websocket || !accepts_websocket(head, &answer) {
                     return Err(fail(Cause::RunnerGarbage));
                 }
-                let plan = response_plan(outgoing, ResponseBody::None, false);
+                let plan = response_plan(shard, outgoing, ResponseBody::None, false);
                 forward::write_response(&answer, &plan, &mut out);
                 let behind = inbuf[answer.bytes.len()..].to_vec();
                 started.set(true);
@@ -414,7 +414,7 @@ async fn respond(
                 if head.version == Version::Http11 {
                     forward::write_response(
                         &answer,
-                        &response_plan(outgoing, ResponseBody::None, false),
+                        &response_plan(shard, outgoing, ResponseBody::None, false),
                         &mut out,
                     );
                     client.send(shard, &out).await.map_err(|_| fail(Cause::ClientGone))?;
@@ -431,7 +431,7 @@ async fn respond(
                     other => other,
                 };
                 let close = !head.keep_alive || shard.draining.get() || framing == ResponseBody::UntilClose;
-                forward::write_response(&answer, &response_plan(outgoing, framing, close), &mut out);
+                forward::write_response(&answer, &response_plan(shard, outgoing, framing, close), &mut out);
                 let head_bytes = answer.bytes.len();
                 break (
                     Final {
@@ -530,8 +530,23 @@ fn with_room(buf: &mut Vec<u8>) -> &mut Vec<u8> {
     buf
 }
 
-fn response_plan<'a>(outgoing: &Outgoing<'a, '_>, framing: ResponseBody, close: bool) -> ResponsePlan<'a> {
-    ResponsePlan { client_version: outgoing.head.version, framing, close, request_id: outgoing.request_id }
+fn response_plan<'a>(
+    shard: &Shard,
+    outgoing: &Outgoing<'a, '_>,
+    framing: ResponseBody,
+    close: bool,
+) -> ResponsePlan<'a> {
+    let (head, grant) = (outgoing.head, outgoing.grant);
+    let own_host = matches!(grant.access(), Access::Preview { .. });
+    let confine = Confine { authority: head.authority.of(head.bytes), own_host };
+    ResponsePlan {
+        client_version: head.version,
+        framing,
+        close,
+        request_id: outgoing.request_id,
+        set_cookie: grant.set_cookie(),
+        confine: shard.config.confine_apps.then_some(confine),
+    }
 }
 
 /// RFC 6455 4.1: `Upgrade: websocket` and the digest of the client's own key, or it is no tunnel.

@@ -6,10 +6,12 @@
 //! Everything else passes with its bytes, its spelling and its place unchanged. Knows no socket and no configuration;
 //! what the body is has been decided in [`crate::framing`].
 
+mod confine;
 mod proofs;
 #[cfg(test)]
 mod tests;
 
+pub use confine::Confine;
 pub use proofs::{AUTH_QUERY_KEY, query_token};
 
 use crate::framing::{RequestBody, ResponseBody};
@@ -139,12 +141,16 @@ pub struct ResponsePlan<'a> {
     /// The connection ends after this response.
     pub close: bool,
     pub request_id: &'a str,
+    /// Value of a `Set-Cookie` of ours. Not written with 1xx but 101.
+    pub set_cookie: Option<&'a str>,
+    /// `None`: what the app says about other hosts passes.
+    pub confine: Option<Confine<'a>>,
 }
 
 /// Appends the whole head, blank line included, to `out`. Status 101 keeps `Upgrade` and `Connection: Upgrade`.
 ///
-/// The app's `Set-Cookie` of a cookie that is ours by name is dropped, and `Alt-Svc`, which would move its visitors
-/// to an address that is not this gate.
+/// The app's `Set-Cookie` of a cookie that is ours by name is dropped; when it is confined, so is what it says about
+/// more than its own host, and `Alt-Svc`, which would move its visitors to an address that is not this gate.
 pub fn write_response(head: &ResponseHead<'_>, plan: &ResponsePlan<'_>, out: &mut Vec<u8>) {
     debug_assert!(is_clean(plan.request_id), "the request id holds control characters");
     let bytes = head.bytes;
@@ -173,15 +179,20 @@ pub fn write_response(head: &ResponseHead<'_>, plan: &ResponsePlan<'_>, out: &mu
                 length = length.or(Some(value));
                 false
             }
-            FieldId::Other => match field.name.of(bytes) {
-                name if name.eq_ignore_ascii_case(b"set-cookie") => !proofs::is_our_cookie(value),
-                name => !name.eq_ignore_ascii_case(b"alt-svc"),
-            },
+            FieldId::SetCookie => !confine::sets_our_cookie(value),
+            FieldId::AltSvc => plan.confine.is_none(),
             _ => true,
         };
-        if kept && !named.hold(field, bytes) {
-            has_request_id |= field.id == FieldId::XRequestId;
-            write_line(bytes, field, out);
+        if !kept || named.hold(field, bytes) {
+            continue;
+        }
+        match (field.id, &plan.confine) {
+            (FieldId::SetCookie, Some(confine)) => write_set_cookie(bytes, field, confine, out),
+            (FieldId::ClearSiteData, Some(_)) => write_clear_site_data(bytes, field, out),
+            _ => {
+                has_request_id |= field.id == FieldId::XRequestId;
+                write_line(bytes, field, out);
+            }
         }
     }
 
@@ -210,6 +221,11 @@ pub fn write_response(head: &ResponseHead<'_>, plan: &ResponsePlan<'_>, out: &mu
         } else if plan.client_version == Version::Http10 {
             write_field("Connection", b"keep-alive", out);
         }
+    }
+    if let Some(value) = plan.set_cookie
+        && !informational
+    {
+        write_field("Set-Cookie", value.as_bytes(), out);
     }
     if !has_request_id && !informational {
         write_field("X-Request-Id", plan.request_id.as_bytes(), out);
@@ -334,6 +350,30 @@ fn write_cookie(bytes: &[u8], field: &Field, out: &mut Vec<u8>) {
     out.extend_from_slice(field.name.of(bytes));
     out.extend_from_slice(b": ");
     if proofs::append_cookies(field.value.of(bytes), out) {
+        out.extend_from_slice(b"\r\n");
+    } else {
+        out.truncate(start);
+    }
+}
+
+fn write_set_cookie(bytes: &[u8], field: &Field, confine: &Confine<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(field.name.of(bytes));
+    out.extend_from_slice(b": ");
+    let value = field.value.of(bytes);
+    let mut kept = 0;
+    for wide in confine.wide_domains(value) {
+        out.extend_from_slice(&value[kept..wide.start]);
+        kept = wide.end;
+    }
+    out.extend_from_slice(&value[kept..]);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn write_clear_site_data(bytes: &[u8], field: &Field, out: &mut Vec<u8>) {
+    let start = out.len();
+    out.extend_from_slice(field.name.of(bytes));
+    out.extend_from_slice(b": ");
+    if confine::append_clear_site_data(field.value.of(bytes), out) {
         out.extend_from_slice(b"\r\n");
     } else {
         out.truncate(start);

@@ -1,28 +1,33 @@
 //! Who may pass. The only place that makes a [`Grant`]; whatever is unknown or failing is closed.
 //!
-//! Order of proofs as in v0.190: the public flag (never for reserved ports, never for the toolbox), then bearer,
-//! preview-token header, query parameter. A proof that is refused does not end the search: apps have bearers of
-//! their own.
+//! What decides is [`decision`]; here is what finds out for it: in the head, in memory, from the API.
 
-use crate::cache::TtlMap;
+mod decision;
+mod session;
+mod verdicts;
+
+pub use verdicts::Verdicts;
+
 use crate::counters::{AuthResult, CacheKind, add};
 use crate::deadlines::Watch;
 use crate::error::Cause;
 use crate::forward;
 use crate::head::{FieldId, RequestHead};
-use crate::ids::{Port, SandboxId, Token};
-use crate::mailbox::{Answer, ProofKind, Question, Trouble};
-use crate::questions::ask;
+use crate::ids::{Port, SandboxId, SignedToken, Token};
+use crate::mailbox::{Answer, ProofKind, Question, Reply, Trouble};
+use crate::questions::{Left, ask};
 use crate::route::{BuildLogsOf, Route};
 use crate::shard::Shard;
-use sha2::{Digest, Sha256};
+use decision::{Finding, Findings, Proof, Step, decide};
 use std::net::IpAddr;
 use std::time::Instant;
+use verdicts::ProofKey;
 
 /// A request that may go on, and to what.
 pub struct Grant {
     access: Access,
     auth: AuthResult,
+    set_cookie: Option<Box<str>>,
 }
 
 /// What the grant opens.
@@ -52,37 +57,14 @@ impl Grant {
         self.auth
     }
 
+    /// Value of a `Set-Cookie` for the answer.
+    pub fn set_cookie(&self) -> Option<&str> {
+        self.set_cookie.as_deref()
+    }
+
     /// The client's `Authorization` was the proof and ends here.
     pub fn strips_authorization(&self) -> bool {
         self.auth == AuthResult::Bearer
-    }
-}
-
-/// Verdicts of the API, per shard. The kind of proof is part of the key: a token good in one slot says nothing about
-/// another. Tokens are kept as hashes only.
-pub struct Verdicts {
-    public: TtlMap<SandboxId, bool>,
-    proofs: TtlMap<ProofKey, bool>,
-}
-
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct ProofKey {
-    kind: ProofKind,
-    sandbox: SandboxId,
-    token: [u8; 32],
-}
-
-impl Verdicts {
-    pub fn new(sandboxes_max: usize, proofs_max: usize) -> Self {
-        Self { public: TtlMap::new(sandboxes_max), proofs: TtlMap::new(proofs_max) }
-    }
-
-    pub fn public_len(&self) -> usize {
-        self.public.len()
-    }
-
-    pub fn proofs_len(&self) -> usize {
-        self.proofs.len()
     }
 }
 
@@ -97,106 +79,207 @@ pub struct Asker<'a> {
 
 /// `Route::Health` needs no grant and must not be given here.
 pub async fn authorize(asker: &Asker<'_>, route: &Route, head: &RequestHead<'_>) -> Result<Grant, Cause> {
-    let result = decide(asker, route, head).await;
+    let result = search(asker, route, head).await;
     let label = match &result {
         Ok(grant) => grant.auth,
         Err(Cause::AuthRequired) => AuthResult::Missing,
-        Err(Cause::AuthInvalid) => AuthResult::Invalid,
+        Err(Cause::AuthInvalid | Cause::SignedUrlExpired) => AuthResult::Invalid,
         Err(_) => AuthResult::Undecided,
     };
     add(&asker.shard.counters.auth[label as usize], 1);
     result
 }
 
-async fn decide(asker: &Asker<'_>, route: &Route, head: &RequestHead<'_>) -> Result<Grant, Cause> {
-    match route {
-        Route::Preview { port, label } => {
-            let access = Access::Preview { sandbox: *label, port: *port };
-            if !port.is_reserved() && is_public(asker, label).await? {
-                return Ok(Grant { access, auth: AuthResult::Public });
+/// Finds out what the decision wants to know until it is made.
+async fn search(asker: &Asker<'_>, route: &Route, head: &RequestHead<'_>) -> Result<Grant, Cause> {
+    let mut findings = Findings::default();
+    let mut api_down = None;
+    loop {
+        match decide(route, &findings) {
+            Step::Find(proof) => {
+                let finding = find(asker, route, head, proof, api_down).await?;
+                if let Finding::Trouble(trouble) = finding
+                    && is_down(trouble)
+                {
+                    // It has been waited for once: from here on only what is remembered counts.
+                    api_down = Some(trouble);
+                }
+                findings.set(proof, finding);
             }
-            Ok(Grant { access, auth: prove(asker, label, head).await? })
+            Step::Grant { proof, link_to } => return grant(asker, route, head, proof, link_to),
+            Step::Refuse(cause) => return Err(cause),
         }
-        Route::Toolbox { sandbox, rest_at } => {
-            let access = Access::Toolbox { sandbox: *sandbox, rest_at: *rest_at };
-            Ok(Grant { access, auth: prove(asker, sandbox, head).await? })
-        }
+    }
+}
+
+/// Not about one question: the next one would end the same way, after as long a wait.
+fn is_down(trouble: Trouble) -> bool {
+    matches!(
+        trouble,
+        Trouble::ApiUnreachable | Trouble::ApiTimeout | Trouble::ApiStatus(502..=504) | Trouble::Overloaded
+    )
+}
+
+fn grant(
+    asker: &Asker<'_>,
+    route: &Route,
+    head: &RequestHead<'_>,
+    proof: Proof,
+    link_to: Option<SandboxId>,
+) -> Result<Grant, Cause> {
+    let access = match route {
+        Route::Preview { port, label } => Access::Preview { sandbox: link_to.unwrap_or(*label), port: *port },
+        Route::Toolbox { sandbox, rest_at } => Access::Toolbox { sandbox: *sandbox, rest_at: *rest_at },
         Route::BuildLogs { of, follow } => {
             let bearer = bearer(head).and_then(Token::parse).ok_or(Cause::AuthRequired)?;
-            Ok(Grant {
-                access: Access::BuildLogs { of: of.clone(), follow: *follow, bearer },
-                auth: AuthResult::Bearer,
-            })
+            Access::BuildLogs { of: of.clone(), follow: *follow, bearer }
         }
-        Route::Health => Err(Cause::Internal),
-    }
-}
-
-async fn is_public(asker: &Asker<'_>, sandbox: &SandboxId) -> Result<bool, Cause> {
-    let shard = asker.shard;
-    if let Some(public) = shard.verdicts.borrow_mut().public.get(sandbox, asker.now) {
-        add(&shard.counters.cache_hits[CacheKind::Public as usize], 1);
-        return Ok(*public);
-    }
-    add(&shard.counters.cache_misses[CacheKind::Public as usize], 1);
-    let public = yes_or_no(ask(shard, asker.watch, Question::Public(*sandbox)).await)?;
-    let ttl = if public { shard.config.ttl_public } else { shard.config.ttl_negative };
-    shard.verdicts.borrow_mut().public.insert(*sandbox, public, ttl, Instant::now());
-    Ok(public)
-}
-
-/// The first good proof. Trouble with one does not hide a good later one; with no good one it is what is answered,
-/// for then nobody knows.
-async fn prove(asker: &Asker<'_>, sandbox: &SandboxId, head: &RequestHead<'_>) -> Result<AuthResult, Cause> {
-    let mut refusal = Cause::AuthRequired;
-    let of_query = head.query().and_then(forward::query_token);
-    for (kind, result, shown) in [
-        (ProofKind::Bearer, AuthResult::Bearer, bearer(head)),
-        (ProofKind::PreviewToken, AuthResult::Header, head.first(FieldId::PreviewToken)),
-        (ProofKind::PreviewToken, AuthResult::Query, of_query.as_deref()),
-    ] {
-        let Some(token) = shown.filter(|text| Token::is_valid(text)) else { continue };
-        match is_good(asker, kind, sandbox, token).await {
-            Ok(true) => return Ok(result),
-            Ok(false) if refusal == Cause::AuthRequired => refusal = Cause::AuthInvalid,
-            Ok(false) => {}
-            Err(Cause::ClientGone) => return Err(Cause::ClientGone),
-            Err(trouble) => refusal = trouble,
+        Route::Health => return Err(Cause::Internal),
+    };
+    let set_cookie = match (route, link_to) {
+        (Route::Preview { label, .. }, Some(sandbox)) => {
+            session::for_link(asker.shard, head, label, &sandbox)
         }
-    }
-    Err(refusal)
+        _ => None,
+    };
+    let auth = match proof {
+        Proof::Public => AuthResult::Public,
+        Proof::Bearer => AuthResult::Bearer,
+        Proof::Header => AuthResult::Header,
+        Proof::Query => AuthResult::Query,
+        Proof::Cookie => AuthResult::Cookie,
+        Proof::SignedLink => AuthResult::SignedLink,
+    };
+    Ok(Grant { access, auth, set_cookie })
 }
 
-async fn is_good(
+async fn find(
     asker: &Asker<'_>,
-    proof: ProofKind,
-    sandbox: &SandboxId,
-    token: &[u8],
-) -> Result<bool, Cause> {
-    let shard = asker.shard;
-    let hash = Sha256::digest(token).into();
-    let key = ProofKey { kind: proof, sandbox: *sandbox, token: hash };
-    if let Some(good) = shard.verdicts.borrow_mut().proofs.get(&key, asker.now) {
-        add(&shard.counters.cache_hits[CacheKind::Verdict as usize], 1);
-        return Ok(*good);
+    route: &Route,
+    head: &RequestHead<'_>,
+    proof: Proof,
+    api_down: Option<Trouble>,
+) -> Result<Finding, Cause> {
+    let (sandbox, port) = match route {
+        Route::Preview { port, label } => (label, Some(*port)),
+        Route::Toolbox { sandbox, .. } => (sandbox, None),
+        Route::BuildLogs { .. } | Route::Health => {
+            let shown = bearer(head).is_some_and(Token::is_valid);
+            return Ok(if shown { Finding::Good } else { Finding::NotShown });
+        }
+    };
+    let about = About { asker, sandbox, api_down };
+    let of_query;
+    let (kind, shown) = match proof {
+        Proof::Public => return about.public().await,
+        Proof::Cookie => return Ok(session::find(asker.shard, head, sandbox, port.is_some())),
+        Proof::SignedLink => {
+            let (Some(token), Some(port)) = (SignedToken::of_label(sandbox), port) else {
+                return Ok(Finding::NotShown);
+            };
+            return about.link(token, port).await;
+        }
+        Proof::Bearer => (ProofKind::Bearer, bearer(head)),
+        Proof::Header => (ProofKind::PreviewToken, head.first(FieldId::PreviewToken)),
+        Proof::Query => {
+            of_query = head.query().and_then(forward::query_token);
+            (ProofKind::PreviewToken, of_query.as_deref())
+        }
+    };
+    match shown.filter(|text| Token::is_valid(text)) {
+        Some(token) => about.token(kind, token).await,
+        None => Ok(Finding::NotShown),
     }
-    add(&shard.counters.cache_misses[CacheKind::Verdict as usize], 1);
-    let token = Token::parse(token).ok_or(Cause::AuthInvalid)?;
-    let question = Question::Verdict { proof, sandbox: *sandbox, token, client_ip: asker.ip };
-    let good = yes_or_no(ask(shard, asker.watch, question).await)?;
-    let ttl = if good { shard.config.ttl_verdict } else { shard.config.ttl_negative };
-    shard.verdicts.borrow_mut().proofs.insert(key, good, ttl, Instant::now());
-    Ok(good)
 }
 
-fn yes_or_no(reply: Result<crate::mailbox::Reply, crate::questions::Left>) -> Result<bool, Cause> {
-    match reply {
-        Err(crate::questions::Left) => Err(Cause::ClientGone),
-        Ok(Ok(Answer::Yes)) => Ok(true),
-        Ok(Ok(Answer::No | Answer::NotFound)) => Ok(false),
-        Ok(Ok(_)) => Err(Cause::Api(Trouble::ApiGarbage)),
-        Ok(Err(trouble)) => Err(Cause::Api(trouble)),
+/// Questions about one sandbox, answered from memory or by the API.
+struct About<'a> {
+    asker: &'a Asker<'a>,
+    sandbox: &'a SandboxId,
+    api_down: Option<Trouble>,
+}
+
+impl About<'_> {
+    async fn public(&self) -> Result<Finding, Cause> {
+        let (shard, sandbox) = (self.asker.shard, *self.sandbox);
+        let known = shard.verdicts.borrow_mut().public.get(&sandbox, self.asker.now).copied();
+        self.count(CacheKind::Public, known.is_some());
+        if let Some(public) = known {
+            return Ok(good_or_bad(public));
+        }
+        let answer = self.ask(Question::Public(sandbox)).await?;
+        Ok(yes_or_no(answer, |public| {
+            let ttl = if public { shard.config.ttl_public } else { shard.config.ttl_negative };
+            shard.verdicts.borrow_mut().public.insert(sandbox, public, ttl, Instant::now());
+        }))
     }
+
+    async fn token(&self, proof: ProofKind, token: &[u8]) -> Result<Finding, Cause> {
+        let shard = self.asker.shard;
+        let key = ProofKey::new(proof, self.sandbox, token);
+        let known = shard.verdicts.borrow_mut().proofs.get(&key, self.asker.now).copied();
+        self.count(CacheKind::Verdict, known.is_some());
+        if let Some(good) = known {
+            return Ok(good_or_bad(good));
+        }
+        let Some(token) = Token::parse(token) else { return Ok(Finding::Bad) };
+        let question = Question::Verdict { proof, sandbox: *self.sandbox, token, client_ip: self.asker.ip };
+        let answer = self.ask(question).await?;
+        Ok(yes_or_no(answer, |good| {
+            let ttl = if good { shard.config.ttl_verdict } else { shard.config.ttl_negative };
+            shard.verdicts.borrow_mut().proofs.insert(key, good, ttl, Instant::now());
+        }))
+    }
+
+    /// Remembered for seconds only: the API does not say how long a link lives.
+    async fn link(&self, token: SignedToken, port: Port) -> Result<Finding, Cause> {
+        let (shard, key) = (self.asker.shard, (token, port));
+        let known = shard.verdicts.borrow_mut().links.get(&key, self.asker.now).copied();
+        self.count(CacheKind::SignedLink, known.is_some());
+        let link_to = match known {
+            Some(link_to) => link_to,
+            None => {
+                let (link_to, ttl) = match self.ask(Question::SignedToken { token, port }).await? {
+                    Ok(Answer::Sandbox(sandbox)) => (Some(sandbox), shard.config.ttl_signed),
+                    Ok(Answer::No | Answer::NotFound) => (None, shard.config.ttl_negative),
+                    Ok(_) => return Ok(Finding::Trouble(Trouble::ApiGarbage)),
+                    Err(trouble) => return Ok(Finding::Trouble(trouble)),
+                };
+                shard.verdicts.borrow_mut().links.insert(key, link_to, ttl, Instant::now());
+                link_to
+            }
+        };
+        Ok(link_to.map_or(Finding::Bad, Finding::LinkTo))
+    }
+
+    async fn ask(&self, question: Question) -> Result<Reply, Cause> {
+        if let Some(trouble) = self.api_down {
+            return Ok(Err(trouble));
+        }
+        ask(self.asker.shard, self.asker.watch, question).await.map_err(|Left| Cause::ClientGone)
+    }
+
+    fn count(&self, cache: CacheKind, hit: bool) {
+        let counters = &self.asker.shard.counters;
+        let of = if hit { &counters.cache_hits } else { &counters.cache_misses };
+        add(&of[cache as usize], 1);
+    }
+}
+
+fn good_or_bad(good: bool) -> Finding {
+    if good { Finding::Good } else { Finding::Bad }
+}
+
+/// `keep` is given what is to be remembered: never trouble.
+fn yes_or_no(reply: Reply, keep: impl FnOnce(bool)) -> Finding {
+    let good = match reply {
+        Ok(Answer::Yes) => true,
+        Ok(Answer::No | Answer::NotFound) => false,
+        Ok(_) => return Finding::Trouble(Trouble::ApiGarbage),
+        Err(trouble) => return Finding::Trouble(trouble),
+    };
+    keep(good);
+    good_or_bad(good)
 }
 
 /// The scheme's name is case-insensitive (RFC 9110 11.1).

@@ -58,6 +58,33 @@ impl fmt::Debug for SandboxId {
     }
 }
 
+/// What stands in a signed link's host in place of a sandbox id: 16 of `[a-z0-9]`, random. It opens one port of one
+/// sandbox for as long as the API says so. A secret, never printed.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SignedToken([u8; SignedToken::LEN]);
+
+impl SignedToken {
+    pub const LEN: usize = 16;
+
+    /// `None` when the label cannot be one. What looks like one may still be a sandbox's id: only the API knows.
+    pub fn of_label(label: &SandboxId) -> Option<Self> {
+        let bytes: [u8; Self::LEN] = label.as_bytes().try_into().ok()?;
+        bytes.iter().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9')).then_some(Self(bytes))
+    }
+
+    /// The secret itself, for the one place that sends it on.
+    pub fn expose(&self) -> &str {
+        // Checked to be ASCII when made.
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for SignedToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
 /// A TCP port of an app in a sandbox, 1 to 65535.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Port(std::num::NonZeroU16);

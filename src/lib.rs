@@ -31,6 +31,7 @@ pub mod framing;
 pub mod grant;
 pub mod head;
 pub mod ids;
+pub mod initiator;
 pub mod limits;
 pub mod log;
 pub mod log_writer;

@@ -3,7 +3,7 @@
 //! Up: tokio's bounded channel (`try_send`, never waits). Down: a bounded lock-free queue per shard and an eventfd
 //! the shard reads through its ring. Nothing here allocates per message but the message.
 
-use crate::ids::{SandboxId, Token};
+use crate::ids::{Port, SandboxId, SignedToken, Token};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -14,6 +14,9 @@ pub enum Question {
     Public(SandboxId),
     /// May whoever shows this pass? Answered `Yes` or `No`.
     Verdict { proof: ProofKind, sandbox: SandboxId, token: Token, client_ip: IpAddr },
+    /// Which sandbox does a signed link's token open at this port? Answered `Sandbox`, or `No` when it is unknown, over
+    /// or for another port.
+    SignedToken { token: SignedToken, port: Port },
     /// Where is the sandbox? Answered `Runner` or `NotFound`. `fresh` bypasses every cache on the way.
     Runner { sandbox: SandboxId, fresh: bool },
     /// Build logs with the caller's own access. Answered `BuildLogs`, `No` (the caller may not) or `NotFound`.
@@ -34,6 +37,7 @@ pub enum Answer {
     Yes,
     No,
     NotFound,
+    Sandbox(SandboxId),
     Runner(Arc<RunnerAddress>),
     BuildLogs { runner: Arc<RunnerAddress>, snapshot_ref: String },
 }

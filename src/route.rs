@@ -76,7 +76,7 @@ pub fn route(head: &RequestHead<'_>, rules: RouteRules) -> Result<Route, NoRoute
 }
 
 /// `None`: not a preview host. Its domain is not looked at: several may point here.
-fn preview_host(authority: &[u8]) -> Result<Option<(Port, SandboxId)>, NoRoute> {
+pub fn preview_host(authority: &[u8]) -> Result<Option<(Port, SandboxId)>, NoRoute> {
     if authority.first() == Some(&b'[') {
         return Ok(None);
     }

@@ -5,6 +5,7 @@ use crate::activity::Activity;
 use crate::buffers::Buffers;
 use crate::client;
 use crate::config::{Config, Scheme};
+use crate::cookie::CookieKeys;
 use crate::counters::{CacheKind, Counters, add};
 use crate::deadlines::{Deadlines, TICK};
 use crate::grant::Verdicts;
@@ -42,6 +43,7 @@ pub struct Shard {
     pub deadlines: Rc<Deadlines>,
     pub pool: Pool,
     pub verdicts: RefCell<Verdicts>,
+    pub cookie_keys: CookieKeys,
     pub places: RefCell<Places>,
     pub activity: Rc<Activity>,
     pub questions: Questions,
@@ -67,6 +69,10 @@ impl Shard {
             deadlines: Deadlines::new(),
             pool: Pool::new(limits.runner_idle_max, idle_ticks),
             verdicts: RefCell::new(Verdicts::new(limits.sandbox_cache_max, limits.verdict_cache_max)),
+            cookie_keys: CookieKeys::new(
+                config.api_key.expose(),
+                config.cookie_keys.iter().map(|key| key.expose()),
+            ),
             places: RefCell::new(Places::new(limits.sandbox_cache_max)),
             activity: Activity::new(config.activity_interval, config.tunnel_activity_bytes),
             questions: Questions::new(up, limits.questions_max),
@@ -145,8 +151,9 @@ async fn mail(shard: &Rc<Shard>, down: &Down, listener: &RefCell<Option<Socket>>
 fn gauges(shard: &Shard) {
     let entries = &shard.counters.cache_entries;
     let verdicts = shard.verdicts.borrow();
-    entries[CacheKind::Public as usize].set(verdicts.public_len() as u64);
-    entries[CacheKind::Verdict as usize].set(verdicts.proofs_len() as u64);
+    entries[CacheKind::Public as usize].set(verdicts.public.len() as u64);
+    entries[CacheKind::Verdict as usize].set(verdicts.proofs.len() as u64);
+    entries[CacheKind::SignedLink as usize].set(verdicts.links.len() as u64);
     entries[CacheKind::Runner as usize].set(shard.places.borrow().len() as u64);
 }
 

@@ -4,6 +4,7 @@
 //! wrong or says more than it must, status, truncation and what the runner was sent are held to. `deviation`: we differ
 //! on purpose, the reason beside it. `later`: about what this version does not do yet; listed, not asserted.
 
+use sandgate::cookie::{self, CookieKeys};
 use sandgate::demo::record::{BodyRecord, RunnerRequest};
 use sandgate::demo::spec::{
     PublicAnswer, RunnerAnswer, SandboxSpec, SandboxState, SignedToken, User, WorldSpec,
@@ -14,7 +15,7 @@ use sha1::{Digest, Sha1};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -73,7 +74,10 @@ fn world() -> World {
             status("api500", 500),
         ],
         users: vec![User::new("dtn_good", &["priv", "other"]), User::new("dtn_other", &["other"])],
-        signed: vec![SignedToken { token: "sgn3000token0001".into(), port: 3000, sandbox: "priv".into() }],
+        signed: vec![
+            SignedToken { token: "sgn3000token0001".into(), port: 3000, sandbox: "priv".into() },
+            SignedToken { token: "sgn22222token001".into(), port: 22222, sandbox: "priv".into() },
+        ],
         ..WorldSpec::default()
     })
     .expect("the world listens on loopback")
@@ -259,11 +263,29 @@ fn judge(case: &Value, answer: &Answer, sent: &[RunnerRequest], runner: &str) ->
         }
         let keys = got.values("x-daytona-authorization");
         hold("keys to the runner", serde_json::json!(keys), &serde_json::json!(["Bearer runner-key-1"]));
+        if !case["cookies_to_runner"].is_null() {
+            hold(
+                "cookies to the runner",
+                serde_json::json!(got.values("cookie")),
+                &case["cookies_to_runner"],
+            );
+        }
         for ours in ["x-daytona-preview-token", "daytona-sandbox-auth-key"] {
             hold(ours, got.values(ours).len().into(), &0.into());
         }
     }
     short
+}
+
+/// `{cookie NAME VALUE AGE}` stands for a cookie made AGE seconds ago.
+fn with_cookies(raw: &str, key: &str) -> String {
+    let Some((before, rest)) = raw.split_once("{cookie ") else { return raw.to_owned() };
+    let (marker, after) = rest.split_once('}').expect("a marker ends");
+    let [name, value, age] = marker.split(' ').collect::<Vec<_>>().try_into().expect("three words");
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
+    let made_at = now.checked_add_signed(-age.parse::<i64>().expect("seconds")).expect("a time");
+    let sealed = CookieKeys::new(key, []).seal(name, value.as_bytes(), made_at);
+    format!("{before}{}{}", cookie::escape(sealed.as_bytes()), with_cookies(after, key))
 }
 
 fn latin1(text: &Value) -> Vec<u8> {
@@ -288,7 +310,8 @@ fn every_case_is_answered_as_v0190_does_or_better_and_every_deviation_has_a_reas
             "{name} deviates without a reason"
         );
         world.clear();
-        let mut raw = latin1(&case["raw"]);
+        let text = with_cookies(case["raw"].as_str().expect("text"), &world.proxy_key());
+        let mut raw = latin1(&text.into());
         if let Some(n) = case["fill"].as_u64() {
             raw.extend(b"0123456789abcdef".iter().cycle().take(n as usize));
         }

@@ -2,7 +2,7 @@
 
 use sandgate::config::{Config, Environment};
 use sandgate::deadlines::Watch;
-use sandgate::forward::{RequestPlan, ResponsePlan, RunnerPath};
+use sandgate::forward::{Confine, RequestPlan, ResponsePlan, RunnerPath};
 use sandgate::framing::ResponseBody;
 use sandgate::grant::{Asker, Grant, authorize};
 use sandgate::head::{Method, RequestHead, ResponseHead, Version};
@@ -118,6 +118,8 @@ pub fn response_plan() -> ResponsePlan<'static> {
         framing: ResponseBody::Length(1024),
         close: false,
         request_id: REQUEST_ID,
+        set_cookie: None,
+        confine: Some(Confine { authority: b"3000-public0123456789abcd.proxy.example.com", own_host: true }),
     }
 }
 

@@ -18,6 +18,7 @@ pub use mistake::{Kind as MistakeKind, Mistake};
 pub use secret::Secret;
 pub use table::reference;
 
+use crate::initiator;
 use crate::limits::Limits;
 use ipnet::IpNet;
 use reader::Reader;
@@ -28,6 +29,9 @@ use url::Url;
 
 /// Shorter API keys can be guessed.
 const API_KEY_LENGTH_MIN: usize = 32;
+
+/// Each may cost an HMAC per cookie that no key opens.
+const COOKIE_KEYS_MAX: usize = 4;
 
 /// Keys that stand in public examples.
 const API_KEYS_KNOWN: [&str; 2] = ["super_secret_key", "secret_api_token"];
@@ -58,6 +62,12 @@ pub struct Config {
     pub driver: DriverChoice,
     /// Peers that may speak for others.
     pub trusted_proxies: Vec<IpNet>,
+    /// Other sites whose pages may act with a visitor's session cookie.
+    pub trusted_origins: Vec<initiator::Origin>,
+    /// Former API keys, whose cookies stay good.
+    pub cookie_keys: Vec<Secret>,
+    /// Take out of apps' answers what reaches other sandboxes.
+    pub confine_apps: bool,
     pub access_log: AccessLog,
     /// With [`AccessLog::Errors`]: requests that take longer get a line too.
     pub slow: Option<Duration>,
@@ -67,6 +77,8 @@ pub struct Config {
     pub ttl_runner: Duration,
     /// that a key or token opens it,
     pub ttl_verdict: Duration,
+    /// that a signed link opens it,
+    pub ttl_signed: Duration,
     /// and any "no".
     pub ttl_negative: Duration,
     /// Between two reports of one sandbox's use.
@@ -207,6 +219,9 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         warnings
             .push("SANDGATE_TRUSTED_PROXIES trusts every address: any client may claim any other's".into());
     }
+    let trusted_origins = reader.origins("SANDGATE_TRUSTED_ORIGINS");
+    let cookie_keys = cookie_keys(reader);
+    let confine_apps = reader.flag("SANDGATE_CONFINE_APPS");
     let shards = reader.number("SANDGATE_SHARDS").and_then(|count| NonZeroUsize::new(count as usize));
     let driver = reader.word("SANDGATE_DRIVER", DriverChoice::from_word);
     let access_log = reader.word("SANDGATE_ACCESS_LOG", AccessLog::from_word);
@@ -221,6 +236,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let ttl_public = reader.seconds("SANDGATE_PUBLIC_TTL_SEC");
     let ttl_runner = reader.seconds("SANDGATE_RUNNER_TTL_SEC");
     let ttl_verdict = reader.seconds("SANDGATE_VERDICT_TTL_SEC");
+    let ttl_signed = reader.seconds("SANDGATE_SIGNED_TTL_SEC");
     let ttl_negative = reader.seconds("SANDGATE_NEGATIVE_TTL_SEC");
     let activity_interval = reader.seconds("SANDGATE_ACTIVITY_INTERVAL_SEC");
     let tunnel_activity_bytes = reader.count("SANDGATE_TUNNEL_ACTIVITY_BYTES") as u64;
@@ -238,11 +254,15 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         pin,
         driver: driver?,
         trusted_proxies,
+        trusted_origins,
+        cookie_keys,
+        confine_apps,
         access_log: access_log?,
         slow,
         ttl_public,
         ttl_runner,
         ttl_verdict,
+        ttl_signed,
         ttl_negative,
         activity_interval,
         tunnel_activity_bytes,
@@ -373,6 +393,16 @@ fn redis(reader: &mut Reader<'_>) -> Option<Redis> {
         );
     }
     Some(Redis { host, port, username, password, tls })
+}
+
+fn cookie_keys(reader: &mut Reader<'_>) -> Vec<Secret> {
+    let keys = reader.secret("SANDGATE_COOKIE_KEYS");
+    let keys: Vec<_> = keys.iter().flat_map(|keys| keys.expose().split(',')).map(Secret::new).collect();
+    if keys.len() > COOKIE_KEYS_MAX || keys.iter().any(|key| key.expose().is_empty()) {
+        let remedy = "set up to 4 former API keys with commas between";
+        reader.invalid("SANDGATE_COOKIE_KEYS", "too many keys, or an empty one", remedy);
+    }
+    keys
 }
 
 fn cookie_domain(reader: &mut Reader<'_>) -> Option<String> {

@@ -5,6 +5,7 @@ use super::environment::{Environment, shown};
 use super::mistake::{Kind as MistakeKind, Mistake};
 use super::secret::Secret;
 use super::table::{self, Default, Kind, Variable};
+use crate::initiator::Origin;
 use ipnet::IpNet;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -124,6 +125,23 @@ impl<'a> Reader<'a> {
         networks.unwrap_or_else(|_| {
             let remedy = "set addresses and networks like 10.0.0.0/8,192.0.2.7,fd00::/8";
             self.invalid(name, "not a list of IP addresses and networks", remedy);
+            Vec::new()
+        })
+    }
+
+    pub fn origins(&mut self, name: &'static str) -> Vec<Origin> {
+        let Some(value) = self.value(name) else { return Vec::new() };
+        let parse = |part: &str| {
+            let url = Url::parse(part).ok().filter(|url| matches!(url.scheme(), "http" | "https"))?;
+            // Nothing but scheme, host and port: what is more would be ignored.
+            let whole =
+                url.as_str().strip_suffix('/').filter(|origin| *origin == url.origin().ascii_serialization());
+            Origin::parse(whole?.as_bytes())
+        };
+        let origins: Option<_> = value.split(',').map(|part| parse(part.trim())).collect();
+        origins.unwrap_or_else(|| {
+            let remedy = "set origins like https://app.example.com,http://localhost:3000";
+            self.invalid(name, "not a list of origins (scheme, host and port alone)", remedy);
             Vec::new()
         })
     }

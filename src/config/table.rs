@@ -34,6 +34,8 @@ pub enum Kind {
     Address,
     /// Addresses and networks, separated by commas.
     Networks,
+    /// Web origins (RFC 6454), separated by commas.
+    Origins,
 }
 
 /// What holds when a variable is unset or empty.
@@ -83,6 +85,7 @@ impl Kind {
             Self::Number { min, max, unit } => format!("{min} to {max} {unit}"),
             Self::Address => "IP address".to_owned(),
             Self::Networks => "IP addresses and networks (CIDR) with commas between".to_owned(),
+            Self::Origins => "origins with commas between".to_owned(),
         }
     }
 }
@@ -98,7 +101,7 @@ const fn number(min: u64, max: u64, unit: &'static str) -> Kind {
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
 use self::Default::{Required, Unset, Value};
-use self::Kind::{Address, Flag, Networks, OneOf, Secret, Text, Url};
+use self::Kind::{Address, Flag, Networks, OneOf, Origins, Secret, Text, Url};
 
 pub const VARIABLES: &[Variable] = &[
     // v0.190, names and meanings unchanged.
@@ -167,6 +170,24 @@ pub const VARIABLES: &[Variable] = &[
         "Peers whose X-Forwarded-For, -Host and -Proto are believed. Anyone in there can claim any address.",
     ),
     row(
+        "SANDGATE_TRUSTED_ORIGINS",
+        Origins,
+        Unset("none"),
+        "Other sites, like https://app.example.com, whose pages may act with a visitor's session cookie.",
+    ),
+    row(
+        "SANDGATE_COOKIE_KEYS",
+        Secret,
+        Unset("none"),
+        "Former values of PROXY_API_KEY, up to 4 with commas between: session cookies signed with them stay good.",
+    ),
+    row(
+        "SANDGATE_CONFINE_APPS",
+        Flag,
+        Value("true"),
+        "Take out of apps' answers what reaches other sandboxes: wide cookie domains, Alt-Svc, clearing all cookies.",
+    ),
+    row(
         "SANDGATE_ACCESS_LOG",
         OneOf(&["off", "errors", "all"]),
         Value("errors"),
@@ -201,6 +222,12 @@ pub const VARIABLES: &[Variable] = &[
         number(1, 600, "s"),
         Value("120"),
         "How long a revoked key or token may still open a sandbox it has just opened.",
+    ),
+    row(
+        "SANDGATE_SIGNED_TTL_SEC",
+        number(1, 60, "s"),
+        Value("5"),
+        "How long a signed link that has expired or was revoked may still open what it has just opened.",
     ),
     row(
         "SANDGATE_NEGATIVE_TTL_SEC",

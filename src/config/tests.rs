@@ -48,8 +48,11 @@ fn the_smallest_configuration_has_the_documented_defaults() {
     assert_eq!((config.shards, config.slow), (None, None));
     assert_eq!((config.driver, config.access_log), (DriverChoice::Auto, AccessLog::Errors));
     assert_eq!(config.trusted_proxies, []);
+    assert_eq!((&config.trusted_origins[..], &config.cookie_keys[..]), (&[][..], &[][..]));
+    assert!(config.confine_apps);
     let ttls = [config.ttl_public, config.ttl_runner, config.ttl_verdict, config.ttl_negative];
     assert_eq!(ttls.map(|ttl| ttl.as_secs()), [30, 120, 120, 5]);
+    assert_eq!(config.ttl_signed.as_secs(), 5);
     assert_eq!((config.redis.clone(), config.cookie_domain.clone()), (None, None));
     assert_eq!(config.warnings(), [""; 0]);
 }
@@ -89,6 +92,9 @@ fn every_variable_reaches_its_field() {
         ("SANDGATE_ACCESS_LOG", "all"),
         ("SANDGATE_SLOW_MS", "250"),
         ("SANDGATE_TRUSTED_PROXIES", "10.0.0.0/8, 192.0.2.7,fd00::/8"),
+        ("SANDGATE_TRUSTED_ORIGINS", "https://app.example.com, http://LOCALHOST:3000/"),
+        ("SANDGATE_COOKIE_KEYS", "former-key,older"),
+        ("SANDGATE_CONFINE_APPS", "false"),
         ("SANDGATE_PUBLIC_TTL_SEC", "1"),
         ("SANDGATE_RUNNER_TTL_SEC", "2"),
         ("SANDGATE_VERDICT_TTL_SEC", "3"),
@@ -96,6 +102,7 @@ fn every_variable_reaches_its_field() {
         ("SANDGATE_ACTIVITY_INTERVAL_SEC", "5"),
         ("SANDGATE_TUNNEL_ACTIVITY_BYTES", "6"),
         ("SANDGATE_ANONYMOUS_ACTIVITY", "false"),
+        ("SANDGATE_SIGNED_TTL_SEC", "6"),
         ("SANDGATE_HEAD_BYTES_MAX", "2001"),
         ("SANDGATE_HEADER_COUNT_MAX", "102"),
         ("SANDGATE_URI_BYTES_MAX", "1003"),
@@ -119,6 +126,13 @@ fn every_variable_reaches_its_field() {
     assert_eq!((config.shutdown, config.api_timeout), (Duration::ZERO, Duration::from_secs(7)));
     assert_eq!((config.toolbox_only, config.preview_warning, config.pin), (true, true, false));
     assert_eq!(config.cookie_domain.as_deref(), Some(".proxy.example.com"));
+    let origins = ["https://app.example.com", "http://localhost:3000"];
+    assert_eq!(
+        config.trusted_origins,
+        origins.map(|o| initiator::Origin::parse(o.as_bytes()).expect("an origin"))
+    );
+    assert_eq!(config.cookie_keys, [Secret::new("former-key"), Secret::new("older")]);
+    assert!(!config.confine_apps);
     let oidc = Oidc {
         client_id: Some("daytona".into()),
         client_secret: Some(Secret::new("oidc-secret")),
@@ -144,6 +158,7 @@ fn every_variable_reaches_its_field() {
     assert_eq!(ttls.map(|ttl| ttl.as_secs()), [1, 2, 3, 4]);
     assert_eq!((config.activity_interval, config.tunnel_activity_bytes), (Duration::from_secs(5), 6));
     assert!(!config.anonymous_activity);
+    assert_eq!(config.ttl_signed.as_secs(), 6);
     let limits = config.limits;
     assert_eq!((limits.head_bytes_max, limits.header_count_max, limits.uri_bytes_max), (2001, 102, 1003));
     assert_eq!((limits.head_deadline, limits.client_idle), (ms(104), ms(105)));
@@ -221,6 +236,19 @@ fn values_of_the_wrong_shape_are_refused() {
         ("SANDGATE_LISTEN", &["localhost", "0.0.0.0:4000", "[::]:80", "[0.0.0.0]", "[::", "0"]),
         ("SANDGATE_METRICS_LISTEN", &["example.com"]),
         ("SANDGATE_TRUSTED_PROXIES", &["10.0.0.0/33", "10.0.0.1,", "any", "10.0.0.1;10.0.0.2", ","]),
+        (
+            "SANDGATE_TRUSTED_ORIGINS",
+            &[
+                "app.example",
+                "https://a.example/x",
+                "https://u@a.example",
+                "ws://a.example",
+                "null",
+                "*",
+                "https://a,",
+            ],
+        ),
+        ("SANDGATE_COOKIE_KEYS", &["a,,b", "a,b,c,d,e", "a, b"]),
         ("OIDC_DOMAIN", &["dex:5556", "http://user@dex/dex", "http://:pw@dex/dex"]),
         ("OIDC_PUBLIC_DOMAIN", &["localhost", "http://localhost/?a"]),
         ("OIDC_CLIENT_SECRET", &["line\nbreak"]),

@@ -10,7 +10,7 @@ mod tests;
 
 use super::runner_address::{RunnerUrl, UrlFault};
 use crate::config::Secret;
-use crate::ids::{SandboxId, Token};
+use crate::ids::{Port, SandboxId, SignedToken, Token};
 use crate::log::{Level, Log};
 use crate::mailbox::{Answer, ProofKind, Question, Reply, Trouble};
 use crate::route::BuildLogsOf;
@@ -171,6 +171,7 @@ impl Api {
             Question::Verdict { proof: ProofKind::PreviewToken, sandbox, token, client_ip: _ } => {
                 self.preview_token_opens(sandbox, token).await
             }
+            Question::SignedToken { token, port } => self.sandbox_of_link(token, *port).await,
             Question::Runner { sandbox, fresh: _ } => self.runner_of(sandbox).await,
             Question::BuildLogs { of, bearer, client_ip } => {
                 self.build_logs(of, Caller::Client { bearer, ip: *client_ip }).await
@@ -209,6 +210,19 @@ impl Api {
         match fetched.status {
             200 => yes_or_no(&fetched.body),
             404 => Ok(Answer::No),
+            _ => Err(refusal(&fetched)),
+        }
+    }
+
+    async fn sandbox_of_link(&self, token: &SignedToken, port: Port) -> Result<Answer, Failure> {
+        let path = format!("/preview/{}/{port}/sandbox-id", token.expose());
+        let fetched = self.get(&path, Caller::Service, BODY_BYTES_MAX).await?;
+        match fetched.status {
+            // The bare id; a page of the dashboard does not pass for one.
+            200 => SandboxId::parse(fetched.body.trim_ascii()).map(Answer::Sandbox).ok_or_else(|| {
+                garbage("a 200 whose body is no sandbox id; does DAYTONA_API_URL end with /api?")
+            }),
+            403 | 404 => Ok(Answer::No),
             _ => Err(refusal(&fetched)),
         }
     }
@@ -332,7 +346,7 @@ impl Api {
             Question::Runner { sandbox: id, .. }
             | Question::BuildLogs { of: BuildLogsOf::Sandbox(id), .. } => id.as_str(),
             // Before anybody is let in, what a client put where an id belongs may be a signed token.
-            Question::Public(_) | Question::Verdict { .. } => "",
+            Question::Public(_) | Question::Verdict { .. } | Question::SignedToken { .. } => "",
             Question::BuildLogs { of: BuildLogsOf::Snapshot(_), .. } => "",
         };
         let fields = [("operation", operation), ("sandbox", sandbox), ("detail", &failure.detail)];

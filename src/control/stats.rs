@@ -11,19 +11,21 @@ pub enum Operation {
     Public,
     Access,
     Validate,
+    SignedToken,
     Runner,
     BuildLogs,
 }
 
 impl Operation {
     pub const ALL: &'static [Self] =
-        &[Self::Public, Self::Access, Self::Validate, Self::Runner, Self::BuildLogs];
+        &[Self::Public, Self::Access, Self::Validate, Self::SignedToken, Self::Runner, Self::BuildLogs];
 
     pub fn of(question: &Question) -> Self {
         match question {
             Question::Public(_) => Self::Public,
             Question::Verdict { proof: ProofKind::Bearer, .. } => Self::Access,
             Question::Verdict { proof: ProofKind::PreviewToken, .. } => Self::Validate,
+            Question::SignedToken { .. } => Self::SignedToken,
             Question::Runner { .. } => Self::Runner,
             Question::BuildLogs { .. } => Self::BuildLogs,
         }
@@ -34,6 +36,7 @@ impl Operation {
             Self::Public => "public",
             Self::Access => "access",
             Self::Validate => "validate",
+            Self::SignedToken => "signed_token",
             Self::Runner => "runner",
             Self::BuildLogs => "build_logs",
         }

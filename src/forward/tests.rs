@@ -392,8 +392,17 @@ fn answered(head: &str, plan: &ResponsePlan<'_>) -> Vec<String> {
     text.split("\r\n").map(str::to_owned).collect()
 }
 
+const CONFINE: Confine<'static> = Confine { authority: b"3000-a.proxy.test:4000", own_host: true };
+
 fn response_plan(framing: ResponseBody) -> ResponsePlan<'static> {
-    ResponsePlan { client_version: Version::Http11, framing, close: false, request_id: "our-id" }
+    ResponsePlan {
+        client_version: Version::Http11,
+        framing,
+        close: false,
+        request_id: "our-id",
+        set_cookie: None,
+        confine: Some(CONFINE),
+    }
 }
 
 #[test]
@@ -460,4 +469,42 @@ fn informational_answers_get_nothing_of_ours() {
         &response_plan(ResponseBody::None),
     );
     assert_eq!(lines, ["HTTP/1.1 103 Early Hints", "Link: </a.css>"]);
+}
+
+#[test]
+fn an_app_speaks_for_its_own_host_alone_unless_the_operator_lets_it() {
+    let head = "HTTP/1.1 200 OK\r\nSet-Cookie: a=b; Domain=proxy.test; Path=/\r\nset-cookie: c=d; domain=.test\r\n\
+         Set-Cookie: e=f; Domain=3000-a.proxy.test\r\nSet-Cookie: =daytona-sandbox-auth-x=evil\r\n\
+         Clear-Site-Data: \"cookies\"\r\nClear-Site-Data: \"cache\", \"*\"\r\nAlt-Svc: h3=\":443\"\r\n\r\n";
+    let confined = answered(head, &response_plan(ResponseBody::Length(0)));
+    assert_eq!(
+        confined[1..5],
+        [
+            "Set-Cookie: a=b; Path=/",
+            "set-cookie: c=d",
+            "Set-Cookie: e=f; Domain=3000-a.proxy.test",
+            "Clear-Site-Data: \"cache\", \"cache\", \"storage\"",
+        ]
+    );
+    assert!(confined[5].starts_with("Content-Length"), "{confined:?}");
+    let free = ResponsePlan { confine: None, ..response_plan(ResponseBody::Length(0)) };
+    let free = answered(head, &free);
+    let unheld: Vec<_> = head.split("\r\n").filter(|l| l.contains(": ") && !l.contains("daytona")).collect();
+    assert_eq!(free[1..7], unheld, "our own names are ours all the same");
+}
+
+#[test]
+fn our_own_cookie_goes_out_with_the_answer_and_not_before_it() {
+    let plan = ResponsePlan { set_cookie: Some("ours=1; Path=/"), ..response_plan(ResponseBody::None) };
+    for (status, written) in
+        [("100 Continue", 0), ("103 Early Hints", 0), ("200 OK", 1), ("304 Not Modified", 1)]
+    {
+        let lines = answered(&format!("HTTP/1.1 {status}\r\nSet-Cookie: a=b\r\n\r\n"), &plan);
+        assert_eq!(
+            lines.iter().filter(|line| *line == "Set-Cookie: ours=1; Path=/").count(),
+            written,
+            "{status}"
+        );
+        assert!(lines.contains(&"Set-Cookie: a=b".to_owned()));
+    }
 }

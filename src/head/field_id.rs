@@ -38,6 +38,7 @@ pub enum FieldId {
     /// `X-Daytona-Disable-CORS`.
     DisableCors,
     Origin,
+    Referer,
     AccessControlRequestMethod,
     AccessControlRequestHeaders,
     SecWebSocketKey,
@@ -47,6 +48,9 @@ pub enum FieldId {
     SecFetchDest,
     SecFetchSite,
     UpgradeInsecureRequests,
+    SetCookie,
+    AltSvc,
+    ClearSiteData,
     Accept,
     UserAgent,
 }
@@ -98,10 +102,13 @@ impl FieldId {
             6 if is(b"origin") => Self::Origin,
             6 if is(b"expect") => Self::Expect,
             7 if is(b"upgrade") => Self::Upgrade,
+            7 if is(b"alt-svc") => Self::AltSvc,
+            7 if is(b"referer") => Self::Referer,
             7 if is(b"trailer") => Self::Trailer,
             9 if is(b"forwarded") => Self::Forwarded,
             9 if is(b"x-real-ip") => Self::XRealIp,
             10 if is(b"user-agent") => Self::UserAgent,
+            10 if is(b"set-cookie") => Self::SetCookie,
             10 if is(b"connection") => Self::Connection,
             10 if is(b"keep-alive") => Self::HopByHop,
             12 if is(b"x-request-id") => Self::XRequestId,
@@ -111,6 +118,7 @@ impl FieldId {
             14 if is(b"sec-fetch-dest") => Self::SecFetchDest,
             14 if is(b"sec-fetch-site") => Self::SecFetchSite,
             14 if is(b"http2-settings") => Self::HopByHop,
+            15 if is(b"clear-site-data") => Self::ClearSiteData,
             15 if is(b"x-forwarded-for") => Self::XForwardedFor,
             16 if is(b"x-forwarded-host") => Self::XForwardedHost,
             16 if is(b"x-forwarded-port") => Self::XForwardedPort,
@@ -154,6 +162,10 @@ impl FieldId {
             | Self::SecFetchDest
             | Self::SecFetchSite
             | Self::UpgradeInsecureRequests
+            | Self::Referer
+            | Self::SetCookie
+            | Self::AltSvc
+            | Self::ClearSiteData
             | Self::SecWebSocketKey
             | Self::SecWebSocketAccept
             | Self::SecWebSocketVersion => Self::Other,
@@ -196,6 +208,10 @@ mod tests {
         ("X-Daytona-Skip-Preview-Warning", FieldId::SkipPreviewWarning),
         ("X-Daytona-Disable-CORS", FieldId::DisableCors),
         ("Origin", FieldId::Origin),
+        ("Referer", FieldId::Referer),
+        ("Set-Cookie", FieldId::SetCookie),
+        ("Alt-Svc", FieldId::AltSvc),
+        ("Clear-Site-Data", FieldId::ClearSiteData),
         ("Access-Control-Request-Method", FieldId::AccessControlRequestMethod),
         ("Access-Control-Request-Headers", FieldId::AccessControlRequestHeaders),
         ("Sec-WebSocket-Key", FieldId::SecWebSocketKey),

@@ -31,6 +31,12 @@ fn verdict(proof: ProofKind, text: &str) -> Question {
     Question::Verdict { proof, sandbox: id(), token: token(text), client_ip: ip() }
 }
 
+fn link() -> Question {
+    let token = SandboxId::parse(b"canary0123456789").and_then(|label| SignedToken::of_label(&label));
+    let port = Port::parse(b"3000").expect("a port");
+    Question::SignedToken { token: token.expect("16 letters and digits"), port }
+}
+
 fn runner() -> Question {
     Question::Runner { sandbox: id(), fresh: false }
 }
@@ -88,6 +94,23 @@ async fn yes_is_a_200_that_says_true_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_link_leads_to_the_sandbox_the_api_names_and_to_nothing_that_is_no_id() {
+    for (body, wanted) in [
+        ("0b2f4d6e-0000-4000-8000-00000000000a", "Ok(Sandbox(0b2f4d6e-0000-4000-8000-00000000000a))"),
+        (" s_1\r\n", "Ok(Sandbox(s_1))"),
+        ("", "Err(ApiGarbage)"),
+        ("\"s-1\"", "Err(ApiGarbage)"),
+        ("../other", "Err(ApiGarbage)"),
+        ("s 1", "Err(ApiGarbage)"),
+        ("<!doctype html><title>Dashboard</title>", "Err(ApiGarbage)"),
+    ] {
+        let html = reply(200, "Content-Type: text/html\r\n", body);
+        assert_eq!(asked(&link(), html).await, (wanted.into(), 1), "{body:?}");
+    }
+    assert!(!format!("{:?}", link()).contains("canary"));
+}
+
+#[tokio::test]
 async fn a_refusal_of_our_key_is_trouble_and_a_refusal_of_theirs_is_a_no() {
     let bearer = verdict(ProofKind::Bearer, USER);
     let preview = verdict(ProofKind::PreviewToken, "tok");
@@ -101,6 +124,9 @@ async fn a_refusal_of_our_key_is_trouble_and_a_refusal_of_theirs_is_a_no() {
         (&bearer, 401, "Ok(No)"),
         (&bearer, 403, "Ok(No)"),
         (&bearer, 404, "Ok(No)"),
+        (&link(), 401, "Err(ApiStatus(401))"),
+        (&link(), 403, "Ok(No)"),
+        (&link(), 404, "Ok(No)"),
         (&runner(), 401, "Err(ApiStatus(401))"),
         (&runner(), 403, "Err(ApiStatus(403))"),
         (&runner(), 404, "Ok(NotFound)"),
@@ -119,6 +145,7 @@ async fn other_statuses_are_trouble_after_one_try() {
         public(),
         verdict(ProofKind::Bearer, USER),
         verdict(ProofKind::PreviewToken, "t"),
+        link(),
         runner(),
         snapshot("s"),
     ];
@@ -158,6 +185,7 @@ async fn each_question_is_the_one_call_with_the_right_key() {
         (public(), "/api/preview/s-1/public", SERVICE, None),
         (verdict(ProofKind::Bearer, USER), "/api/preview/s-1/access", USER, Some("192.0.2.7")),
         (verdict(ProofKind::PreviewToken, "t_o-K1"), "/api/preview/s-1/validate/t_o-K1", SERVICE, None),
+        (link(), "/api/preview/canary0123456789/3000/sandbox-id", SERVICE, None),
         (runner(), "/api/runners/by-sandbox/s-1", SERVICE, None),
         (logs_of(BuildLogsOf::Sandbox(id())), "/api/sandbox/s-1", USER, Some("192.0.2.7")),
         (snapshot("a.b:1"), "/api/snapshots/a.b%3A1", USER, Some("192.0.2.7")),
@@ -436,6 +464,7 @@ async fn no_secret_shows_in_questions_replies_or_the_log_whatever_goes_wrong() {
         for question in [
             Question::Public(label),
             Question::Verdict { proof, sandbox: label, token: token(USER), client_ip: ip() },
+            link(),
         ] {
             let log = Log::new(Some(writer.sender()));
             let reply = client_of(&api.base(), Duration::from_millis(700), log).answer(&question).await;

@@ -1,0 +1,172 @@
+//! What an app says to browsers about more than itself: taken out of its answers.
+//!
+//! All sandboxes are siblings under one domain. A cookie for that domain goes to all of them, and clearing cookies
+//! clears theirs: browsers keep both by registrable domain. What is about the app's own host passes. Pure.
+
+use super::proofs::is_our_cookie;
+use std::ops::Range;
+
+/// The host a browser has asked, as far as it is the app's.
+#[derive(Clone, Copy, Debug)]
+pub struct Confine<'a> {
+    /// With its port, if any.
+    pub authority: &'a [u8],
+    /// The host is the sandbox's alone, not that of all toolboxes.
+    pub own_host: bool,
+}
+
+impl Confine<'_> {
+    /// Where in the value of a `Set-Cookie` attributes stand that make it a cookie of hosts beside the app's, each with
+    /// the `;` before it. Without them it is one of the host alone (RFC 6265 4.1.2.3). Empty for most.
+    pub(super) fn wide_domains(&self, set_cookie: &[u8]) -> impl Iterator<Item = Range<usize>> {
+        let attributes = memchr::memchr_iter(b';', set_cookie);
+        attributes.filter_map(move |start| {
+            let end =
+                memchr::memchr(b';', &set_cookie[start + 1..]).map_or(set_cookie.len(), |n| start + 1 + n);
+            self.is_wide_domain(&set_cookie[start + 1..end]).then_some(start..end)
+        })
+    }
+
+    fn is_wide_domain(&self, attribute: &[u8]) -> bool {
+        let Some(equals) = memchr::memchr(b'=', attribute) else { return false };
+        if !attribute[..equals].trim_ascii().eq_ignore_ascii_case(b"domain") {
+            return false;
+        }
+        let mut domain = attribute[equals + 1..].trim_ascii();
+        while let [b'.', rest @ ..] | [rest @ .., b'.'] = domain {
+            domain = rest;
+        }
+        let host_end = memchr::memchr(b':', self.authority).unwrap_or(self.authority.len());
+        let mut host = &self.authority[..host_end];
+        while let [rest @ .., b'.'] = host {
+            host = rest;
+        }
+        let Some(above) = host.len().checked_sub(domain.len()) else { return false };
+        // Anything else than the host and what is above it is refused by browsers.
+        host[above..].eq_ignore_ascii_case(domain)
+            && if above == 0 { !self.own_host } else { domain.is_empty() || host[above - 1] == b'.' }
+    }
+}
+
+/// The value of a `Set-Cookie` is about a cookie that is ours by name. One without a name (`=name=value`) is sent back
+/// as its value alone, which then looks like one of ours.
+pub(super) fn sets_our_cookie(set_cookie: &[u8]) -> bool {
+    let pair = set_cookie.trim_ascii_start();
+    is_our_cookie(pair.strip_prefix(b"=").unwrap_or(pair))
+}
+
+/// Appends the value of a `Clear-Site-Data` (W3C) without `"cookies"`, and with `"*"` cut down to what is the origin's
+/// own. `false`: nothing is left of it, and nothing was appended.
+pub(super) fn append_clear_site_data(value: &[u8], out: &mut Vec<u8>) -> bool {
+    let start = out.len();
+    for member in value.split(|&b| b == b',').map(<[u8]>::trim_ascii) {
+        let kept = match member {
+            member if member.eq_ignore_ascii_case(b"\"cookies\"") => continue,
+            b"\"*\"" => b"\"cache\", \"storage\"",
+            member => member,
+        };
+        if out.len() > start {
+            out.extend_from_slice(b", ");
+        }
+        out.extend_from_slice(kept);
+    }
+    out.len() > start
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn confined(authority: &str, own_host: bool, set_cookie: &str) -> String {
+        let confine = Confine { authority: authority.as_bytes(), own_host };
+        let mut left = set_cookie.to_owned();
+        let ranges: Vec<_> = confine.wide_domains(set_cookie.as_bytes()).collect();
+        ranges.into_iter().rev().for_each(|range| left.replace_range(range, ""));
+        left
+    }
+
+    #[test]
+    fn a_domain_above_the_apps_host_goes_and_everything_else_stays() {
+        let host = "3000-a.proxy.example.com:8443";
+        for wide in [
+            "proxy.example.com",
+            ".proxy.example.com",
+            "example.com",
+            "com",
+            ".COM",
+            "Proxy.Example.Com.",
+            "",
+            ".",
+        ] {
+            for spelling in ["Domain=", "domain =", " DOMAIN= "] {
+                let cookie = format!("a=b; Path=/;{spelling}{wide}; HttpOnly");
+                assert_eq!(confined(host, true, &cookie), "a=b; Path=/; HttpOnly", "{cookie}");
+                assert_eq!(confined(host, true, &format!("a=b;{spelling}{wide}")), "a=b");
+            }
+        }
+        for kept in [
+            "a=b",
+            "a=b; Domain=3000-a.proxy.example.com",
+            "a=b; Domain=.3000-A.proxy.example.com",
+            "a=b; Domain=x.3000-a.proxy.example.com",
+            "a=b; Domain=ple.com",
+            "a=b; Domain=other.com",
+            "a=b; Domain",
+            "a=b; Path=/; Max-Age=1; SameSite=None; Secure; Partitioned",
+            "domain=proxy.example.com",
+            "a=Domain=proxy.example.com",
+            "",
+        ] {
+            assert_eq!(confined(host, true, kept), kept);
+        }
+    }
+
+    #[test]
+    fn two_domains_both_go() {
+        assert_eq!(confined("3000-a.p.test", true, "a=b; Domain=p.test; Domain=test"), "a=b");
+    }
+
+    #[test]
+    fn on_the_host_of_all_toolboxes_no_domain_is_an_apps_own() {
+        assert_eq!(confined("proxy.test", false, "a=b; Domain=proxy.test"), "a=b");
+        assert_eq!(confined("proxy.test.", false, "a=b; Domain=.proxy.test"), "a=b");
+        assert_eq!(confined("proxy.test", false, "a=b; Domain=a.proxy.test"), "a=b; Domain=a.proxy.test");
+    }
+
+    #[test]
+    fn our_names_are_ours_with_and_without_a_name() {
+        for ours in [
+            "daytona-sandbox-auth-a=x; Path=/",
+            " Daytona-Sandbox-Auth-a = x",
+            "daytona-sandbox-auth-a",
+            "=daytona-sandbox-auth-a=x",
+            " =pkce_verifier=x",
+            "=daytona-sandbox-auth-a",
+        ] {
+            assert!(sets_our_cookie(ours.as_bytes()), "{ours}");
+        }
+        for apps in ["a=daytona-sandbox-auth-a=x", "my-daytona-sandbox-auth-a=x", "==daytona", "=", ""] {
+            assert!(!sets_our_cookie(apps.as_bytes()), "{apps}");
+        }
+    }
+
+    #[test]
+    fn clearing_is_cut_down_to_the_origins_own() {
+        for (value, left) in [
+            ("\"cache\", \"cookies\", \"storage\"", Some("\"cache\", \"storage\"")),
+            ("\"cookies\"", None),
+            ("\"Cookies\"", None),
+            ("\"*\"", Some("\"cache\", \"storage\"")),
+            ("\"*\",\"cookies\"", Some("\"cache\", \"storage\"")),
+            ("\"cache\"", Some("\"cache\"")),
+        ] {
+            let mut out = b"x".to_vec();
+            let any = append_clear_site_data(value.as_bytes(), &mut out);
+            assert_eq!(
+                any.then(|| String::from_utf8_lossy(&out[1..]).into_owned()).as_deref(),
+                left,
+                "{value}"
+            );
+        }
+    }
+}

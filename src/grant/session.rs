@@ -1,0 +1,84 @@
+//! The session cookie as a proof, and the one a signed link leaves.
+//!
+//! `daytona-sandbox-auth-{label}` opens the sandbox it names as its value, under that very label: what a login leaves.
+//! v0.190 gives visitors of signed links one too, named by the link's token; there it opens every port of the
+//! sandbox, and its toolbox, for an hour after the link is over. Here such a cookie opens nothing: the token in the
+//! host is asked about whenever it is used. It is still written, for gates of v0.190 behind the same addresses.
+
+use super::decision::Finding;
+use crate::config::Scheme;
+use crate::cookie::{self, AUTH_MAX_AGE, AUTH_PREFIX, SAME_NAMED_MAX, SameSite, SetCookie};
+use crate::head::{FieldId, RequestHead};
+use crate::ids::SandboxId;
+use crate::initiator::{Place, may_use_cookies};
+use crate::shard::Shard;
+use std::time::SystemTime;
+
+/// `preview`: by its host, not by the toolbox path.
+pub fn find(shard: &Shard, head: &RequestHead<'_>, sandbox: &SandboxId, preview: bool) -> Finding {
+    if !head.seen.contains(FieldId::Cookie) {
+        return Finding::NotShown;
+    }
+    let place = Place {
+        https: shard.config.protocol == Scheme::Https,
+        sandbox,
+        own_origin: preview,
+        trusted: &shard.config.trusted_origins,
+    };
+    if !may_use_cookies(head, &place) {
+        return Finding::NotShown;
+    }
+    if vouches(shard, head, sandbox, sandbox) { Finding::Good } else { Finding::Bad }
+}
+
+/// The cookie for visitors of a signed link, unless they have it. As v0.190 makes it, but for the host alone even
+/// where COOKIE_DOMAIN is set: its name is the link, and no other host has a use for it.
+pub fn for_link(
+    shard: &Shard,
+    head: &RequestHead<'_>,
+    label: &SandboxId,
+    sandbox: &SandboxId,
+) -> Option<Box<str>> {
+    if head.seen.contains(FieldId::Cookie) && vouches(shard, head, label, sandbox) {
+        return None;
+    }
+    let secure = shard.config.protocol == Scheme::Https;
+    let name = name(label);
+    let value = cookie::escape(shard.cookie_keys.seal(&name, sandbox.as_bytes(), unix_now()).as_bytes());
+    let (dest, site) = (head.first(FieldId::SecFetchDest), head.first(FieldId::SecFetchSite));
+    let set_cookie = SetCookie {
+        name: &name,
+        value: &value,
+        domain: std::str::from_utf8(head.authority.of(head.bytes)).ok().and_then(cookie::domain_of_host),
+        max_age: AUTH_MAX_AGE,
+        secure,
+        same_site: SameSite::of_request(dest, site, secure),
+    };
+    Some(set_cookie.text().into())
+}
+
+/// Some cookie named after `label` is signed by us and says `sandbox`.
+fn vouches(shard: &Shard, head: &RequestHead<'_>, label: &SandboxId, sandbox: &SandboxId) -> bool {
+    let (name, now) = (name(label), unix_now());
+    let fields = head.fields.iter().filter(|f| f.id == FieldId::Cookie);
+    let mut cookies =
+        fields.flat_map(|f| cookie::named(f.value.of(head.bytes), name.as_bytes())).take(SAME_NAMED_MAX);
+    cookies.any(|escaped| {
+        let opened = cookie::unescape(escaped)
+            .and_then(|cookie| shard.cookie_keys.open(&name, &cookie, now, AUTH_MAX_AGE));
+        // What is signed is no secret to who holds it: an ordinary comparison tells nothing.
+        opened.is_some_and(|opened| opened.value[..] == *sandbox.as_bytes())
+    })
+}
+
+fn name(label: &SandboxId) -> String {
+    let mut name = String::with_capacity(AUTH_PREFIX.len() + SandboxId::MAX);
+    name.push_str(AUTH_PREFIX);
+    name.push_str(label.as_str());
+    name
+}
+
+/// Seconds. A clock before 1970 makes every cookie too new to be true.
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
