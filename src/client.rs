@@ -6,19 +6,22 @@
 
 use crate::access_log::Line;
 use crate::activity::InUse;
+use crate::cors::{self, Decision, Preflight, Relation, Sharing};
 use crate::counters::{AuthResult, Class, add, less};
 use crate::deadlines::{Fired, Watch};
 use crate::error::{Cause, Source};
 use crate::exchange::{self, Failed, Next, Outgoing};
 use crate::grant::{Asker, Grant, authorize};
 use crate::head::{FieldId, Method, RequestHead};
+use crate::initiator;
 use crate::relay::Means;
 use crate::request_id::RequestId;
-use crate::route::{Route, route};
+use crate::route::{NoRoute, Route, route};
 use crate::shard::Shard;
 use crate::socket::{Moved, Socket};
 use crate::target;
 use crate::tunnel;
+use crate::warning;
 use rustix::net::Shutdown;
 use std::cell::Cell;
 use std::io;
@@ -196,12 +199,26 @@ async fn request(
     let request_id = std::str::from_utf8(&request_id).expect("hex digits and dashes");
     client.first_byte.set(None);
     let mut stamps = Stamps { started, granted: None, class: Class::Own, auth: None };
-    let outcome = staged(shard, client, head, rest, request_id, &mut stamps).await;
+    let routed = route(head, shard.route_rules);
+    let mut sharing = None;
+    let outcome = match cors::decide(head, shard.config.cors, |origin| relation(shard, head, &routed, origin))
+    {
+        Decision::Preflight(preflight) => {
+            Box::pin(answer_preflight(shard, client, head, rest, request_id, preflight)).await
+        }
+        decision => {
+            if let Decision::Share(with) = decision {
+                sharing = Some(with);
+            }
+            let decided = Decided { routed, sharing };
+            staged(shard, client, head, rest, request_id, decided, &mut stamps).await
+        }
+    };
     let (next, used, overread, status, cause) = match outcome {
         Ok(done) => (done.next, done.used, done.overread, done.status, None),
         Err(Failed { cause, answerable, reset }) => {
             let status = if answerable { cause.answer().status } else { 0 };
-            let stays = answerable && answer(shard, client, head, rest, cause, request_id).await;
+            let stays = answerable && answer(shard, client, head, rest, cause, request_id, sharing).await;
             if reset {
                 let linger = socket2::SockRef::from(&client.transport.fd()).set_linger(Some(Duration::ZERO));
                 // A socket that is gone already needs no reset.
@@ -227,16 +244,28 @@ struct Stamps {
     auth: Option<AuthResult>,
 }
 
+/// What follows from the head alone.
+struct Decided<'b> {
+    routed: Result<Route, NoRoute>,
+    /// A page of another origin asks.
+    sharing: Option<Sharing<'b>>,
+}
+
 async fn staged(
     shard: &Shard,
     client: &Client,
     head: &RequestHead<'_>,
     rest: &[u8],
     request_id: &str,
+    decided: Decided<'_>,
     stamps: &mut Stamps,
 ) -> Result<exchange::Done, Failed> {
+    let Decided { routed, sharing } = decided;
     let early = |cause| Failed { cause, answerable: true, reset: false };
-    let route = route(head, shard.route_rules).map_err(|no| early(Cause::NoRoute(no)))?;
+    if shard.config.preview_warning && warns(head, &routed) {
+        return Box::pin(warn(shard, client, head, rest, request_id)).await;
+    }
+    let route = routed.map_err(|no| early(Cause::NoRoute(no)))?;
     stamps.class = match &route {
         Route::Preview { .. } | Route::Toolbox { .. } if head.websocket => Class::WebSocket,
         Route::Preview { .. } => Class::Preview,
@@ -256,8 +285,71 @@ async fn staged(
         shard.activity.mention(place, shard.deadlines.now(), &shard.questions, &shard.counters);
         client.in_use.set(Some(shard.activity.begin(place)));
     }
-    let outgoing = Outgoing { head, rest, grant: &grant, request_id };
+    let outgoing = Outgoing { head, rest, grant: &grant, request_id, sharing };
     exchange::exchange(client, &asker, target, &outgoing).await
+}
+
+/// What the page that asks is to the sandbox it asks.
+fn relation(
+    shard: &Shard,
+    head: &RequestHead<'_>,
+    routed: &Result<Route, NoRoute>,
+    origin: &[u8],
+) -> Relation {
+    let (sandbox, own_origin) = match routed {
+        Ok(Route::Preview { label, .. }) => (label, true),
+        Ok(Route::Toolbox { sandbox, .. }) => (sandbox, false),
+        _ => return Relation::Stranger,
+    };
+    let (https, trusted) = (shard.scheme == "https", shard.config.trusted_origins.as_slice());
+    if initiator::is_welcome(origin, head, &initiator::Place { https, sandbox, own_origin, trusted }) {
+        Relation::Welcome
+    } else if initiator::is_sibling(origin, head) {
+        Relation::Sibling
+    } else {
+        Relation::Stranger
+    }
+}
+
+/// Answered without a proof, which browsers do not send with it, and without asking anybody.
+async fn answer_preflight(
+    shard: &Shard,
+    client: &Client,
+    head: &RequestHead<'_>,
+    rest: &[u8],
+    request_id: &str,
+    preflight: Preflight<'_>,
+) -> Result<exchange::Done, Failed> {
+    let extra = preflight.fields();
+    let own = Own { status: 204, content_type: "", extra: &extra, body: "", keep: true };
+    own_answer(shard, client, head, rest, request_id, own).await
+}
+
+/// Is this about the page that is shown before a preview?
+fn warns(head: &RequestHead<'_>, routed: &Result<Route, NoRoute>) -> bool {
+    let is_form = head.method == Method::Post && head.path() == warning::ACCEPT_PATH;
+    is_form || (matches!(routed, Ok(Route::Preview { .. })) && warning::is_due(head))
+}
+
+async fn warn(
+    shard: &Shard,
+    client: &Client,
+    head: &RequestHead<'_>,
+    rest: &[u8],
+    request_id: &str,
+) -> Result<exchange::Done, Failed> {
+    if head.method != Method::Post {
+        let (extra, body) = (warning::fields(), warning::page(head));
+        let content_type = "text/html; charset=utf-8";
+        let own = Own { status: 200, content_type, extra: &extra, body: &body, keep: true };
+        return own_answer(shard, client, head, rest, request_id, own).await;
+    }
+    let Some(accepted) = warning::accept(head, shard.scheme == "https") else {
+        return Err(Failed { cause: Cause::ForeignForm, answerable: true, reset: false });
+    };
+    let extra = format!("Location: {}\r\nSet-Cookie: {}\r\n", accepted.location, accepted.set_cookie);
+    let own = Own { status: 303, content_type: "text/plain", extra: &extra, body: "", keep: true };
+    own_answer(shard, client, head, rest, request_id, own).await
 }
 
 /// Does this request start its sandbox's auto-stop timer anew?
@@ -304,9 +396,23 @@ async fn health(
     let (status, word) = if draining { (503, "draining") } else { (200, "ok") };
     let version = env!("CARGO_PKG_VERSION");
     let body = format!("{{\"status\":\"{word}\",\"version\":\"{version}\"}}");
+    let content_type = "application/json; charset=utf-8";
+    let own = Own { status, content_type, extra: "", body: &body, keep: true };
+    own_answer(shard, client, head, rest, request_id, own).await
+}
+
+/// Sends an answer of ours in full.
+async fn own_answer(
+    shard: &Shard,
+    client: &Client,
+    head: &RequestHead<'_>,
+    rest: &[u8],
+    request_id: &str,
+    own: Own<'_>,
+) -> Result<exchange::Done, Failed> {
     let used = body_here(head, rest);
-    let keep = head.keep_alive && !draining && used.is_some();
-    let own = Own { status, content_type: "application/json; charset=utf-8", extra: "", body: &body, keep };
+    let keep = own.keep && head.keep_alive && !shard.draining.get() && used.is_some();
+    let (status, own) = (own.status, Own { keep, ..own });
     let gone = |_| Failed { cause: Cause::ClientGone, answerable: false, reset: false };
     client.send(shard, &own.text(head.method, request_id)).await.map_err(gone)?;
     let next = if keep { Next::KeepAlive } else { Next::Close };
@@ -328,12 +434,16 @@ impl Own<'_> {
         let Self { status, content_type, extra, body, keep } = self;
         let connection = if *keep { "" } else { "Connection: close\r\n" };
         let shown = if method == Method::Head { "" } else { body };
+        // A 204 has neither (RFC 9110 8.6).
+        let body_fields = match status {
+            204 => String::new(),
+            _ => format!("Content-Type: {content_type}\r\nContent-Length: {}\r\n", body.len()),
+        };
         format!(
-            "HTTP/1.1 {status} {}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n{extra}\
+            "HTTP/1.1 {status} {}\r\n{body_fields}{extra}\
              Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nX-Request-Id: {request_id}\r\n\
              {connection}\r\n{shown}",
             reason(*status),
-            body.len(),
         )
         .into_bytes()
     }
@@ -342,8 +452,11 @@ impl Own<'_> {
 fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
+        204 => "No Content",
+        303 => "See Other",
         400 => "Bad Request",
         401 => "Unauthorized",
+        403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
@@ -378,6 +491,7 @@ async fn answer(
     rest: &[u8],
     cause: Cause,
     request_id: &str,
+    sharing: Option<Sharing<'_>>,
 ) -> bool {
     if cause == Cause::ClientGone {
         return false;
@@ -387,7 +501,8 @@ async fn answer(
     let refused = matches!(cause, Cause::Rejected(_) | Cause::BodyStalled);
     let whole = body_here(head, rest).is_some() && !refused;
     let keep = whole && head.keep_alive && !shard.draining.get();
-    let text = error_text(cause, head.method, &method, &path, request_id, keep);
+    let shared = sharing.map(|sharing| sharing.own_fields()).unwrap_or_default();
+    let text = error_text(cause, head.method, &method, &path, request_id, keep, &shared);
     if client.send(shard, &text).await.is_err() {
         return false;
     }
@@ -404,13 +519,22 @@ async fn refuse(shard: &Shard, client: &Client, cause: Cause) {
     let row = cause.answer();
     add(&shard.counters.errors[source_index(row.source)], 1);
     add(&shard.counters.requests[Class::Own as usize][usize::from(row.status / 100)], 1);
-    let text = error_text(cause, Method::Get, "", "", request_id, false);
+    let text = error_text(cause, Method::Get, "", "", request_id, false, "");
     if client.send(shard, &text).await.is_ok() {
         linger(shard, client).await;
     }
 }
 
-fn error_text(cause: Cause, kind: Method, method: &str, path: &str, request_id: &str, keep: bool) -> Vec<u8> {
+/// `shared`: field lines for a page of another origin that asked.
+fn error_text(
+    cause: Cause,
+    kind: Method,
+    method: &str,
+    path: &str,
+    request_id: &str,
+    keep: bool,
+    shared: &str,
+) -> Vec<u8> {
     let row = cause.answer();
     let timestamp = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
     let mut body = serde_json::json!({
@@ -426,6 +550,7 @@ fn error_text(cause: Cause, kind: Method, method: &str, path: &str, request_id: 
     });
     let mut extra =
         format!("X-Preview-Error-Source: {}\r\nX-Preview-Error-Code: {}\r\n", row.source.as_str(), row.code);
+    extra.push_str(shared);
     if row.status == 401 {
         extra.push_str("WWW-Authenticate: Bearer\r\n");
     }

@@ -21,6 +21,8 @@ pub enum Cause {
     AuthInvalid,
     /// The host is that of a signed link, and the link is unknown, over or for another port.
     SignedUrlExpired,
+    /// A form that changes something was not sent by the page it belongs to.
+    ForeignForm,
     /// Not there, or not for this caller: indistinguishable on purpose.
     NotFound,
     /// The sandbox has no runner (archived, not built yet, destroyed).
@@ -180,6 +182,13 @@ impl Cause {
                 Client,
                 "this signed link has expired or was revoked",
                 "ask the sender for a new link",
+            ),
+            Self::ForeignForm => row(
+                403,
+                "FOREIGN_FORM",
+                Client,
+                "this form belongs to another page",
+                "open the preview itself and use the button there",
             ),
             Self::NotFound => row(
                 404,

@@ -234,6 +234,12 @@ fn judge(case: &Value, answer: &Answer, sent: &[RunnerRequest], runner: &str) ->
     if !case["truncated"].is_null() {
         hold("truncated", answer.truncated.into(), &case["truncated"]);
     }
+    if let Some(has) = case["has"].as_object() {
+        for (name, values) in has {
+            let got: Vec<_> = answer.fields.iter().filter(|(n, _)| n == name).map(|(_, v)| v).collect();
+            hold(name, serde_json::json!(got), values);
+        }
+    }
     if case["kind"] == "same" {
         hold("fields", held(&answer.fields, &UNHELD_TO_CLIENT), &case["fields"]);
         if !case["body"].is_null() {

@@ -4,6 +4,8 @@
 mod activity;
 #[path = "gate/answers.rs"]
 mod answers;
+#[path = "gate/cors.rs"]
+mod cors;
 #[path = "gate/harness.rs"]
 mod harness;
 #[path = "gate/life.rs"]
@@ -12,3 +14,5 @@ mod life;
 mod smuggling;
 #[path = "gate/tunnels.rs"]
 mod tunnels;
+#[path = "gate/warning.rs"]
+mod warning;

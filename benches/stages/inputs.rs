@@ -120,6 +120,8 @@ pub fn response_plan() -> ResponsePlan<'static> {
         request_id: REQUEST_ID,
         set_cookie: None,
         confine: Some(Confine { authority: b"3000-public0123456789abcd.proxy.example.com", own_host: true }),
+        sharing: None,
+        redirect_prefix: None,
     }
 }
 

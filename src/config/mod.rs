@@ -18,6 +18,7 @@ pub use mistake::{Kind as MistakeKind, Mistake};
 pub use secret::Secret;
 pub use table::reference;
 
+use crate::cors;
 use crate::initiator;
 use crate::limits::Limits;
 use ipnet::IpNet;
@@ -94,8 +95,9 @@ pub struct Config {
     pub redis: Option<Redis>,
     /// Not used yet.
     pub cookie_domain: Option<String>,
-    /// Not used yet.
+    /// Ask people once a day before they see a preview.
     pub preview_warning: bool,
+    pub cors: cors::Mode,
     warnings: Vec<String>,
 }
 
@@ -213,7 +215,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let redis = redis(reader);
     let cookie_domain = cookie_domain(reader);
     let preview_warning = reader.flag("PREVIEW_WARNING_ENABLED");
-    warnings.extend(without_effect(reader, preview_warning));
+    warnings.extend(without_effect(reader));
     let trusted_proxies = reader.networks("SANDGATE_TRUSTED_PROXIES");
     if trusted_proxies.iter().any(|network| network.prefix_len() == 0) {
         warnings
@@ -238,6 +240,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let ttl_verdict = reader.seconds("SANDGATE_VERDICT_TTL_SEC");
     let ttl_signed = reader.seconds("SANDGATE_SIGNED_TTL_SEC");
     let ttl_negative = reader.seconds("SANDGATE_NEGATIVE_TTL_SEC");
+    let cors = reader.word("SANDGATE_CORS", cors::Mode::from_word);
     let activity_interval = reader.seconds("SANDGATE_ACTIVITY_INTERVAL_SEC");
     let tunnel_activity_bytes = reader.count("SANDGATE_TUNNEL_ACTIVITY_BYTES") as u64;
     let anonymous_activity = reader.flag("SANDGATE_ANONYMOUS_ACTIVITY");
@@ -272,6 +275,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         redis,
         cookie_domain,
         preview_warning,
+        cors: cors?,
         warnings,
     })
 }
@@ -422,10 +426,9 @@ fn cookie_domain(reader: &mut Reader<'_>) -> Option<String> {
 }
 
 /// One sentence for each variable that is set and does nothing yet.
-fn without_effect(reader: &Reader<'_>, preview_warning: bool) -> impl Iterator<Item = String> {
+fn without_effect(reader: &Reader<'_>) -> impl Iterator<Item = String> {
     let names = table::VARIABLES.iter().map(|variable| variable.name);
     let set = names.filter(|name| match *name {
-        "PREVIEW_WARNING_ENABLED" => preview_warning,
         // Says nothing without a host.
         "REDIS_PORT" | "REDIS_USERNAME" | "REDIS_PASSWORD" | "REDIS_TLS" => {
             reader.is_set("REDIS_HOST") && reader.is_set(name)

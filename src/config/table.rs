@@ -134,7 +134,12 @@ pub const VARIABLES: &[Variable] = &[
         "Preview hosts exist for port 2280 only, all others are 404.",
     ),
     row("COOKIE_DOMAIN", Text, Unset("per host"), "Accepted, has no effect in this version."),
-    row("PREVIEW_WARNING_ENABLED", Flag, Value("false"), "Accepted, has no effect in this version."),
+    row(
+        "PREVIEW_WARNING_ENABLED",
+        Flag,
+        Value("false"),
+        "People who open a preview are asked once a day and host whether they trust it.",
+    ),
     row("ENABLE_TLS", Flag, Value("false"), "true is refused in this version: terminate TLS in front."),
     row("TLS_CERT_FILE", Text, Unset("none"), "Accepted, has no effect in this version."),
     row("TLS_KEY_FILE", Text, Unset("none"), "Accepted, has no effect in this version."),
@@ -234,6 +239,12 @@ pub const VARIABLES: &[Variable] = &[
         number(1, 60, "s"),
         Value("5"),
         "How long a refusal is remembered, so that repeating it does not reach the API.",
+    ),
+    row(
+        "SANDGATE_CORS",
+        OneOf(&["auto", "simple", "passthru"]),
+        Value("auto"),
+        "auto: the app's own CORS fields count, else any origin may read; simple: as v0.190; passthru: the app's affair.",
     ),
     row(
         "SANDGATE_ACTIVITY_INTERVAL_SEC",

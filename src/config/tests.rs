@@ -99,6 +99,7 @@ fn every_variable_reaches_its_field() {
         ("SANDGATE_RUNNER_TTL_SEC", "2"),
         ("SANDGATE_VERDICT_TTL_SEC", "3"),
         ("SANDGATE_NEGATIVE_TTL_SEC", "4"),
+        ("SANDGATE_CORS", "simple"),
         ("SANDGATE_ACTIVITY_INTERVAL_SEC", "5"),
         ("SANDGATE_TUNNEL_ACTIVITY_BYTES", "6"),
         ("SANDGATE_ANONYMOUS_ACTIVITY", "false"),
@@ -158,6 +159,7 @@ fn every_variable_reaches_its_field() {
     assert_eq!(ttls.map(|ttl| ttl.as_secs()), [1, 2, 3, 4]);
     assert_eq!((config.activity_interval, config.tunnel_activity_bytes), (Duration::from_secs(5), 6));
     assert!(!config.anonymous_activity);
+    assert_eq!(config.cors, crate::cors::Mode::Simple);
     assert_eq!(config.ttl_signed.as_secs(), 6);
     let limits = config.limits;
     assert_eq!((limits.head_bytes_max, limits.header_count_max, limits.uri_bytes_max), (2001, 102, 1003));
