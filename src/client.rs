@@ -215,8 +215,18 @@ async fn request(
         }
     };
     let (next, used, overread, status, cause) = match outcome {
-        Ok(done) => (done.next, done.used, done.overread, done.status, None),
+        Ok(done) => {
+            if done.early {
+                // The client may read only when it has sent everything.
+                linger(shard, client).await;
+            }
+            (done.next, done.used, done.overread, done.status, None)
+        }
         Err(Failed { cause, answerable, reset }) => {
+            if let Cause::Rejected(reject) = cause {
+                // Before the answer, as for heads: who has the answer finds it counted.
+                add(&shard.counters.rejects[reject as usize], 1);
+            }
             let status = if answerable { cause.answer().status } else { 0 };
             let stays = answerable && answer(shard, client, head, rest, cause, request_id, sharing).await;
             if reset {
@@ -416,7 +426,7 @@ async fn own_answer(
     let gone = |_| Failed { cause: Cause::ClientGone, answerable: false, reset: false };
     client.send(shard, &own.text(head.method, request_id)).await.map_err(gone)?;
     let next = if keep { Next::KeepAlive } else { Next::Close };
-    Ok(exchange::Done { next, status, used: used.unwrap_or(0), overread: Vec::new() })
+    Ok(exchange::Done { next, status, used: used.unwrap_or(0), overread: Vec::new(), early: false })
 }
 
 /// A response of our own.
@@ -609,9 +619,6 @@ fn finish(
     add(&counters.duration_sum_us[class], took.as_micros() as u64);
     if let Some(cause) = cause {
         add(&counters.errors[source_index(cause.answer().source)], 1);
-        if let Cause::Rejected(reject) = cause {
-            add(&counters.rejects[reject as usize], 1);
-        }
     }
     if shard.log.wants(status, took) {
         let since = |at: Option<Instant>| at.map(|at| at.duration_since(stamps.started));

@@ -41,6 +41,8 @@ pub struct Done {
     pub used: usize,
     /// Bytes of a later request that were read together with this one's body.
     pub overread: Vec<u8>,
+    /// The answer came before the end of the request's body, which the client may still be sending.
+    pub early: bool,
 }
 
 /// An exchange that failed.
@@ -159,13 +161,13 @@ pub async fn exchange(
             }
             let early = outgoing.rest.to_vec();
             let next = Next::Tunnel(Tunnel { runner, early });
-            return Ok(Done { next, status, used: outgoing.rest.len(), overread: Vec::new() });
+            return Ok(Done { next, status, used: outgoing.rest.len(), overread: Vec::new(), early: false });
         }
         if answer.runner_reusable && whole {
             shard.pool.give(&target.runner, runner, shard.deadlines.now(), &shard.counters);
         }
         let next = if answer.client_stays && whole { Next::KeepAlive } else { Next::Close };
-        return Ok(Done { next, status, used: body.used, overread });
+        return Ok(Done { next, status, used: body.used, overread, early: !whole });
     }
 }
 
@@ -340,9 +342,13 @@ async fn both_ways(
     .await?;
     let uploaded = match uploaded {
         Some(result) => result.ok(),
-        // An early answer: the rest of the upload is given a moment, for a client that reads only when it has sent
-        // everything. Its waits own nothing, so giving up loses nothing but the connection, which ends anyway.
-        None => monoio::time::timeout(shard.config.limits.linger, upload).await.ok().and_then(Result::ok),
+        // An early answer. A runner that keeps its connection gets the rest for a moment, so that both connections
+        // may stay; one that does not has no use for it. The upload's waits own nothing, so giving up loses nothing
+        // but the connection, which ends anyway.
+        None if answered.runner_reusable => {
+            monoio::time::timeout(shard.config.limits.linger, upload).await.ok().and_then(Result::ok)
+        }
+        None => None,
     };
     Ok((answered, uploaded.map_or(Uploaded::Cut, Uploaded::Whole)))
 }

@@ -29,7 +29,8 @@ pub struct Limits {
     pub runner_idle_max: usize,
     /// Open client connections per shard; beyond it new ones are answered 503 and closed.
     pub connections_max: usize,
-    /// How long and how much of an unread request body is drained so that an early answer is not lost in a reset.
+    /// How long and how much of an unread request body is drained so that an early answer is not lost in a reset. Costs
+    /// reads, no memory.
     pub linger: Duration,
     pub linger_bytes_max: u64,
     /// Cached sandboxes per shard (public flag and runner). About 300 bytes each.
@@ -60,7 +61,7 @@ impl Default for Limits {
             runner_idle_max: 4096,
             connections_max: 200_000,
             linger: Duration::from_secs(2),
-            linger_bytes_max: 1 << 20,
+            linger_bytes_max: 64 << 20,
             sandbox_cache_max: 100_000,
             verdict_cache_max: 100_000,
             questions_max: 4096,

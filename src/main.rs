@@ -24,7 +24,11 @@ fn main() -> ExitCode {
             doctor::run(&environment, options.domain.as_deref())
         }
         Command::Demo(options) => demo::run(demo::DemoOptions { port: options.port }, |environment| {
-            start(&environment.into_iter().collect())
+            // How the gate runs on this machine is the operator's say; what it is in front of is not.
+            let machine = ["SANDGATE_DRIVER", "SANDGATE_SHARDS", "SANDGATE_PIN"]
+                .into_iter()
+                .filter_map(|name| Some((name, std::env::var(name).ok()?)));
+            start(&environment.into_iter().chain(machine).collect())
         }),
     }
 }

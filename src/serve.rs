@@ -11,6 +11,7 @@ use crate::socket;
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -21,7 +22,7 @@ const MESSAGES_EXTRA: usize = 64;
 /// Batches of access log lines between shards and their writer.
 const LOG_BATCHES_MAX: usize = 64;
 /// How long log lines may take to be written at the end; an output that nobody reads must not hold the exit up.
-const LOG_DEADLINE: std::time::Duration = std::time::Duration::from_secs(5);
+const LOG_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Runs until SIGTERM or SIGINT and the drain that follows.
 pub fn run(config: Config) -> ExitCode {
@@ -62,12 +63,22 @@ fn serve(config: Config) -> io::Result<ExitCode> {
     let (up, inbox) = mpsc::channel(config.limits.questions_max * shard_count);
     let log = LogWriter::stdout(LOG_BATCHES_MAX)?;
 
-    let mut downs = Vec::new();
+    let downs: Vec<_> = (0..shard_count)
+        .map(|_| Down::new(config.limits.questions_max + MESSAGES_EXTRA).map(Arc::new))
+        .collect::<io::Result<_>>()?;
+    // All that can be refused is asked for before anything runs: whoever reads "listening" may rely on all of it, the
+    // metrics page and the handling of signals included.
+    let _in_runtime = runtime.enter();
+    let signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let control = Control::new(settings(&config), inbox, downs.clone()).map_err(io::Error::other)?;
+    let listeners: Vec<_> = (0..shard_count)
+        .map(|_| {
+            socket::listen(config.listen, BACKLOG)
+                .map_err(with_context(format!("cannot listen on {} (PROXY_PORT)", config.listen)))
+        })
+        .collect::<io::Result<_>>()?;
     let mut threads = Vec::new();
-    for index in 0..shard_count {
-        let down = Arc::new(Down::new(config.limits.questions_max + MESSAGES_EXTRA)?);
-        let listener = socket::listen(config.listen, BACKLOG)
-            .map_err(with_context(format!("cannot listen on {} (PROXY_PORT)", config.listen)))?;
+    for (index, (listener, down)) in listeners.into_iter().zip(&downs).enumerate() {
         let start = Start {
             index,
             config: config.clone(),
@@ -78,7 +89,6 @@ fn serve(config: Config) -> io::Result<ExitCode> {
             up: up.clone(),
             log: log.sender(),
         };
-        downs.push(down);
         let thread = std::thread::Builder::new().name(format!("shard-{index}"));
         threads.push(thread.spawn(move || shard::run(start))?);
     }
@@ -97,7 +107,7 @@ fn serve(config: Config) -> io::Result<ExitCode> {
         ],
     );
 
-    let outcome = runtime.block_on(live(config, inbox, downs));
+    let code = runtime.block_on(live(config.shutdown, control, signals, downs));
     let mut failed = false;
     for thread in threads {
         failed |= !matches!(thread.join(), Ok(Ok(())));
@@ -108,7 +118,7 @@ fn serve(config: Config) -> io::Result<ExitCode> {
     if failed {
         event("error", &[("message", "a shard ended with an error")]);
     }
-    outcome.map(|code| if failed { ExitCode::FAILURE } else { code })
+    Ok(if failed { ExitCode::FAILURE } else { code })
 }
 
 /// The configuration's word for what [`ring::choose`] is asked.
@@ -120,14 +130,8 @@ pub fn wish(driver: DriverChoice) -> Wish {
     }
 }
 
-/// The control plane's life: serve, drain on the first signal, end on the second.
-async fn live(
-    config: Arc<Config>,
-    inbox: mpsc::Receiver<crate::mailbox::ToControl>,
-    downs: Vec<Arc<Down>>,
-) -> io::Result<ExitCode> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let settings = Settings {
+fn settings(config: &Config) -> Settings {
+    Settings {
         api_base: config.api_url.clone(),
         api_key: config.api_key.clone(),
         timeout: config.api_timeout,
@@ -135,14 +139,16 @@ async fn live(
         activity_interval: config.activity_interval,
         redis: config.redis.clone(),
         flights_max: config.limits.questions_max,
-    };
-    let control = match Control::new(settings, inbox, downs.clone()) {
-        Ok(control) => control,
-        Err(error) => {
-            tell(&downs, || ToShard::Stop).await;
-            return Err(io::Error::other(error));
-        }
-    };
+    }
+}
+
+/// The control plane's life: serve, drain on the first signal, end on the second. `shutdown`: how long a drain lasts.
+async fn live(
+    shutdown: Duration,
+    control: Control,
+    (mut terminate, mut interrupt): (Signal, Signal),
+    downs: Vec<Arc<Down>>,
+) -> ExitCode {
     let mut drained = control.all_drained();
     let control = tokio::spawn(control.run(std::future::pending()));
 
@@ -152,7 +158,7 @@ async fn live(
     tokio::select! {
         // An error would mean that the control plane is gone: then nobody will say it any more.
         _ = drained.wait_for(|all| *all) => event("info", &[("message", "drained")]),
-        () = tokio::time::sleep(config.shutdown) => {
+        () = tokio::time::sleep(shutdown) => {
             event("warning", &[("message", "the time to drain is over, ending what still runs")]);
         }
         () = either(&mut terminate, &mut interrupt) => {
@@ -161,7 +167,7 @@ async fn live(
     }
     tell(&downs, || ToShard::Stop).await;
     control.abort();
-    Ok(ExitCode::SUCCESS)
+    ExitCode::SUCCESS
 }
 
 async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
@@ -174,7 +180,7 @@ async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
 async fn tell(downs: &[Arc<Down>], message: impl Fn() -> ToShard) {
     for down in downs {
         while down.push(message()).is_err() {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 }

@@ -21,8 +21,17 @@ impl Demo {
     fn start() -> Self {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
         let mut command = Command::new(env!("CARGO_BIN_EXE_sandgate"));
-        command.args(["demo", "--port", &port.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
+        command.args(["demo", "--port", &port.to_string()]).stdout(Stdio::null()).stderr(Stdio::piped());
+        let driver = std::env::var("SANDGATE_TEST_DRIVER");
+        if let Ok(driver) = &driver {
+            command.env("SANDGATE_DRIVER", driver);
+        }
         let mut child = command.spawn().expect("the binary starts");
+        let events = child.stderr.take().expect("it is piped");
+        let mut lines = BufReader::new(events).lines().map_while(Result::ok);
+        let line = lines.find(|line| line.contains("sandgate is listening")).expect("the demo listens");
+        assert!(driver.is_err() || line.contains(&driver.unwrap_or_default()), "another driver: {line}");
+        std::thread::spawn(move || lines.for_each(drop));
         let begun = Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             let ended = child.try_wait().expect("a child of ours");

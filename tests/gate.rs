@@ -4,14 +4,24 @@
 mod activity;
 #[path = "gate/answers.rs"]
 mod answers;
+#[path = "gate/chaos.rs"]
+mod chaos;
 #[path = "gate/cors.rs"]
 mod cors;
+#[path = "gate/faults.rs"]
+mod faults;
 #[path = "gate/harness.rs"]
 mod harness;
+#[path = "gate/kernel.rs"]
+mod kernel;
 #[path = "gate/life.rs"]
 mod life;
 #[path = "gate/smuggling.rs"]
 mod smuggling;
+#[path = "gate/strict.rs"]
+mod strict;
+#[path = "gate/traffic.rs"]
+mod traffic;
 #[path = "gate/tunnels.rs"]
 mod tunnels;
 #[path = "gate/warning.rs"]

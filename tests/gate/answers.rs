@@ -40,6 +40,7 @@ fn a_truncated_answer_is_never_passed_as_a_complete_one() {
             ),
         }
     }
+    gate.check(&runner);
 }
 
 #[test]
@@ -65,6 +66,7 @@ fn bytes_behind_an_answer_reach_no_other_client() {
     }
     // None of the connections with an oddity was used again.
     assert!(runner.received().len() > 20, "{}", runner.received().len());
+    gate.check(&runner);
 }
 
 #[test]
@@ -113,6 +115,7 @@ fn a_get_survives_a_stale_connection_and_a_post_is_never_executed_twice() {
     ids.sort();
     ids.dedup();
     assert_eq!(ids.len(), count, "executed twice");
+    gate.check(&runner);
 }
 
 #[test]
@@ -140,6 +143,57 @@ fn an_early_answer_reaches_a_client_that_is_still_uploading() {
     assert_eq!((answer.status(), answer.text().as_str()), (413, "big"));
     drop(wire);
     upload.join().expect("it only writes");
+    gate.check(&runner);
+}
+
+/// A client that does not read while it sends gets the answer all the same, and a clean end behind it: its upload is
+/// read away, where closing at once would reset the connection and take the answer with it.
+#[test]
+fn an_early_answer_reaches_a_client_that_reads_only_when_it_has_sent_everything() {
+    const LENGTH: usize = 24 << 20;
+    let runner = Runner::start(|mut wire, _| {
+        let Ok(Some(head)) = wire.head() else { return };
+        let closes = head.target().ends_with("/closes");
+        let connection = if closes { "Connection: close\r\n" } else { "" };
+        wire.send(format!("HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n{connection}\r\nbig"))
+            .expect("the gate reads");
+        if !closes {
+            // Neither reads on nor closes.
+            wire.stream.set_read_timeout(None).expect("no timeout");
+            let gone = wire.stream.try_clone().expect("a descriptor");
+            while gone.peek(&mut [0; 1]).is_ok_and(|n| n > 0) && !wire.is_cut() {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+        }
+    });
+    let gate = Gate::start(&Api::start(runner.addr), &[("SANDGATE_LINGER_MS", "1500")]);
+    let closed = HOST.replace("3000", "2280");
+    for (host, path, status) in [(HOST, "/closes", 413), (HOST, "/stays", 413), (&closed, "/x", 401)] {
+        for chunked in [false, true] {
+            let mut wire = gate.connect();
+            let framing = if chunked {
+                "Transfer-Encoding: chunked".into()
+            } else {
+                format!("Content-Length: {LENGTH}")
+            };
+            wire.send(format!("POST {path} HTTP/1.1\r\nHost: {host}\r\n{framing}\r\n\r\n"))
+                .expect("the gate reads");
+            let block = vec![b'x'; 1 << 20];
+            for _ in 0..LENGTH >> 20 {
+                let piece = if chunked {
+                    [b"100000\r\n".as_slice(), &block, b"\r\n"].concat()
+                } else {
+                    block.clone()
+                };
+                wire.send(piece).unwrap_or_else(|error| panic!("{path}: the upload was cut off: {error}"));
+            }
+            let answer = wire.expect_message().expect("the early answer");
+            assert_eq!(answer.status(), status, "{path}: {answer:?}");
+            assert_eq!(wire.rest().expect("an end without a reset"), b"", "{path}");
+        }
+    }
+    gate.await_metric("http_server_active_requests", 0);
+    gate.check(&runner);
 }
 
 #[test]
@@ -173,6 +227,7 @@ fn a_chunked_upload_arrives_to_the_byte() {
     assert!(*got.lock().expect("no thread panics with it") == body, "the runner got other bytes");
     // The connection stands where the body ended.
     assert_eq!(wire.get("/again").expect("an answer").text(), "done");
+    gate.check(&runner);
 }
 
 #[test]
@@ -218,4 +273,5 @@ fn a_large_download_arrives_to_the_byte_in_bounded_memory() {
     let grown = (highest.load(SeqCst) as u64).saturating_sub(before);
     assert!(grown < 32 * 1024, "{grown} KiB more");
     assert_eq!(wire.get("/small").expect("an answer").text(), "small");
+    gate.check(&runner);
 }

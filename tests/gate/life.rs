@@ -1,6 +1,7 @@
 //! Deadlines, peers that are not there, and the end of the process.
 
 use crate::harness::{Api, DEADLINE, Gate, HOST, Runner, free_port, ok};
+use rustix::process::Signal;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Mutex, mpsc};
@@ -18,6 +19,7 @@ fn half_a_head_is_answered_408_and_closed() {
     assert!(begun.elapsed() >= Duration::from_millis(400), "too early: {:?}", begun.elapsed());
     assert!(wire.is_over());
     assert!(runner.received().is_empty());
+    gate.check(&runner);
 }
 
 #[test]
@@ -29,6 +31,7 @@ fn an_idle_connection_is_closed_in_silence() {
     let begun = Instant::now();
     assert!(wire.is_over());
     assert!(begun.elapsed() >= Duration::from_millis(500), "too early: {:?}", begun.elapsed());
+    gate.check(&runner);
 }
 
 #[test]
@@ -45,6 +48,7 @@ fn a_runner_that_refuses_is_looked_up_once_more_and_then_told() {
     api.script.runner_port.store(runner.addr.port(), SeqCst);
     assert_eq!(gate.get("/").expect("an answer").status(), 200);
     assert_eq!(api.script.runner_questions.load(SeqCst), 3);
+    gate.check(&runner);
 }
 
 #[test]
@@ -58,6 +62,7 @@ fn an_api_that_is_down_is_asked_three_times_and_told() {
     assert!(answer.has_code("CONTROL_PLANE_DOWN"), "{answer:?}");
     assert_eq!(api.script.questions.load(SeqCst), 3);
     assert!(runner.received().is_empty());
+    gate.check(&runner);
 }
 
 /// A runner that answers `/slow` when told to, and tells when it has read it.
@@ -81,23 +86,6 @@ fn slow_runner() -> (Runner, mpsc::Receiver<()>, mpsc::Sender<()>) {
     (runner, has_read, go)
 }
 
-fn terminate(gate: &Gate) {
-    let id = i32::try_from(gate.child.id()).ok().and_then(rustix::process::Pid::from_raw);
-    rustix::process::kill_process(id.expect("a process id"), rustix::process::Signal::TERM)
-        .expect("our own child");
-}
-
-fn exit_code(gate: &mut Gate) -> Option<i32> {
-    let begun = Instant::now();
-    while begun.elapsed() < DEADLINE {
-        if let Some(status) = gate.child.try_wait().expect("our own child") {
-            return status.code();
-        }
-        std::thread::yield_now();
-    }
-    panic!("the gate does not end");
-}
-
 #[test]
 fn a_drain_finishes_what_runs_and_takes_nothing_new() {
     let (runner, has_read, go) = slow_runner();
@@ -107,7 +95,7 @@ fn a_drain_finishes_what_runs_and_takes_nothing_new() {
     let mut slow = gate.connect();
     slow.send(format!("GET /slow HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).expect("the gate reads");
     has_read.recv_timeout(DEADLINE).expect("the runner reads it");
-    terminate(&gate);
+    gate.signal(Signal::TERM);
     assert!(idle.is_over(), "an idle connection is closed");
     let begun = Instant::now();
     while TcpStream::connect(gate.addr).is_ok() {
@@ -118,7 +106,7 @@ fn a_drain_finishes_what_runs_and_takes_nothing_new() {
     let answer = slow.expect_message().expect("what runs is finished");
     assert!(answer.text().ends_with("/slow"), "{answer:?}");
     assert!(slow.is_over());
-    assert_eq!(exit_code(&mut gate), Some(0));
+    assert_eq!(gate.exit_code(), Some(0));
 }
 
 #[test]
@@ -130,12 +118,31 @@ fn a_second_signal_ends_at_once() {
     let mut slow = gate.connect();
     slow.send(format!("GET /slow HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).expect("the gate reads");
     has_read.recv_timeout(DEADLINE).expect("the runner reads it");
-    terminate(&gate);
+    gate.signal(Signal::TERM);
     // Seen to drain, so the second signal is a second one.
     assert!(idle.is_over());
     let begun = Instant::now();
-    terminate(&gate);
-    assert_eq!(exit_code(&mut gate), Some(0));
+    gate.signal(Signal::TERM);
+    assert_eq!(gate.exit_code(), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     assert!(slow.message().is_err() || slow.is_over());
+}
+
+#[test]
+fn a_metrics_port_that_is_taken_ends_the_start() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    let port = taken.local_addr().expect("it is bound").port();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_sandgate"))
+        .env("DAYTONA_API_URL", "http://127.0.0.1:1/api")
+        .env("PROXY_PORT", free_port().to_string())
+        .env("PROXY_PROTOCOL", "http")
+        .env("PROXY_API_KEY", "a-key-of-this-test-and-of-nothing-else")
+        .env("SANDGATE_LISTEN", "127.0.0.1")
+        .env("METRICS_PORT", port.to_string())
+        .output()
+        .expect("the binary runs");
+    let events = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{events}");
+    assert!(events.contains(&port.to_string()), "{events}");
+    assert!(!events.contains("listening\""), "it said that it listens: {events}");
 }

@@ -32,7 +32,7 @@ fn gate_before(behave: impl Fn(Wire, usize) + Send + Sync + 'static) -> (Runner,
 fn bytes_sent_before_the_switch_arrive_after_it_and_bytes_glued_to_it_are_kept() {
     let (told, tell) = mpsc::channel();
     let told = std::sync::Mutex::new(told);
-    let (_runner, gate) = gate_before(move |mut wire, _| {
+    let (runner, gate) = gate_before(move |mut wire, _| {
         let Ok(Some(_)) = wire.head() else { return };
         // Nothing of the early bytes may be here yet: the gate must not send them before the 101.
         wire.stream.set_read_timeout(Some(Duration::from_millis(300))).expect("not zero");
@@ -55,13 +55,14 @@ fn bytes_sent_before_the_switch_arrive_after_it_and_bytes_glued_to_it_are_kept()
     assert_eq!(early, Err(std::io::ErrorKind::WouldBlock), "bytes before the switch");
     assert_eq!((first.as_slice(), second.as_slice()), (&b"early"[..], &b"up"[..]));
     assert!(wire.is_over(), "the runner's end is passed on");
+    gate.check(&runner);
 }
 
 #[test]
 fn a_half_close_passes_each_way_and_leaves_the_other_way_open() {
     let (told, tell) = mpsc::channel();
     let told = std::sync::Mutex::new(told);
-    let (_runner, gate) = gate_before(move |mut wire, _| {
+    let (runner, gate) = gate_before(move |mut wire, _| {
         let Ok(Some(head)) = wire.head() else { return };
         wire.send(switching(ACCEPT)).expect("the gate reads");
         if head.target().ends_with("/client-first") {
@@ -89,11 +90,12 @@ fn a_half_close_passes_each_way_and_leaves_the_other_way_open() {
     wire.end_writing();
     let all = tell.recv_timeout(crate::harness::DEADLINE).expect("the runner sees the client's end");
     assert_eq!(all, Ok(b"still here".to_vec()));
+    gate.check(&runner);
 }
 
 #[test]
 fn a_switch_that_was_not_asked_for_or_not_proved_is_a_bad_gateway() {
-    let (_runner, gate) = gate_before(|mut wire, _| {
+    let (runner, gate) = gate_before(|mut wire, _| {
         let Ok(Some(head)) = wire.head() else { return };
         let accept = if head.target().ends_with("/wrong") { "AAAAAAAAAAAAAAAAAAAAAAAAAAA=" } else { ACCEPT };
         wire.send(switching(accept)).expect("the gate reads");
@@ -104,6 +106,7 @@ fn a_switch_that_was_not_asked_for_or_not_proved_is_a_bad_gateway() {
     wire.send(upgrade("/wrong")).expect("the gate reads");
     assert_eq!(wire.expect_message().expect("an answer").status(), 502);
     assert_eq!(gate.get("/plain").expect("an answer").status(), 502);
+    gate.check(&runner);
 }
 
 #[test]
@@ -124,6 +127,7 @@ fn an_upgrade_to_h2c_is_not_passed_on() {
     ))
     .expect("the gate reads");
     assert_eq!(wire.expect_message().expect("an answer").text(), "stripped");
+    gate.check(&runner);
 }
 
 #[test]
@@ -133,7 +137,7 @@ fn a_thousand_idle_tunnels_hold_no_kernel_worker() {
     if let Ok(limit) = rlimit() {
         assert!(limit > 3 * TUNNELS as u64, "the test needs more descriptors than {limit}");
     }
-    let (_runner, gate) = gate_before(|mut wire, _| {
+    let (runner, gate) = gate_before(|mut wire, _| {
         let Ok(Some(_)) = wire.head() else { return };
         wire.send(switching(ACCEPT)).expect("the gate reads");
         wire.stream.set_read_timeout(None).expect("no timeout");
@@ -154,6 +158,7 @@ fn a_thousand_idle_tunnels_hold_no_kernel_worker() {
     let workers = names.iter().filter(|name| name.starts_with("iou-wrk")).count();
     assert_eq!(workers, 0, "{names:?}");
     assert_eq!(tunnels.len(), TUNNELS);
+    gate.check(&runner);
 }
 
 /// Raised to the hard one.
