@@ -10,8 +10,12 @@ mod cors;
 mod harness;
 #[path = "gate/life.rs"]
 mod life;
+#[path = "gate/limits.rs"]
+mod limits;
 #[path = "gate/smuggling.rs"]
 mod smuggling;
+#[path = "gate/toolbox.rs"]
+mod toolbox;
 #[path = "gate/tunnels.rs"]
 mod tunnels;
 #[path = "gate/warning.rs"]
