@@ -97,7 +97,7 @@ pub async fn serve(
     socket: Socket,
     peer: IpAddr,
     trusted: bool,
-    held: Option<Held<ClientNet>>,
+    held: Option<Box<Held<ClientNet>>>,
 ) {
     let watch = shard.deadlines.watch(socket.raw_fd());
     let client = Client {

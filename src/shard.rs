@@ -197,7 +197,7 @@ fn accepted(shard: &Rc<Shard>, fd: OwnedFd, peer: std::net::IpAddr) {
     // A trusted peer's connections are many clients'.
     let held = match shard.admission.client_connection(peer.into()) {
         _ if trusted => None,
-        Ok(held) => held,
+        Ok(held) => held.map(Box::new),
         Err(_) => {
             add(&shard.counters.limited[Limit::ClientConnections as usize], 1);
             turn_away(
