@@ -6,6 +6,7 @@
 
 use crate::access_log::Line;
 use crate::activity::InUse;
+use crate::admission::{Exceeded, Held, Limit};
 use crate::cors::{self, Decision, Preflight, Relation, Sharing};
 use crate::counters::{AuthResult, Class, add, less};
 use crate::deadlines::{Fired, Watch};
@@ -13,7 +14,9 @@ use crate::error::{Cause, Source};
 use crate::exchange::{self, Failed, Next, Outgoing};
 use crate::grant::{Asker, Grant, authorize};
 use crate::head::{FieldId, Method, RequestHead};
+use crate::ids::SandboxId;
 use crate::initiator;
+use crate::rate::ClientNet;
 use crate::relay::Means;
 use crate::request_id::RequestId;
 use crate::route::{NoRoute, Route, route};
@@ -25,7 +28,7 @@ use crate::warning;
 use rustix::net::Shutdown;
 use std::cell::Cell;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -42,6 +45,8 @@ pub struct Client {
     first_byte: Cell<Option<Instant>>,
     /// What keeps the sandbox of the request or tunnel from being stopped.
     in_use: Cell<Option<InUse>>,
+    /// The sandbox's count of what is under way, when it is limited.
+    sandbox_slot: Cell<Option<Box<Held<SandboxId>>>>,
 }
 
 impl Client {
@@ -86,9 +91,15 @@ impl Client {
 }
 
 /// Serves one accepted connection to its end.
-pub async fn serve(shard: Rc<Shard>, socket: Socket, peer: IpAddr) {
+/// `held`: this connection's place among its client's, where these are limited.
+pub async fn serve(
+    shard: Rc<Shard>,
+    socket: Socket,
+    peer: IpAddr,
+    trusted: bool,
+    held: Option<Box<Held<ClientNet>>>,
+) {
     let watch = shard.deadlines.watch(socket.raw_fd());
-    let trusted = shard.config.trusted_proxies.iter().any(|net| net.contains(&peer));
     let client = Client {
         watch,
         transport: socket,
@@ -96,6 +107,7 @@ pub async fn serve(shard: Rc<Shard>, socket: Socket, peer: IpAddr) {
         trusted,
         first_byte: Cell::new(None),
         in_use: Cell::new(None),
+        sandbox_slot: Cell::new(None),
     };
     add(&shard.counters.connections_open, 1);
     loop {
@@ -117,6 +129,7 @@ pub async fn serve(shard: Rc<Shard>, socket: Socket, peer: IpAddr) {
             }
         }
     }
+    drop(held);
     less(&shard.counters.connections_open);
 }
 
@@ -241,6 +254,7 @@ async fn request(
     client.watch.waits_for_others(false);
     if !matches!(next, Next::Tunnel(_)) {
         client.in_use.set(None);
+        client.sandbox_slot.set(None);
     }
     less(&shard.counters.requests_active);
     finish(shard, client, head, request_id, &stamps, status, cause);
@@ -286,11 +300,25 @@ async fn staged(
     if route == Route::Health {
         return health(shard, client, head, rest, request_id).await;
     }
-    let asker = Asker { shard, watch: &client.watch, ip: client.visitor(shard, head), now: stamps.started };
+    let asker = Asker::new(shard, &client.watch, client.visitor(shard, head), stamps.started);
+    let limited = |limit, exceeded: Exceeded| {
+        add(&shard.counters.limited[limit as usize], 1);
+        early(Cause::Limited(limit, exceeded.0))
+    };
+    shard
+        .admission
+        .client_request(asker.ip.into(), asker.now)
+        .map_err(|exceeded| limited(Limit::ClientRequests, exceeded))?;
     let grant = authorize(&asker, &route, head).await.map_err(early)?;
     stamps.granted = Some(Instant::now());
     stamps.auth = Some(grant.auth());
     let target = target::locate(&asker, &grant, false).await.map_err(early)?;
+    asker.repay();
+    if let Some(place) = &target.place {
+        let slot = shard.admission.sandbox_request(&place.sandbox, asker.now);
+        let slot = slot.map_err(|exceeded| limited(Limit::Sandbox, exceeded))?;
+        client.sandbox_slot.set(slot.map(Box::new));
+    }
     if let Some(place) = target.place.as_ref().filter(|_| keeps_awake(shard, head, &grant)) {
         shard.activity.mention(place, shard.deadlines.now(), &shard.questions, &shard.counters);
         client.in_use.set(Some(shard.activity.begin(place)));
@@ -379,12 +407,8 @@ impl Client {
         let fields = head.fields.iter().filter(|f| f.id == FieldId::XForwardedFor);
         for field in fields.rev() {
             for part in field.value.of(head.bytes).rsplit(|b| *b == b',') {
-                let Some(ip) =
-                    std::str::from_utf8(part.trim_ascii()).ok().and_then(|t| t.parse::<IpAddr>().ok())
-                else {
-                    return visitor;
-                };
-                visitor = ip.to_canonical();
+                let Some(ip) = forwarded_address(part) else { return visitor };
+                visitor = ip;
                 if !shard.config.trusted_proxies.iter().any(|net| net.contains(&visitor)) {
                     return visitor;
                 }
@@ -392,6 +416,14 @@ impl Client {
         }
         visitor
     }
+}
+
+/// An address as proxies write it into X-Forwarded-For: alone, or with a port as some do.
+fn forwarded_address(part: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(part.trim_ascii()).ok()?;
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let with_port = || text.parse::<SocketAddr>().ok().map(|addr| addr.ip());
+    Some(bare.parse().ok().or_else(with_port)?.to_canonical())
 }
 
 /// Our own page: is the gate alive? 503 while it drains, so that load balancers turn away.
@@ -631,7 +663,7 @@ fn finish(
             status,
             cause: cause.map(|c| c.answer()),
             auth: stamps.auth.map(|a| a.as_str()),
-            client_ip: client.peer,
+            client_ip: client.visitor(shard, head),
             granted: since(stamps.granted),
             first_byte: since(client.first_byte.get()),
             took,

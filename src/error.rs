@@ -3,6 +3,7 @@
 //! Whose fault first, then what. The text outside is chosen here; nothing that came from the API, a runner or the
 //! system is ever put into it. The inside text goes to the log, complete.
 
+use crate::admission::Limit;
 use crate::head::Reject;
 use crate::mailbox::Trouble;
 use crate::route::NoRoute;
@@ -27,6 +28,8 @@ pub enum Cause {
     NotFound,
     /// The sandbox has no runner (archived, not built yet, destroyed).
     SandboxNotRunning,
+    /// The client or the sandbox uses more than it may; seconds to wait.
+    Limited(Limit, u32),
     /// The control plane has no answer.
     Api(Trouble),
     RunnerConnect,
@@ -254,7 +257,24 @@ impl Cause {
                     "the operator should check the runner's proxy URL",
                 ),
                 Trouble::Overloaded => Self::Overloaded.answer(),
+                Trouble::ClientLimited(seconds) => Self::Limited(Limit::LookUps, seconds).answer(),
             },
+            Self::Limited(limit, seconds) => {
+                let (code, message, hint) = match limit {
+                    Limit::LookUps => (
+                        "CLIENT_LIMIT",
+                        "too many requests from your address that open nothing",
+                        "check host and credentials, then try again",
+                    ),
+                    Limit::ClientRequests | Limit::ClientConnections => {
+                        ("CLIENT_LIMIT", "too many requests from your address", "slow down and try again")
+                    }
+                    Limit::Sandbox => {
+                        ("SANDBOX_LIMIT", "too many requests to this sandbox", "slow down and try again")
+                    }
+                };
+                Answer { retry_after: Some(seconds), ..row(429, code, Proxy, message, hint) }
+            }
             Self::RunnerConnect => row(
                 502,
                 "RUNNER_UNREACHABLE",

@@ -12,6 +12,7 @@
 
 pub mod access_log;
 pub mod activity;
+pub mod admission;
 pub mod buffers;
 pub mod cache;
 pub mod chunked;
@@ -39,6 +40,7 @@ pub mod log_writer;
 pub mod mailbox;
 pub mod pool;
 pub mod questions;
+pub mod rate;
 pub mod relay;
 pub mod request_id;
 pub mod ring;

@@ -79,6 +79,8 @@ pub enum Trouble {
     RunnerUrl,
     /// The mailbox or the table of open questions is full.
     Overloaded,
+    /// The client has made the gate ask too much in vain; seconds to wait. Nobody was asked.
+    ClientLimited(u32),
 }
 
 pub type Reply = Result<Answer, Trouble>;

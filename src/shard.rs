@@ -2,6 +2,7 @@
 
 use crate::access_log::Log;
 use crate::activity::Activity;
+use crate::admission::{Admission, Limit};
 use crate::buffers::Buffers;
 use crate::client;
 use crate::config::{Config, Scheme};
@@ -46,6 +47,7 @@ pub struct Shard {
     pub cookie_keys: CookieKeys,
     pub places: RefCell<Places>,
     pub activity: Rc<Activity>,
+    pub admission: Admission,
     pub questions: Questions,
     pub request_ids: RequestIds,
     pub log: Log,
@@ -75,6 +77,7 @@ impl Shard {
             ),
             places: RefCell::new(Places::new(limits.sandbox_cache_max)),
             activity: Activity::new(config.activity_interval, config.tunnel_activity_bytes),
+            admission: Admission::new(&config.admission),
             questions: Questions::new(up, limits.questions_max),
             request_ids: RequestIds::new(),
             log: Log::new(config.access_log, config.slow, log, counters.clone()),
@@ -190,21 +193,42 @@ fn accepted(shard: &Rc<Shard>, fd: OwnedFd, peer: std::net::IpAddr) {
         shed(shard, &fd);
         return;
     }
+    let trusted = shard.config.trusted_proxies.iter().any(|net| net.contains(&peer));
+    // A trusted peer's connections are many clients'.
+    let held = match shard.admission.client_connection(peer.into()) {
+        _ if trusted => None,
+        Ok(held) => held.map(Box::new),
+        Err(_) => {
+            add(&shard.counters.limited[Limit::ClientConnections as usize], 1);
+            turn_away(
+                &fd,
+                429,
+                "Too Many Requests",
+                "CLIENT_LIMIT",
+                "too many connections from your address",
+            );
+            return;
+        }
+    };
     let socket = socket::set_stream_options(fd.as_fd()).and_then(|()| Socket::new(fd));
     match socket {
         Ok(socket) => {
-            monoio::spawn(client::serve(shard.clone(), socket, peer));
+            monoio::spawn(client::serve(shard.clone(), socket, peer, trusted, held));
         }
         Err(_) => add(&shard.counters.accept_failures, 1),
     }
 }
 
-/// One try, no wait: who is turned away for want of room must not cost any.
 fn shed(shard: &Shard, fd: &OwnedFd) {
     add(&shard.counters.connections_shed, 1);
-    let body = r#"{"statusCode":503,"message":"too much is going on here","code":"OVERLOADED"}"#;
+    turn_away(fd, 503, "Service Unavailable", "OVERLOADED", "too much is going on here");
+}
+
+/// One try, no wait: who is turned away for want of room must not cost any.
+fn turn_away(fd: &OwnedFd, status: u16, reason: &str, code: &str, message: &str) {
+    let body = format!(r#"{{"statusCode":{status},"message":"{message}","code":"{code}"}}"#);
     let answer = format!(
-        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+        "HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
          Retry-After: 1\r\nConnection: close\r\n\r\n{body}",
         body.len()
     );

@@ -7,9 +7,8 @@ use crate::error::Cause;
 use crate::forward::RunnerPath;
 use crate::grant::{Access, Asker, Grant};
 use crate::ids::SandboxId;
-use crate::mailbox::{Answer, Question, Reply, Trouble};
+use crate::mailbox::{Answer, Question, Trouble};
 use crate::pool::Runner;
-use crate::questions::{Left, ask};
 use std::fmt::Write as _;
 use std::rc::Rc;
 use std::time::Instant;
@@ -43,12 +42,11 @@ pub async fn locate(asker: &Asker<'_>, grant: &Grant, fresh: bool) -> Result<Tar
         Access::BuildLogs { of, follow, bearer } => {
             let question =
                 Question::BuildLogs { of: of.clone(), bearer: bearer.clone(), client_ip: asker.ip };
-            let (address, snapshot_ref) = match ask(asker.shard, asker.watch, question).await {
-                Err(Left) => return Err(Cause::ClientGone),
-                Ok(Ok(Answer::BuildLogs { runner, snapshot_ref })) => (runner, snapshot_ref),
-                Ok(Ok(Answer::No)) => return Err(Cause::AuthInvalid),
-                Ok(Ok(_)) => return Err(Cause::NotFound),
-                Ok(Err(trouble)) => return Err(Cause::Api(trouble)),
+            let (address, snapshot_ref) = match asker.ask(question).await? {
+                Ok(Answer::BuildLogs { runner, snapshot_ref }) => (runner, snapshot_ref),
+                Ok(Answer::No) => return Err(Cause::AuthInvalid),
+                Ok(_) => return Err(Cause::NotFound),
+                Err(trouble) => return Err(Cause::Api(trouble)),
             };
             let runner = asker.shard.pool.runner(address).ok_or(Cause::Api(Trouble::RunnerUrl))?;
             let mut target = String::from("/snapshots/logs?snapshotRef=");
@@ -71,10 +69,7 @@ async fn place_of(asker: &Asker<'_>, sandbox: &SandboxId, fresh: bool) -> Result
         return place.clone().ok_or(Cause::SandboxNotRunning);
     }
     add(&shard.counters.cache_misses[CacheKind::Runner as usize], 1);
-    let reply: Reply = match ask(shard, asker.watch, Question::Runner { sandbox: *sandbox, fresh }).await {
-        Err(Left) => return Err(Cause::ClientGone),
-        Ok(reply) => reply,
-    };
+    let reply = asker.ask(Question::Runner { sandbox: *sandbox, fresh }).await?;
     let (place, ttl) = match reply {
         Ok(Answer::Runner(address)) => {
             let runner = shard.pool.runner(address).ok_or(Cause::Api(Trouble::RunnerUrl))?;

@@ -16,10 +16,14 @@ mod harness;
 mod kernel;
 #[path = "gate/life.rs"]
 mod life;
+#[path = "gate/limits.rs"]
+mod limits;
 #[path = "gate/smuggling.rs"]
 mod smuggling;
 #[path = "gate/strict.rs"]
 mod strict;
+#[path = "gate/toolbox.rs"]
+mod toolbox;
 #[path = "gate/traffic.rs"]
 mod traffic;
 #[path = "gate/tunnels.rs"]

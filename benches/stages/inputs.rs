@@ -182,7 +182,7 @@ impl World {
     }
 
     fn asker(&self) -> Asker<'_> {
-        Asker { shard: &self.shard, watch: &self.watch, ip: CLIENT_IP, now: self.now }
+        Asker::new(&self.shard, &self.watch, CLIENT_IP, self.now)
     }
 
     /// Lets the shard see this request once, so that its caches know all about it.

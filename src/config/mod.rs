@@ -18,13 +18,15 @@ pub use mistake::{Kind as MistakeKind, Mistake};
 pub use secret::Secret;
 pub use table::reference;
 
+use crate::admission::AdmissionRules;
 use crate::cors;
 use crate::initiator;
 use crate::limits::Limits;
+use crate::rate::Rate;
 use ipnet::IpNet;
 use reader::Reader;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 use url::Url;
 
@@ -33,6 +35,8 @@ const API_KEY_LENGTH_MIN: usize = 32;
 
 /// Each may cost an HMAC per cookie that no key opens.
 const COOKIE_KEYS_MAX: usize = 4;
+
+const TWO: NonZeroU32 = NonZeroU32::new(2).unwrap();
 
 /// Keys that stand in public examples.
 const API_KEYS_KNOWN: [&str; 2] = ["super_secret_key", "secret_api_token"];
@@ -88,6 +92,7 @@ pub struct Config {
     pub tunnel_activity_bytes: u64,
     /// Requests without a proof count as use too.
     pub anonymous_activity: bool,
+    pub admission: AdmissionRules,
     pub limits: Limits,
     /// Not used yet: login.
     pub oidc: Oidc,
@@ -240,6 +245,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let ttl_verdict = reader.seconds("SANDGATE_VERDICT_TTL_SEC");
     let ttl_signed = reader.seconds("SANDGATE_SIGNED_TTL_SEC");
     let ttl_negative = reader.seconds("SANDGATE_NEGATIVE_TTL_SEC");
+    let admission = admission(reader);
     let cors = reader.word("SANDGATE_CORS", cors::Mode::from_word);
     let activity_interval = reader.seconds("SANDGATE_ACTIVITY_INTERVAL_SEC");
     let tunnel_activity_bytes = reader.count("SANDGATE_TUNNEL_ACTIVITY_BYTES") as u64;
@@ -270,6 +276,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         activity_interval,
         tunnel_activity_bytes,
         anonymous_activity,
+        admission,
         limits,
         oidc,
         redis,
@@ -350,6 +357,23 @@ fn limits(reader: &mut Reader<'_>) -> Limits {
         }));
     }
     limits
+}
+
+fn admission(reader: &mut Reader<'_>) -> AdmissionRules {
+    let mut number =
+        |name| NonZeroU32::new(u32::try_from(reader.count(name)).expect("ranges stay below 2^32"));
+    let burst = number("SANDGATE_LOOKUP_BURST");
+    let lookups = number("SANDGATE_LOOKUP_RATE").zip(burst);
+    // What a page of many assets asks at once is not a flood.
+    let two_seconds = |per_second: NonZeroU32| Rate { per_second, burst: per_second.saturating_mul(TWO) };
+    AdmissionRules {
+        lookups: lookups.map(|(per_second, burst)| Rate { per_second, burst }),
+        client_requests: number("SANDGATE_CLIENT_RATE").map(two_seconds),
+        sandbox_requests: number("SANDGATE_SANDBOX_RATE").map(two_seconds),
+        client_connections_max: number("SANDGATE_CLIENT_CONNECTIONS_MAX").map(NonZeroU32::get),
+        sandbox_requests_max: number("SANDGATE_SANDBOX_REQUESTS_MAX").map(NonZeroU32::get),
+        keys_max: reader.count("SANDGATE_LIMIT_KEYS_MAX"),
+    }
 }
 
 /// Going on in clear text where TLS was asked for would show every token to the network.

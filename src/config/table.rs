@@ -241,6 +241,48 @@ pub const VARIABLES: &[Variable] = &[
         "How long a refusal is remembered, so that repeating it does not reach the API.",
     ),
     row(
+        "SANDGATE_LOOKUP_RATE",
+        number(0, 1_000_000, "per second, client and shard"),
+        Value("50"),
+        "Look-ups at the API that let nobody in; beyond it the client (IPv6: its /64) is answered 429. 0: no limit.",
+    ),
+    row(
+        "SANDGATE_LOOKUP_BURST",
+        number(1, 1_000_000, "per client and shard"),
+        Value("2000"),
+        "Look-ups at once before that rate holds; bounds how many a client may have under way.",
+    ),
+    row(
+        "SANDGATE_CLIENT_RATE",
+        number(0, 1_000_000, "per second, client and shard"),
+        Value("0"),
+        "Requests of one client; bursts of twice as many pass. 0: no limit.",
+    ),
+    row(
+        "SANDGATE_SANDBOX_RATE",
+        number(0, 1_000_000, "per second, sandbox and shard"),
+        Value("0"),
+        "Requests to one sandbox; bursts of twice as many pass. 0: no limit.",
+    ),
+    row(
+        "SANDGATE_CLIENT_CONNECTIONS_MAX",
+        number(0, 10_000_000, "per client and shard"),
+        Value("0"),
+        "Open connections of one client; those of trusted proxies do not count. 0: no limit.",
+    ),
+    row(
+        "SANDGATE_SANDBOX_REQUESTS_MAX",
+        number(0, 10_000_000, "per sandbox and shard"),
+        Value("0"),
+        "Requests and tunnels under way to one sandbox. 0: no limit.",
+    ),
+    row(
+        "SANDGATE_LIMIT_KEYS_MAX",
+        number(1, 10_000_000, "per limit and shard"),
+        Value("100000"),
+        "Clients, and sandboxes, whose use is remembered. Costs about 150 bytes each.",
+    ),
+    row(
         "SANDGATE_CORS",
         OneOf(&["auto", "simple", "passthru"]),
         Value("auto"),

@@ -339,7 +339,7 @@ impl Api {
             Trouble::ApiRateLimited(_) => "api_rate_limited",
             Trouble::ApiGarbage => "api_garbage",
             Trouble::RunnerUrl => "runner_url",
-            Trouble::Overloaded => "overloaded",
+            Trouble::Overloaded | Trouble::ClientLimited(_) => "overloaded",
         };
         let operation = super::stats::Operation::of(question).as_str();
         let sandbox = match question {

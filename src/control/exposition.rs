@@ -3,6 +3,7 @@
 //! Labels come from closed lists of ours: never a sandbox, a host or anything else a client names.
 
 use super::stats::{ActivityResult, Operation, Stats, TROUBLES};
+use crate::admission::Limit;
 use crate::counters::{AuthResult, CacheKind, Class, Counters, DURATION_BOUNDS_MS};
 use crate::error::Source;
 use crate::head::Reject;
@@ -127,6 +128,11 @@ fn labelled(page: &mut Page, sum: Sum<'_>) {
     page.family(name, "counter", "How requests were let in or refused.");
     for (n, result) in AuthResult::ALL.iter().enumerate() {
         page.sample(name, &[("result", result.as_str())], sum(&|c| &c.auth[n]));
+    }
+    let name = "preview_limited_total";
+    page.family(name, "counter", "Requests, connections and look-ups refused because of a limit.");
+    for (n, limit) in Limit::ALL.iter().enumerate() {
+        page.sample(name, &[("limit", limit.as_str())], sum(&|c| &c.limited[n]));
     }
     let name = "preview_cache_total";
     page.family(name, "counter", "Look-ups in the shards' caches.");

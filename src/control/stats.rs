@@ -85,7 +85,8 @@ fn trouble_index(trouble: Trouble) -> usize {
         Trouble::ApiRateLimited(_) => 3,
         Trouble::ApiGarbage => 4,
         Trouble::RunnerUrl => 5,
-        Trouble::Overloaded => 6,
+        // Shards do not ask then: it never gets here.
+        Trouble::Overloaded | Trouble::ClientLimited(_) => 6,
     }
 }
 

@@ -324,6 +324,8 @@ pub struct Script {
     pub activity_status: AtomicU16,
     /// Every request so far, as it came.
     asked: Mutex<Vec<Message>>,
+    /// Other answers than the usual, by how the target begins.
+    replies: Mutex<Vec<(String, u16, String)>>,
     changed: Condvar,
 }
 
@@ -345,6 +347,7 @@ impl Api {
             questions: AtomicUsize::new(0),
             activity_status: AtomicU16::new(201),
             asked: Mutex::default(),
+            replies: Mutex::default(),
             changed: Condvar::new(),
         });
         let told = script.clone();
@@ -396,6 +399,19 @@ impl Trouble {
 }
 
 impl Script {
+    /// Answers targets that begin like this with `status` and `body`. The first that fits counts.
+    pub fn reply(&self, start: &str, status: u16, body: &str) {
+        self.replies.lock().expect("no thread panics with it").push((start.into(), status, body.into()));
+    }
+
+    fn replied(&self, target: &str) -> Option<(u16, String)> {
+        let replies = self.replies.lock().expect("no thread panics with it");
+        replies
+            .iter()
+            .find(|(start, ..)| target.starts_with(start))
+            .map(|(_, status, body)| (*status, body.clone()))
+    }
+
     /// The requests whose target ends like this, so far.
     pub fn asked(&self, end: &str) -> Vec<Message> {
         let asked = self.asked.lock().expect("no thread panics with it");
@@ -467,6 +483,7 @@ impl Script {
                 200 if request.first.starts_with("POST") => 201,
                 status => status,
             };
+            let (status, body) = self.replied(request.target()).unwrap_or((status, body));
             let length = body.len();
             let answer = format!(
                 "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"

@@ -79,6 +79,7 @@ fn cells(counters: &Counters) -> Vec<&Cell<u64>> {
         truncated,
         deadlines,
         activity_dropped,
+        limited,
         log_lines,
         log_lines_dropped,
         loop_stall_us,
@@ -114,6 +115,7 @@ fn cells(counters: &Counters) -> Vec<&Cell<u64>> {
     cells.extend(requests.iter().flatten().chain(durations.iter().flatten()).chain(duration_sum_us));
     cells.extend(rejects.iter().chain(errors).chain(auth).chain(cache_hits).chain(cache_misses));
     cells.extend(cache_entries);
+    cells.extend(limited);
     cells
 }
 
