@@ -4,8 +4,8 @@ use crate::access_log::Log;
 use crate::activity::Activity;
 use crate::admission::{Admission, Limit};
 use crate::buffers::Buffers;
-use crate::client;
-use crate::config::{Config, Scheme};
+use crate::client::{self, Client};
+use crate::config::{Config, CookieMode, Scheme};
 use crate::cookie::CookieKeys;
 use crate::counters::{CacheKind, Counters, add};
 use crate::deadlines::{Deadlines, TICK};
@@ -62,7 +62,10 @@ impl Shard {
         let idle_ticks = (limits.runner_idle.as_millis() / TICK.as_millis()) as u32;
         Self {
             index,
-            route_rules: RouteRules { toolbox_only: config.toolbox_only },
+            route_rules: RouteRules {
+                toolbox_only: config.toolbox_only,
+                own_sessions: config.cookie_mode == CookieMode::Isolated,
+            },
             scheme: match config.protocol {
                 Scheme::Http => "http",
                 Scheme::Https => "https",
@@ -213,7 +216,8 @@ fn accepted(shard: &Rc<Shard>, fd: OwnedFd, peer: std::net::IpAddr) {
     let socket = socket::set_stream_options(fd.as_fd()).and_then(|()| Socket::new(fd));
     match socket {
         Ok(socket) => {
-            monoio::spawn(client::serve(shard.clone(), socket, peer, trusted, held));
+            let client = Client::new(shard, socket, peer, trusted, held);
+            monoio::spawn(client::serve(shard.clone(), client));
         }
         Err(_) => add(&shard.counters.accept_failures, 1),
     }
@@ -249,6 +253,7 @@ async fn tick(shard: Rc<Shard>) {
         shard.activity.look(shard.deadlines.now(), &shard.questions, counters);
         if shard.deadlines.now().is_multiple_of(POOL_SWEEP_TICKS) {
             shard.pool.sweep(shard.deadlines.now(), counters);
+            shard.buffers.trim();
         }
         shard.log.hand_over();
         if shard.draining.get() && counters.connections_open.get() == 0 && !told {

@@ -36,7 +36,7 @@ impl Echo {
         let worth_it = match &*question {
             Question::Verdict { token, .. } => short(token),
             Question::Public(_) | Question::SignedToken { .. } => true,
-            Question::Runner { .. } | Question::BuildLogs { .. } => false,
+            Question::Runner { .. } | Question::BuildLogs { .. } | Question::Login(_) => false,
         };
         if worth_it && matches!(reply, Ok(Answer::No | Answer::NotFound)) {
             self.refused.insert(question, reply.clone(), KEPT, now);

@@ -10,6 +10,7 @@ mod exposition;
 #[cfg(test)]
 mod fake_api;
 mod flights;
+mod login;
 mod metrics;
 pub mod redis;
 #[cfg(test)]
@@ -27,6 +28,8 @@ use activity::{Mentions, Reporter};
 use api::Api;
 use echo::Echo;
 use flights::{Asked, Flights, Waiter};
+use login::Login;
+pub use login::LoginSettings;
 use redis::Redis;
 use stats::{Operation, Stats};
 use std::collections::VecDeque;
@@ -59,6 +62,7 @@ pub struct Settings {
     /// Most calls under way at once; beyond it questions are answered [`Trouble::Overloaded`]. Each costs a task, a
     /// connection and at worst 256 KiB of body.
     pub flights_max: usize,
+    pub login: LoginSettings,
 }
 
 /// Why there is no control plane.
@@ -85,6 +89,7 @@ impl std::error::Error for StartError {}
 
 pub struct Control {
     api: Arc<Api>,
+    login: Arc<Login>,
     redis: Option<Redis>,
     inbox: mpsc::Receiver<ToControl>,
     flights: Flights,
@@ -125,7 +130,7 @@ impl Control {
         downs: Vec<Arc<Down>>,
         log: Log,
     ) -> Result<Self, StartError> {
-        let Settings { api_base, api_key, timeout, metrics, redis, activity_interval, flights_max } =
+        let Settings { api_base, api_key, timeout, metrics, redis, activity_interval, flights_max, login } =
             settings;
         let stats = Arc::<Stats>::default();
         let metrics = metrics
@@ -137,12 +142,15 @@ impl Control {
         let redis = redis
             .map(|redis| Redis::new(&redis, Arc::clone(&stats), log.clone()).map_err(StartError::Setting))
             .transpose()?;
-        let api = Arc::new(Api::new(&api_base, &api_key, timeout, log).map_err(StartError::Setting)?);
+        let api = Api::new(&api_base, &api_key, timeout, log.clone()).map_err(StartError::Setting)?;
+        let api = Arc::new(api);
+        let login = Login::new(login, Arc::clone(&api), timeout, log).map_err(StartError::Setting)?;
         let (mentions, reporter) =
             Reporter::new(Arc::clone(&api), redis.clone(), activity_interval, Arc::clone(&stats));
         Ok(Self {
             redis,
             api,
+            login: Arc::new(login),
             inbox,
             mentions,
             reporter: Some(reporter),
@@ -217,12 +225,15 @@ impl Control {
             self.stats.joined.fetch_add(1, Relaxed);
             return self.outbox.answer(waiter, reply);
         }
-        let Self { flights, tasks, api, .. } = self;
+        let Self { flights, tasks, api, login, .. } = self;
         let asked = flights.ask(question, waiter, |question| {
-            let api = Arc::clone(api);
+            let (api, login) = (Arc::clone(api), Arc::clone(login));
             tasks.spawn(async move {
                 let start = Instant::now();
-                let reply = api.answer(&question).await;
+                let reply = match &*question {
+                    Question::Login(question) => login.answer(question).await,
+                    question => api.answer(question).await,
+                };
                 Landed { operation: Operation::of(&question), took: start.elapsed(), question, reply }
             })
         });
