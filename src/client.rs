@@ -84,6 +84,7 @@ impl Client {
             Some(Fired::ClientRead) => Cause::BodyStalled,
             Some(Fired::ClientWrite | Fired::ClientGone) => Cause::ClientGone,
             Some(Fired::Runner) => Cause::RunnerTimeout,
+            Some(Fired::Revoked) => Cause::Revoked,
             None => cause,
         }
     }
@@ -348,7 +349,7 @@ async fn staged(
         shard.activity.mention(place, shard.deadlines.now(), &shard.questions, &shard.counters);
         client.in_use.set(Some(shard.activity.begin(place)));
     }
-    let outgoing = Outgoing { head, rest, grant: &grant, request_id, sharing };
+    let outgoing = Outgoing { head, rest, grant: &grant, request_id, sharing, ip: asker.ip };
     exchange::exchange(client, &asker, target, &outgoing).await
 }
 

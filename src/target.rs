@@ -42,7 +42,7 @@ pub async fn locate(asker: &Asker<'_>, grant: &Grant, fresh: bool) -> Result<Tar
         Access::BuildLogs { of, follow, bearer } => {
             let question =
                 Question::BuildLogs { of: of.clone(), bearer: bearer.clone(), client_ip: asker.ip };
-            let (address, snapshot_ref) = match asker.ask(question).await? {
+            let (address, snapshot_ref) = match asker.ask(question).await?.reply {
                 Ok(Answer::BuildLogs { runner, snapshot_ref }) => (runner, snapshot_ref),
                 Ok(Answer::No) => return Err(Cause::AuthInvalid),
                 Ok(_) => return Err(Cause::NotFound),
@@ -69,17 +69,17 @@ async fn place_of(asker: &Asker<'_>, sandbox: &SandboxId, fresh: bool) -> Result
         return place.clone().ok_or(Cause::SandboxNotRunning);
     }
     add(&shard.counters.cache_misses[CacheKind::Runner as usize], 1);
-    let reply = asker.ask(Question::Runner { sandbox: *sandbox, fresh }).await?;
-    let (place, ttl) = match reply {
+    let told = asker.ask(Question::Runner { sandbox: *sandbox, fresh }).await?;
+    let place = match told.reply {
         Ok(Answer::Runner(address)) => {
             let runner = shard.pool.runner(address).ok_or(Cause::Api(Trouble::RunnerUrl))?;
-            (Some(Place::new(*sandbox, runner)), shard.config.ttl_runner)
+            Some(Place::new(*sandbox, runner))
         }
-        Ok(Answer::NotFound | Answer::No) => (None, shard.config.ttl_negative),
+        Ok(Answer::NotFound | Answer::No) => None,
         Ok(_) => return Err(Cause::Api(Trouble::ApiGarbage)),
         Err(trouble) => return Err(Cause::Api(trouble)),
     };
-    shard.places.borrow_mut().insert(*sandbox, place.clone(), ttl, Instant::now());
+    shard.places.borrow_mut().insert(*sandbox, place.clone(), told.keep, Instant::now());
     place.ok_or(Cause::SandboxNotRunning)
 }
 

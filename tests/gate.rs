@@ -18,6 +18,10 @@ mod kernel;
 mod life;
 #[path = "gate/limits.rs"]
 mod limits;
+#[path = "gate/revocation.rs"]
+mod revocation;
+#[path = "gate/shared.rs"]
+mod shared;
 #[path = "gate/smuggling.rs"]
 mod smuggling;
 #[path = "gate/strict.rs"]

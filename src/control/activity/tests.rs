@@ -139,7 +139,7 @@ async fn redis(server: &RedisServer) -> Redis {
         password: None,
         tls: false,
     };
-    let redis = Redis::new(&settings, Arc::default(), Log::discard()).expect("good settings");
+    let redis = Redis::new(&settings, None, Arc::default(), Log::discard()).expect("good settings");
     tokio::spawn(redis.clone().keep());
     within(redis.watch_up().wait_for(|up| *up)).await.expect("the handle lives");
     redis
