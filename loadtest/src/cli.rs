@@ -1,11 +1,14 @@
 //! The command line: subcommands and their flags.
 
+use crate::assertion;
 use crate::backend::{self, BackendArgs};
+use crate::compare::{self, CompareArgs};
 use crate::console::{self, Lines};
 use crate::population::{AuthKind, Population, Sandbox};
 use crate::result::RunResult;
 use crate::run;
 use crate::run_args::{OutputArgs, RunArgs};
+use crate::saved::{self, AssertArgs, ReportArgs};
 use clap::{Args, Parser, Subcommand};
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -26,6 +29,12 @@ enum Command {
     Run(Box<RunArgs>),
     /// Stand in for the API and the runners, so that a proxy can be measured with nothing else installed
     Backend(BackendArgs),
+    /// Make reports out of a saved result
+    Report(ReportArgs),
+    /// Put two saved results beside each other and say of each measure: faster, slower or noise
+    Compare(CompareArgs),
+    /// Check thresholds on a saved result: exit code 99 when one does not hold
+    Assert(AssertArgs),
     /// Print the sandboxes of a population with their credentials, tab-separated, to set up an API of your own
     Population(PopulationArgs),
 }
@@ -51,6 +60,9 @@ impl Cli {
         match self.command {
             Command::Run(args) => report_error(run_once(&args)),
             Command::Backend(args) => backend::run(&args),
+            Command::Report(args) => report_error(saved::report(&args)),
+            Command::Compare(args) => report_error(compare::run(&args)),
+            Command::Assert(args) => report_error(saved::assert(&args)),
             Command::Population(args) => match print_population(&args, &mut io::stdout().lock()) {
                 Ok(()) => ExitCode::SUCCESS,
                 // A reader that has seen enough, as `head` has.
@@ -96,14 +108,15 @@ fn run_once(args: &RunArgs) -> Result<ExitCode, String> {
 /// Writes what was asked for and chooses the exit code.
 fn conclude(mut result: RunResult, output: &OutputArgs) -> Result<ExitCode, String> {
     result.meta.command = std::env::args().collect();
-    if let Some(file) = &output.json {
-        let wrong = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
-        let text = serde_json::to_vec_pretty(&result).map_err(|error| wrong(&error))?;
-        std::fs::write(file, text).map_err(|error| wrong(&error))?;
-    }
+    let holds = output.files.finish(&mut result).map_err(|error| error.to_string())?;
+    let summary = console::summary(&result) + &assertion::lines(&result.assertions);
     // Nobody may be reading; the files are written.
-    drop(io::stdout().write_all(console::summary(&result).as_bytes()));
-    Ok(if result.validity.valid { ExitCode::SUCCESS } else { ExitCode::from(EXIT_INVALID) })
+    drop(io::stdout().write_all(summary.as_bytes()));
+    Ok(match (holds, result.validity.valid) {
+        (false, _) => ExitCode::from(assertion::EXIT_CODE),
+        (true, false) => ExitCode::from(EXIT_INVALID),
+        (true, true) => ExitCode::SUCCESS,
+    })
 }
 
 /// The first SIGINT or SIGTERM ends the run with what there is, the second ends the process.

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 pub const FORMAT: u32 = 1;
 
 /// One run against one target.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct RunResult {
     pub format: u32,
     pub meta: Meta,
@@ -75,7 +75,7 @@ pub struct RunConfig {
 }
 
 /// One phase of the plan. Phases follow each other.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct PhaseResult {
     pub name: String,
     /// `ramp`, `hold`, `burst`, `soak` or `closed`.

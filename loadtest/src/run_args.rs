@@ -4,6 +4,7 @@ use crate::host::ProxySource;
 use crate::plan::{Class, Client, Idle, Load, Phase, Plan, Target, Workload};
 use crate::population::AuthKind;
 use crate::quantity::{self, Span};
+use crate::report::Outputs;
 use crate::run::Observation;
 use clap::Args;
 use std::net::{IpAddr, Ipv4Addr};
@@ -270,9 +271,8 @@ pub struct RunArgs {
 /// Where the result goes.
 #[derive(Clone, Debug, Args)]
 pub struct OutputArgs {
-    /// Write the result as JSON
-    #[arg(long, value_name = "FILE", help_heading = "Output")]
-    pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub files: Outputs,
     /// No live view; only the summary at the end
     #[arg(long, short, help_heading = "Output")]
     pub quiet: bool,
