@@ -6,6 +6,8 @@ mod answers;
 mod harness;
 #[path = "gate/life.rs"]
 mod life;
+#[path = "gate/proofs.rs"]
+mod proofs;
 #[path = "gate/smuggling.rs"]
 mod smuggling;
 #[path = "gate/strict.rs"]

@@ -1,6 +1,7 @@
 //! What the stages are measured with: heads as browsers, SDKs and apps send them, and a shard that has seen them before.
 
 use sandgate::config::{Config, Environment};
+use sandgate::cookie::{AUTH_PREFIX, CookieKeys, escape};
 use sandgate::deadlines::Watch;
 use sandgate::forward::{Confine, RequestPlan, ResponsePlan, RunnerPath};
 use sandgate::framing::ResponseBody;
@@ -18,7 +19,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 use tokio::sync::mpsc;
 
 /// An asset, as a browser asks for it: 12 fields.
@@ -55,6 +56,22 @@ Content-Length: 31\r\n\
 User-Agent: daytona-sdk/0.190\r\n\
 Accept: */*\r\n\r\n";
 
+/// A signed link's visitor.
+pub const SIGNED_LINK: &[u8] = b"GET /api/items HTTP/1.1\r\n\
+Host: 8080-signedtoken01234.preview.example\r\n\
+Accept: application/json\r\n\
+User-Agent: curl/8.5\r\n\r\n";
+
+/// A browser that has logged in, as [`BROWSER`] otherwise.
+pub fn with_session() -> Vec<u8> {
+    let (sandbox, name) = ("private0123456789abc", format!("{AUTH_PREFIX}private0123456789abc"));
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
+    let cookie = CookieKeys::new(API_KEY, []).seal(&name, sandbox.as_bytes(), now);
+    let text = String::from_utf8_lossy(BROWSER).replace("public0123456789abcd", sandbox);
+    let cookie = format!("theme=dark; {name}={};", escape(cookie.as_bytes()));
+    text.replace("theme=dark;", &cookie).into_bytes()
+}
+
 /// What an app answers: 8 fields.
 pub const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\n\
 Content-Type: text/javascript; charset=utf-8\r\n\
@@ -66,6 +83,7 @@ Vary: Origin\r\n\
 Connection: keep-alive\r\n\
 Keep-Alive: timeout=5\r\n\r\n";
 
+const API_KEY: &str = "a-key-that-opens-nothing-anywhere-0";
 pub const REQUEST_ID: &str = "0199-inputs-are-no-secret-and-36-long";
 pub const CLIENT_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
 
@@ -127,9 +145,11 @@ pub fn config() -> Arc<Config> {
     let environment: Environment = [
         ("PROXY_PORT", "4000"),
         ("PROXY_PROTOCOL", "https"),
-        ("PROXY_API_KEY", "a-key-that-opens-nothing-anywhere-0"),
+        ("PROXY_API_KEY", API_KEY),
         ("DAYTONA_API_URL", "http://127.0.0.1:1/api"),
         ("SANDGATE_VERDICT_TTL_SEC", "600"),
+        ("SANDGATE_SIGNED_TTL_SEC", "60"),
+        ("SANDGATE_NEGATIVE_TTL_SEC", "60"),
         ("SANDGATE_PUBLIC_TTL_SEC", "120"),
         ("SANDGATE_RUNNER_TTL_SEC", "3600"),
     ]
@@ -142,6 +162,9 @@ pub fn config() -> Arc<Config> {
 pub fn answer(question: &Question, runner: &Arc<RunnerAddress>) -> Answer {
     match question {
         Question::Public(sandbox) if !sandbox.as_str().starts_with("public") => Answer::No,
+        Question::SignedToken { .. } => {
+            Answer::Sandbox(SandboxId::parse(b"private0123456789abc").expect("an id"))
+        }
         Question::Runner { .. } => Answer::Runner(runner.clone()),
         _ => Answer::Yes,
     }

@@ -5,7 +5,7 @@
 mod inputs;
 
 use divan::{AllocProfiler, Bencher, black_box};
-use inputs::{ANSWER, BEARER, BROWSER, HEADER_TOKEN, SHORT, World};
+use inputs::{ANSWER, BEARER, BROWSER, HEADER_TOKEN, SHORT, SIGNED_LINK, World};
 use sandgate::chunked::{self, ChunkReader, Piece};
 use sandgate::error::Cause;
 use sandgate::forward;
@@ -61,6 +61,26 @@ fn grant_from_cache(bencher: Bencher<'_, '_>, name: &str) {
     let world = World::new();
     world.warm(bytes_of(name));
     let head = inputs::request(bytes_of(name), &world.limits);
+    let route = inputs::routed(&head);
+    bencher.bench_local(|| world.granted(black_box(&route), &head));
+}
+
+/// Its signature is checked each time; only that the sandbox is not public is remembered.
+#[divan::bench]
+fn grant_by_session_cookie(bencher: Bencher<'_, '_>) {
+    let (world, bytes) = (World::new(), inputs::with_session());
+    world.warm(&bytes);
+    let head = inputs::request(&bytes, &world.limits);
+    let route = inputs::routed(&head);
+    bencher.bench_local(|| world.granted(black_box(&route), &head));
+}
+
+/// Where it leads is remembered; the cookie it leaves is made each time, for a client that does not keep it.
+#[divan::bench]
+fn grant_by_signed_link(bencher: Bencher<'_, '_>) {
+    let world = World::new();
+    world.warm(SIGNED_LINK);
+    let head = inputs::request(SIGNED_LINK, &world.limits);
     let route = inputs::routed(&head);
     bencher.bench_local(|| world.granted(black_box(&route), &head));
 }
