@@ -70,6 +70,17 @@ fn a_request_the_caches_know_finds_its_way_without_allocation() {
 }
 
 #[test]
+fn a_session_is_checked_without_allocation() {
+    let (world, bytes) = (World::new(), inputs::with_session());
+    world.warm(&bytes);
+    let head = inputs::request(&bytes, &world.limits);
+    let route = inputs::routed(&head);
+    assert_no_allocation("session", || {
+        black_box(world.granted(black_box(&route), &head));
+    });
+}
+
+#[test]
 fn writing_heads_allocates_nothing_but_the_buffer() {
     let limits = inputs::config().limits.clone();
     let (path, mut out) = (inputs::runner_path(), Vec::with_capacity(16 * 1024));

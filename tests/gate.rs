@@ -2,8 +2,14 @@
 
 #[path = "gate/answers.rs"]
 mod answers;
+#[path = "gate/chaos.rs"]
+mod chaos;
+#[path = "gate/faults.rs"]
+mod faults;
 #[path = "gate/harness.rs"]
 mod harness;
+#[path = "gate/kernel.rs"]
+mod kernel;
 #[path = "gate/life.rs"]
 mod life;
 #[path = "gate/proofs.rs"]
@@ -12,5 +18,7 @@ mod proofs;
 mod smuggling;
 #[path = "gate/strict.rs"]
 mod strict;
+#[path = "gate/traffic.rs"]
+mod traffic;
 #[path = "gate/tunnels.rs"]
 mod tunnels;

@@ -56,12 +56,6 @@ Content-Length: 31\r\n\
 User-Agent: daytona-sdk/0.190\r\n\
 Accept: */*\r\n\r\n";
 
-/// A signed link's visitor.
-pub const SIGNED_LINK: &[u8] = b"GET /api/items HTTP/1.1\r\n\
-Host: 8080-signedtoken01234.preview.example\r\n\
-Accept: application/json\r\n\
-User-Agent: curl/8.5\r\n\r\n";
-
 /// A browser that has logged in, as [`BROWSER`] otherwise.
 pub fn with_session() -> Vec<u8> {
     let (sandbox, name) = ("private0123456789abc", format!("{AUTH_PREFIX}private0123456789abc"));

@@ -5,7 +5,7 @@
 mod inputs;
 
 use divan::{AllocProfiler, Bencher, black_box};
-use inputs::{ANSWER, BEARER, BROWSER, HEADER_TOKEN, SHORT, SIGNED_LINK, World};
+use inputs::{ANSWER, BEARER, BROWSER, HEADER_TOKEN, SHORT, World};
 use sandgate::chunked::{self, ChunkReader, Piece};
 use sandgate::error::Cause;
 use sandgate::forward;
@@ -14,6 +14,12 @@ use sandgate::mailbox::Trouble;
 
 #[global_allocator]
 static ALLOCATOR: AllocProfiler = AllocProfiler::system();
+
+/// A signed link's visitor.
+const SIGNED_LINK: &[u8] = b"GET /api/items HTTP/1.1\r\n\
+Host: 8080-signedtoken01234.preview.example\r\n\
+Accept: application/json\r\n\
+User-Agent: curl/8.5\r\n\r\n";
 
 const REQUESTS: [(&str, &[u8]); 4] =
     [("browser", BROWSER), ("short", SHORT), ("header token", HEADER_TOKEN), ("bearer", BEARER)];

@@ -1,10 +1,16 @@
 //! The command line: subcommands and their flags.
 
 use crate::backend::{self, BackendArgs};
+use crate::console::{self, Lines};
 use crate::population::{AuthKind, Population, Sandbox};
+use crate::result::RunResult;
+use crate::run;
+use crate::run_args::{OutputArgs, RunArgs};
 use clap::{Args, Parser, Subcommand};
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// Load for preview proxies: open loop, sandbox-shaped, honest.
 #[derive(Debug, Parser)]
@@ -16,6 +22,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Put a load on a proxy (or any server) and say what it did
+    Run(Box<RunArgs>),
     /// Stand in for the API and the runners, so that a proxy can be measured with nothing else installed
     Backend(BackendArgs),
     /// Print the sandboxes of a population with their credentials, tab-separated, to set up an API of your own
@@ -41,6 +49,7 @@ struct PopulationArgs {
 impl Cli {
     pub fn run(self) -> ExitCode {
         match self.command {
+            Command::Run(args) => report_error(run_once(&args)),
             Command::Backend(args) => backend::run(&args),
             Command::Population(args) => match print_population(&args, &mut io::stdout().lock()) {
                 Ok(()) => ExitCode::SUCCESS,
@@ -53,6 +62,76 @@ impl Cli {
             },
         }
     }
+}
+
+/// The command line or the machine does not allow what is asked.
+const EXIT_USAGE: u8 = 2;
+/// The result is not valid: it says more about the load generator than about the target.
+const EXIT_INVALID: u8 = 3;
+
+fn report_error(outcome: Result<ExitCode, String>) -> ExitCode {
+    outcome.unwrap_or_else(|error| {
+        eprintln!("loadtest: {error}");
+        ExitCode::from(EXIT_USAGE)
+    })
+}
+
+fn run_once(args: &RunArgs) -> Result<ExitCode, String> {
+    let plan = Arc::new(args.plan()?);
+    let stop = stop_on_signals()?;
+    if !args.output.quiet {
+        eprintln!("{}", console::announcement(&plan));
+    }
+    let mut lines = Lines::new();
+    let quiet = args.output.quiet;
+    let mut watch = |moment: &run::Moment<'_>| {
+        if !quiet {
+            lines.show(moment);
+        }
+    };
+    let result = run::run(&plan, &args.load.observe.observation(), &stop, &mut watch)?;
+    conclude(result, &args.output)
+}
+
+/// Writes what was asked for and chooses the exit code.
+fn conclude(mut result: RunResult, output: &OutputArgs) -> Result<ExitCode, String> {
+    result.meta.command = std::env::args().collect();
+    if let Some(file) = &output.json {
+        let wrong = |error: &dyn std::fmt::Display| format!("{}: {error}", file.display());
+        let text = serde_json::to_vec_pretty(&result).map_err(|error| wrong(&error))?;
+        std::fs::write(file, text).map_err(|error| wrong(&error))?;
+    }
+    // Nobody may be reading; the files are written.
+    drop(io::stdout().write_all(console::summary(&result).as_bytes()));
+    Ok(if result.validity.valid { ExitCode::SUCCESS } else { ExitCode::from(EXIT_INVALID) })
+}
+
+/// The first SIGINT or SIGTERM ends the run with what there is, the second ends the process.
+fn stop_on_signals() -> Result<Arc<AtomicBool>, String> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopping = stop.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    let (mut interrupt, mut terminate) = {
+        let _inside = runtime.enter();
+        let of = |kind| signal(kind).map_err(|error| error.to_string());
+        (of(SignalKind::interrupt())?, of(SignalKind::terminate())?)
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                if stopping.swap(true, Relaxed) {
+                    std::process::exit(130);
+                }
+            }
+        })
+    });
+    Ok(stop)
 }
 
 fn print_population(args: &PopulationArgs, out: &mut dyn Write) -> io::Result<()> {

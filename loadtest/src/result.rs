@@ -109,7 +109,7 @@ pub struct ClassResult {
     /// Arrivals of the plan that fell into the phase.
     pub planned: u64,
     pub sent: u64,
-    /// Ended as they should: 2xx for good credentials, 401 or 403 for bad ones.
+    /// Ended as they should: 2xx (or 101) for good credentials; 401, 403 or a redirect to a login for bad ones.
     pub ok: u64,
     pub failed: u64,
     /// Of `ok`: refusals of requests that had to be refused.
@@ -118,11 +118,15 @@ pub struct ClassResult {
     pub unsent: u64,
     /// Sent and without an answer when the phase's grace was over. In `response`, at their age.
     pub unfinished: u64,
+    /// Sent a second time, on a new connection, as the kept one turned out to be closed.
+    #[serde(default)]
+    pub resent: u64,
     pub bytes_up: u64,
     pub bytes_down: u64,
     pub statuses: BTreeMap<u16, u64>,
     pub errors: Vec<ErrorCount>,
-    /// From the first byte sent to the last received.
+    /// From the first byte sent to the last received. Sessions: a page to its last asset, an event stream to its first
+    /// event, a WebSocket to its handshake's end.
     pub service: Hist,
     /// From when it should have been sent to the last byte received.
     pub response: Hist,
@@ -140,6 +144,22 @@ pub struct ErrorCount {
     /// Who says so: the proxy's `X-Preview-Error-Source`, or `answer`, `network`, `client`.
     pub source: String,
     pub count: u64,
+}
+
+impl ErrorCount {
+    /// Kinds kept apart; what comes beyond is `others`: names may be made up by the other side.
+    const KINDS_MAX: usize = 64;
+
+    /// Adds to the list's entry of this kind.
+    pub fn count(list: &mut Vec<Self>, code: &str, source: &str, count: u64) {
+        match list.iter().position(|error| error.code == code && error.source == source) {
+            Some(known) => list[known].count += count,
+            None if list.len() < Self::KINDS_MAX || code == "others" => {
+                list.push(Self { code: code.into(), source: source.into(), count });
+            }
+            None => Self::count(list, "others", "answer", count),
+        }
+    }
 }
 
 /// A row of numbers over time, of bounded length: when it would grow beyond [`Timeline::POINTS_MAX`], neighbours are merged.
@@ -188,7 +208,7 @@ pub struct ProxyUse {
     /// `pid 123` (with all threads and descendants) or `cgroup /...`.
     pub source: String,
     pub cpu_s: f64,
-    /// Microseconds of CPU for each request that was answered.
+    /// Microseconds of CPU for each request that ended; echoes on WebSockets and events count as requests.
     pub cpu_us_per_request: f64,
     /// Requests per second that one core would do: the inverse.
     pub requests_per_core_s: f64,
@@ -226,6 +246,21 @@ pub struct IdleResult {
     pub connects_per_s: f64,
     pub connect: Hist,
     pub errors: Vec<ErrorCount>,
+}
+
+impl IdleResult {
+    /// Adds what another thread or load generator held.
+    pub fn merge(&mut self, other: &Self) {
+        self.planned += other.planned;
+        self.open += other.open;
+        self.failed += other.failed;
+        self.lost += other.lost;
+        self.connects_per_s += other.connects_per_s;
+        self.connect.merge(&other.connect);
+        for error in &other.errors {
+            ErrorCount::count(&mut self.errors, &error.code, &error.source, error.count);
+        }
+    }
 }
 
 /// The proxy's `/metrics` page around and during the run.
@@ -396,7 +431,7 @@ impl Point {
     }
 
     /// Merges the same step of another load generator into this one.
-    fn join(&mut self, other: &Self) {
+    pub(crate) fn join(&mut self, other: &Self) {
         self.add_counts(other);
         self.backlog += other.backlog;
         self.connections += other.connections;
@@ -442,10 +477,7 @@ impl ClassResult {
     }
 
     pub fn count_error(&mut self, code: &str, source: &str, count: u64) {
-        match self.errors.iter_mut().find(|error| error.code == code && error.source == source) {
-            Some(error) => error.count += count,
-            None => self.errors.push(ErrorCount { code: code.into(), source: source.into(), count }),
-        }
+        ErrorCount::count(&mut self.errors, code, source, count);
     }
 
     /// Adds what another thread or load generator saw of the same class.
@@ -457,6 +489,7 @@ impl ClassResult {
         self.refused_rightly += other.refused_rightly;
         self.unsent += other.unsent;
         self.unfinished += other.unfinished;
+        self.resent += other.resent;
         self.bytes_up += other.bytes_up;
         self.bytes_down += other.bytes_down;
         for (status, count) in &other.statuses {

@@ -43,11 +43,12 @@ pub fn for_link(
         return None;
     }
     let secure = shard.config.protocol == Scheme::Https;
-    let name = name(label);
-    let value = cookie::escape(shard.cookie_keys.seal(&name, sandbox.as_bytes(), unix_now()).as_bytes());
+    let name = Name::of(label);
+    let name = name.as_str();
+    let value = cookie::escape(shard.cookie_keys.seal(name, sandbox.as_bytes(), unix_now()).as_bytes());
     let (dest, site) = (head.first(FieldId::SecFetchDest), head.first(FieldId::SecFetchSite));
     let set_cookie = SetCookie {
-        name: &name,
+        name,
         value: &value,
         domain: std::str::from_utf8(head.authority.of(head.bytes)).ok().and_then(cookie::domain_of_host),
         max_age: AUTH_MAX_AGE,
@@ -59,23 +60,38 @@ pub fn for_link(
 
 /// Some cookie named after `label` is signed by us and says `sandbox`.
 fn vouches(shard: &Shard, head: &RequestHead<'_>, label: &SandboxId, sandbox: &SandboxId) -> bool {
-    let (name, now) = (name(label), unix_now());
+    let (name, now) = (Name::of(label), unix_now());
+    let name = name.as_str();
     let fields = head.fields.iter().filter(|f| f.id == FieldId::Cookie);
     let mut cookies =
         fields.flat_map(|f| cookie::named(f.value.of(head.bytes), name.as_bytes())).take(SAME_NAMED_MAX);
     cookies.any(|escaped| {
         let opened = cookie::unescape(escaped)
-            .and_then(|cookie| shard.cookie_keys.open(&name, &cookie, now, AUTH_MAX_AGE));
+            .and_then(|cookie| shard.cookie_keys.open(name, &cookie, now, AUTH_MAX_AGE));
         // What is signed is no secret to who holds it: an ordinary comparison tells nothing.
         opened.is_some_and(|opened| opened.value[..] == *sandbox.as_bytes())
     })
 }
 
-fn name(label: &SandboxId) -> String {
-    let mut name = String::with_capacity(AUTH_PREFIX.len() + SandboxId::MAX);
-    name.push_str(AUTH_PREFIX);
-    name.push_str(label.as_str());
-    name
+/// The name of the cookie for a label; on the stack, it is made for every request with a session.
+struct Name {
+    len: usize,
+    bytes: [u8; AUTH_PREFIX.len() + SandboxId::MAX],
+}
+
+impl Name {
+    fn of(label: &SandboxId) -> Self {
+        let len = AUTH_PREFIX.len() + label.as_bytes().len();
+        let mut bytes = [0; AUTH_PREFIX.len() + SandboxId::MAX];
+        bytes[..AUTH_PREFIX.len()].copy_from_slice(AUTH_PREFIX.as_bytes());
+        bytes[AUTH_PREFIX.len()..len].copy_from_slice(label.as_bytes());
+        Self { len, bytes }
+    }
+
+    fn as_str(&self) -> &str {
+        // Both parts are ASCII; the fallback cannot be reached and names no cookie.
+        std::str::from_utf8(&self.bytes[..self.len]).unwrap_or_default()
+    }
 }
 
 /// Seconds. A clock before 1970 makes every cookie too new to be true.

@@ -2,10 +2,11 @@
 
 use super::strict;
 use sandgate::demo::world::World;
+use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 pub const HOST: &str = "3000-sb1.preview.test";
 /// The gate's service key.
 pub const KEY: &str = "a-key-of-this-test-and-of-nothing-else";
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Nothing here takes as long.
 pub const DEADLINE: Duration = Duration::from_secs(10);
 
@@ -115,7 +117,7 @@ impl Wire {
         Ok(Some(Message { first, fields, body: Vec::new() }))
     }
 
-    fn body(&mut self, head: &Message) -> io::Result<Vec<u8>> {
+    pub fn body(&mut self, head: &Message) -> io::Result<Vec<u8>> {
         let of = |name: &str| head.fields.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name)).count();
         let (lengths, codings) = (of("Content-Length"), of("Transfer-Encoding"));
         if lengths + codings > 1 {
@@ -185,6 +187,12 @@ impl Wire {
         }
     }
 
+    /// The same connection, for another thread. What was read ahead stays here.
+    pub fn again(&self) -> Self {
+        let stream = self.stream.try_clone().expect("a descriptor");
+        Self { stream, ahead: Vec::new(), tape: self.tape.clone() }
+    }
+
     /// The other side has ended or reset the connection, whatever lies unread.
     pub fn is_cut(&self) -> bool {
         use rustix::event::{PollFd, PollFlags, poll};
@@ -229,15 +237,21 @@ pub fn ok(body: &str) -> Vec<u8> {
 pub struct Runner {
     pub addr: SocketAddr,
     tapes: Arc<Mutex<Vec<Tape>>>,
+    forgets: Arc<AtomicBool>,
 }
 
 impl Runner {
     /// `behave` gets each connection and its number, from 0.
     pub fn start(behave: impl Fn(Wire, usize) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+        Self::start_at(LOOPBACK, behave)
+    }
+
+    pub fn start_at(ip: IpAddr, behave: impl Fn(Wire, usize) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind((ip, 0)).expect("the address has a free port");
         let addr = listener.local_addr().expect("it is bound");
         let tapes: Arc<Mutex<Vec<Tape>>> = Arc::default();
-        let (all, behave) = (tapes.clone(), Arc::new(behave));
+        let forgets = Arc::new(AtomicBool::new(false));
+        let (all, behave, forgetting) = (tapes.clone(), Arc::new(behave), forgets.clone());
         thread::spawn(move || {
             for (number, stream) in listener.incoming().enumerate() {
                 let Ok(stream) = stream else { return };
@@ -245,11 +259,16 @@ impl Runner {
                 all.lock().expect("no thread panics with it").push(tape.clone());
                 let behave = behave.clone();
                 let mut wire = Wire::new(stream);
-                wire.tape = Some(tape);
+                wire.tape = Some(tape).filter(|_| !forgetting.load(SeqCst));
                 thread::spawn(move || behave(wire, number));
             }
         });
-        Self { addr, tapes }
+        Self { addr, tapes, forgets }
+    }
+
+    /// From now on connections are not recorded: their bytes are too many.
+    pub fn forget(&self) {
+        self.forgets.store(true, SeqCst);
     }
 
     /// Answers every whole request with its target.
@@ -295,19 +314,30 @@ pub struct Api {
 }
 
 pub struct Script {
+    pub runner_ip: IpAddr,
     pub runner_port: AtomicU16,
     /// Of every answer.
     pub status: AtomicU16,
     pub runner_questions: AtomicUsize,
     pub questions: AtomicUsize,
+    trouble: Mutex<Option<Trouble>>,
+    /// Sandboxes on a runner of their own, by port.
+    elsewhere: Mutex<HashMap<String, u16>>,
 }
 
 impl Api {
     pub fn start(runner: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+        Self::start_at(LOOPBACK, runner)
+    }
+
+    pub fn start_at(ip: IpAddr, runner: SocketAddr) -> Self {
+        let listener = TcpListener::bind((ip, 0)).expect("the address has a free port");
         let addr = listener.local_addr().expect("it is bound");
         let script = Arc::new(Script {
+            runner_ip: runner.ip(),
             runner_port: AtomicU16::new(runner.port()),
+            trouble: Mutex::default(),
+            elsewhere: Mutex::default(),
             status: AtomicU16::new(200),
             runner_questions: AtomicUsize::new(0),
             questions: AtomicUsize::new(0),
@@ -324,15 +354,74 @@ impl Api {
     }
 }
 
+/// What can be wrong with an API.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trouble {
+    Closes,
+    Silent,
+    Garbage,
+    /// `200`, and a page of somebody else's.
+    Page,
+    Status500,
+    Status503,
+    Status429,
+}
+
+impl Trouble {
+    pub const ALL: [Self; 7] = [
+        Self::Closes,
+        Self::Silent,
+        Self::Garbage,
+        Self::Page,
+        Self::Status500,
+        Self::Status503,
+        Self::Status429,
+    ];
+
+    fn answer(self) -> &'static str {
+        match self {
+            Self::Closes | Self::Silent => "",
+            Self::Garbage => "true\r\n\r\n",
+            Self::Page => "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\n<p>t",
+            Self::Status500 => "HTTP/1.1 500 X\r\nContent-Length: 4\r\n\r\ntrue",
+            Self::Status503 => "HTTP/1.1 503 X\r\nContent-Length: 4\r\n\r\ntrue",
+            Self::Status429 => "HTTP/1.1 429 X\r\nContent-Length: 4\r\n\r\ntrue",
+        }
+    }
+}
+
 impl Script {
+    /// From the next question on; `None`: it is well.
+    pub fn trouble(&self, trouble: Option<Trouble>) {
+        *self.trouble.lock().expect("no thread panics with it") = trouble;
+    }
+
+    pub fn send_to(&self, sandbox: &str, port: u16) {
+        self.elsewhere.lock().expect("no thread panics with it").insert(sandbox.to_owned(), port);
+    }
+
     fn answer(&self, mut wire: Wire) {
         while let Ok(Some(request)) = wire.message() {
             let runner = request.target().starts_with("/api/runners/by-sandbox/");
             self.questions.fetch_add(1, SeqCst);
+            let trouble = *self.trouble.lock().expect("no thread panics with it");
+            if let Some(trouble) = trouble {
+                let told = wire.send(trouble.answer());
+                if trouble == Trouble::Silent {
+                    let _ = wire.rest();
+                }
+                if told.is_err() || matches!(trouble, Trouble::Closes | Trouble::Silent | Trouble::Garbage) {
+                    return;
+                }
+                continue;
+            }
             self.runner_questions.fetch_add(usize::from(runner), SeqCst);
             let body = if runner {
-                let port = self.runner_port.load(SeqCst);
-                format!("{{\"proxyUrl\":\"http://127.0.0.1:{port}\",\"apiKey\":\"k\"}}")
+                let sandbox = request.target().rsplit('/').next().unwrap_or_default();
+                let elsewhere =
+                    self.elsewhere.lock().expect("no thread panics with it").get(sandbox).copied();
+                let port = elsewhere.unwrap_or_else(|| self.runner_port.load(SeqCst));
+                format!("{{\"proxyUrl\":\"http://{}:{port}\",\"apiKey\":\"k\"}}", self.runner_ip)
             } else {
                 "true".into()
             };
@@ -402,13 +491,13 @@ impl Gate {
             .env("PROXY_API_KEY", KEY)
             .env("SANDGATE_LISTEN", "127.0.0.1")
             .env("SANDGATE_SHARDS", "1")
-            .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         if let Ok(driver) = std::env::var("SANDGATE_TEST_DRIVER") {
             command.env("SANDGATE_DRIVER", driver);
         }
+        command.envs(settings.iter().copied());
         let mut child = command.spawn().expect("the binary starts");
         let mut events = BufReader::new(child.stderr.take().expect("it is piped"));
         let (mut line, mut all) = (String::new(), String::new());
@@ -420,8 +509,12 @@ impl Gate {
         }
         let told = collect(all, events);
         let access_log = collect(String::new(), BufReader::new(child.stdout.take().expect("it is piped")));
-        let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        Self { child, addr: at(port), metrics: at(metrics), events: told, access_log }
+        let at = |name: &str, port| {
+            let ip = settings.iter().find(|(n, _)| *n == name).map(|(_, ip)| ip.parse().expect("an address"));
+            SocketAddr::new(ip.unwrap_or(LOOPBACK), port)
+        };
+        let (addr, metrics) = (at("SANDGATE_LISTEN", port), at("SANDGATE_METRICS_LISTEN", metrics));
+        Self { child, addr, metrics, events: told, access_log }
     }
 
     /// The metrics page.
@@ -456,7 +549,12 @@ impl Gate {
 
     /// What reached `runner` is canonical, and no more requests than were let in (or sent again).
     pub fn check(&self, runner: &Runner) {
-        let begun: usize = runner.streams().iter().map(strict::Stream::begun).sum();
+        self.check_all(&[runner]);
+    }
+
+    pub fn check_all(&self, runners: &[&Runner]) {
+        let streams = runners.iter().flat_map(|runner| runner.streams());
+        let begun: usize = streams.map(|stream| stream.begun()).sum();
         let let_in = self.authorized() + self.metric("preview_upstream_retries_total");
         assert!(begun as u64 <= let_in, "a runner saw {begun} requests, {let_in} were let in");
     }
@@ -467,6 +565,33 @@ impl Gate {
 
     pub fn get(&self, path: &str) -> io::Result<Message> {
         self.connect().get(path)
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let id = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        rustix::process::kill_process(id.expect("a process id"), signal).expect("our own child");
+    }
+
+    /// Of the end that is awaited.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        let begun = Instant::now();
+        while begun.elapsed() < DEADLINE {
+            if let Some(status) = self.child.try_wait().expect("our own child") {
+                return status.code();
+            }
+            thread::yield_now();
+        }
+        panic!("the gate does not end");
+    }
+
+    /// CPU time spent, user and system, exact to 10 ms.
+    pub fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
+        let (_, behind_name) = stat.rsplit_once(')').expect("a name in parentheses");
+        let ticks =
+            |field: usize| behind_name.split_whitespace().nth(field).and_then(|n| n.parse::<u64>().ok());
+        // utime and stime, in hundredths of a second.
+        Duration::from_millis(10 * (ticks(11).expect("a number") + ticks(12).expect("a number")))
     }
 
     /// Resident memory in KiB.

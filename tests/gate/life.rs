@@ -1,6 +1,7 @@
 //! Deadlines, peers that are not there, and the end of the process.
 
 use crate::harness::{Api, DEADLINE, Gate, HOST, Runner, free_port, ok};
+use rustix::process::Signal;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Mutex, mpsc};
@@ -85,23 +86,6 @@ fn slow_runner() -> (Runner, mpsc::Receiver<()>, mpsc::Sender<()>) {
     (runner, has_read, go)
 }
 
-fn terminate(gate: &Gate) {
-    let id = i32::try_from(gate.child.id()).ok().and_then(rustix::process::Pid::from_raw);
-    rustix::process::kill_process(id.expect("a process id"), rustix::process::Signal::TERM)
-        .expect("our own child");
-}
-
-fn exit_code(gate: &mut Gate) -> Option<i32> {
-    let begun = Instant::now();
-    while begun.elapsed() < DEADLINE {
-        if let Some(status) = gate.child.try_wait().expect("our own child") {
-            return status.code();
-        }
-        std::thread::yield_now();
-    }
-    panic!("the gate does not end");
-}
-
 #[test]
 fn a_drain_finishes_what_runs_and_takes_nothing_new() {
     let (runner, has_read, go) = slow_runner();
@@ -111,7 +95,7 @@ fn a_drain_finishes_what_runs_and_takes_nothing_new() {
     let mut slow = gate.connect();
     slow.send(format!("GET /slow HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).expect("the gate reads");
     has_read.recv_timeout(DEADLINE).expect("the runner reads it");
-    terminate(&gate);
+    gate.signal(Signal::TERM);
     assert!(idle.is_over(), "an idle connection is closed");
     let begun = Instant::now();
     while TcpStream::connect(gate.addr).is_ok() {
@@ -122,7 +106,7 @@ fn a_drain_finishes_what_runs_and_takes_nothing_new() {
     let answer = slow.expect_message().expect("what runs is finished");
     assert!(answer.text().ends_with("/slow"), "{answer:?}");
     assert!(slow.is_over());
-    assert_eq!(exit_code(&mut gate), Some(0));
+    assert_eq!(gate.exit_code(), Some(0));
 }
 
 #[test]
@@ -134,12 +118,12 @@ fn a_second_signal_ends_at_once() {
     let mut slow = gate.connect();
     slow.send(format!("GET /slow HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).expect("the gate reads");
     has_read.recv_timeout(DEADLINE).expect("the runner reads it");
-    terminate(&gate);
+    gate.signal(Signal::TERM);
     // Seen to drain, so the second signal is a second one.
     assert!(idle.is_over());
     let begun = Instant::now();
-    terminate(&gate);
-    assert_eq!(exit_code(&mut gate), Some(0));
+    gate.signal(Signal::TERM);
+    assert_eq!(gate.exit_code(), Some(0));
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     assert!(slow.message().is_err() || slow.is_over());
 }

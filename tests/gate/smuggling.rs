@@ -6,6 +6,7 @@
 //! for another reason than the one it was written for proves nothing.
 
 use crate::harness::{Api, DEADLINE, Gate, HOST, Runner, Wire, find, ok};
+use crate::traffic::Dice;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Instant;
@@ -415,19 +416,6 @@ fn what_two_readers_could_read_in_two_ways_is_refused_for_its_reason_and_nothing
     }
     assert!(wrong.is_empty(), "{wrong}");
     as_many_as_let_in(&gate, &runner).expect("one request at the runner for each that was let in");
-}
-
-/// A seeded stream of numbers (SplitMix64).
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
 }
 
 /// No token byte, digit or colon: none of them makes a head say something else that is legal and frames the body

@@ -48,18 +48,24 @@ pub fn stream(bytes: &[u8]) -> Result<Stream, String> {
     let mut found = Stream::default();
     let mut at = 0;
     while at < bytes.len() {
-        let Some(length) = find(&bytes[at..], b"\r\n\r\n") else {
-            check_partial(&bytes[at..]).map_err(|rule| format!("at {at}: {rule}"))?;
-            return Ok(found);
+        let rest = &bytes[at..];
+        let length = find(rest, b"\r\n\r\n");
+        let read = match length {
+            Some(length) => head(&rest[..length]).map(Some),
+            None => check_partial(rest).map(|()| None),
         };
-        let begun = found.requests.last().is_some_and(|last| last.values("Upgrade") == ["websocket"]);
-        let request = match head(&bytes[at..at + length]) {
-            Ok(request) => request,
-            Err(_) if begun => {
-                found.tunnel = bytes[at..].to_vec();
+        let asked = found.requests.last().is_some_and(|last| last.values("Upgrade") == ["websocket"]);
+        let (request, length) = match (read, length) {
+            (Ok(Some(request)), Some(length)) => (request, length),
+            (Ok(_), _) => return Ok(found),
+            (Err(_), _) if asked => {
+                found.tunnel = rest.to_vec();
                 return Ok(found);
             }
-            Err(rule) => return Err(format!("at {at}: {rule} in {}", bytes[at..at + length].escape_ascii())),
+            (Err(rule), _) => {
+                let shown = &rest[..rest.len().min(1000)];
+                return Err(format!("at {at}: {rule} in {}", shown.escape_ascii()));
+            }
         };
         at += length + 4;
         match body(&request, &bytes[at..]).map_err(|rule| format!("at {at}: {rule}"))? {

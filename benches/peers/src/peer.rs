@@ -1,0 +1,195 @@
+//! The proxies side by side: how each is started for the same job, and what it costs.
+
+use std::fs;
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+pub const BACKEND: u16 = 9000;
+pub const API: u16 = 9001;
+
+/// A column of the table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Peer {
+    pub name: &'static str,
+    pub program: Program,
+    pub port: u16,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Program {
+    Sandgate,
+    Nginx,
+    Haproxy,
+    Bare,
+}
+
+pub const PEERS: [Peer; 6] = [
+    Peer { name: "sandgate", program: Program::Sandgate, port: 9010 },
+    Peer { name: "nginx", program: Program::Nginx, port: 9020 },
+    Peer { name: "haproxy", program: Program::Haproxy, port: 9030 },
+    Peer { name: "haproxy-splice", program: Program::Haproxy, port: 9031 },
+    Peer { name: "haproxy-tcp", program: Program::Haproxy, port: 9032 },
+    Peer { name: "bare", program: Program::Bare, port: 9040 },
+];
+
+pub fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+pub fn listener(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(4096)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// A process, ended when dropped.
+pub struct Running {
+    pub program: Option<Program>,
+    child: Child,
+}
+
+impl Running {
+    fn spawn(program: Option<Program>, command: &mut Command, ready: SocketAddr) -> io::Result<Self> {
+        let mut running =
+            Self { program, child: command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()? };
+        let end = Instant::now() + Duration::from_secs(10);
+        while TcpStream::connect(ready).is_err() {
+            if let Some(status) = running.child.try_wait()? {
+                return Err(io::Error::other(format!("{command:?} ended: {status}")));
+            }
+            if Instant::now() > end {
+                return Err(io::Error::other(format!("{command:?} does not listen")));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(running)
+    }
+
+    /// CPU time of all its processes, in microseconds: run time as the scheduler counts it, of every thread.
+    pub fn cpu_us(&self) -> f64 {
+        let mut ns = 0.0;
+        for pid in family(self.child.id()) {
+            for thread in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+                let text = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+                ns += text.split(' ').next().and_then(|n| n.parse::<f64>().ok()).unwrap_or(0.0);
+            }
+        }
+        ns / 1000.0
+    }
+
+    /// Resident memory of all its processes, in bytes.
+    pub fn resident(&self) -> u64 {
+        let of = |pid: u32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+            line.and_then(|l| l.trim().strip_suffix(" kB")?.parse::<u64>().ok()).unwrap_or(0) * 1024
+        };
+        family(self.child.id()).into_iter().map(of).sum()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        for pid in family(self.child.id()).into_iter().rev() {
+            if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+                // Gone already is as good.
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// The process and its children (nginx's worker).
+fn family(pid: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    let children = text.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
+    std::iter::once(pid).chain(children.flat_map(family)).collect()
+}
+
+/// On this CPU, whatever the caller's own is.
+fn on_cpu(cpu: usize, program: impl AsRef<Path>) -> Command {
+    let mut command = Command::new("taskset");
+    command.arg("-c").arg(cpu.to_string()).arg(program.as_ref());
+    command
+}
+
+pub fn backend(cpu: usize) -> io::Result<Running> {
+    let mut command = on_cpu(cpu, std::env::current_exe()?);
+    Running::spawn(None, command.arg("backend"), local(BACKEND))
+}
+
+impl Program {
+    /// `directory` takes its configuration and what it writes.
+    pub fn start(self, cpu: usize, directory: &Path, sandgate: &Path) -> io::Result<Running> {
+        let ready = local(PEERS.iter().find(|p| p.program == self).map_or(0, |p| p.port));
+        let mut command = match self {
+            Self::Sandgate => {
+                let mut command = on_cpu(cpu, sandgate);
+                command
+                    .env("DAYTONA_API_URL", format!("http://{}/api", local(API)))
+                    .env("PROXY_PORT", ready.port().to_string())
+                    .env("PROXY_PROTOCOL", "http")
+                    .env("PROXY_API_KEY", "a-key-of-this-measurement-and-nothing-else")
+                    .env("SANDGATE_LISTEN", "127.0.0.1")
+                    .env("SANDGATE_SHARDS", "1")
+                    .env("SANDGATE_VERDICT_TTL_SEC", "600")
+                    .env("SANDGATE_PUBLIC_TTL_SEC", "120")
+                    .current_dir(directory);
+                command
+            }
+            Self::Nginx => {
+                let path = configuration(directory, "nginx.conf", include_str!("../conf/nginx.conf"), ready)?;
+                let mut command = on_cpu(cpu, "nginx");
+                command
+                    .arg("-p")
+                    .arg(directory)
+                    .arg("-c")
+                    .arg(path)
+                    .arg("-e")
+                    .arg(directory.join("nginx.err"));
+                command
+            }
+            Self::Haproxy => {
+                let policy = include_str!("../conf/haproxy-policy.cfg").trim_end();
+                let text = include_str!("../conf/haproxy.cfg").replace("{policy}", policy);
+                let path = configuration(directory, "haproxy.cfg", &text, ready)?;
+                let mut command = on_cpu(cpu, "haproxy");
+                command.arg("-db").arg("-f").arg(path);
+                command
+            }
+            Self::Bare => {
+                let mut command = on_cpu(cpu, std::env::current_exe()?);
+                command.arg("bare");
+                command
+            }
+        };
+        command.stderr(fs::File::create(directory.join(format!("{self:?}.err")))?);
+        Running::spawn(Some(self), &mut command, ready)
+    }
+}
+
+fn configuration(
+    directory: &Path,
+    name: &str,
+    text: &str,
+    listen: SocketAddr,
+) -> io::Result<std::path::PathBuf> {
+    let other = |offset: u16| local(listen.port() + offset).to_string();
+    let text = text
+        .replace("{dir}", &directory.display().to_string())
+        .replace("{runner}", &local(BACKEND).to_string())
+        .replace("{token}", crate::load::TOKEN)
+        .replace("{listen}", &other(0))
+        .replace("{listen_splice}", &other(1))
+        .replace("{listen_tcp}", &other(2));
+    let path = directory.join(name);
+    fs::File::create(&path)?.write_all(text.as_bytes())?;
+    Ok(path)
+}

@@ -1,0 +1,193 @@
+//! What a run says on the terminal: a line now and then, a summary at the end.
+
+use crate::plan::Plan;
+use crate::result::{ClassResult, Hist, PhaseResult, RunResult};
+use crate::run::Moment;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::time::Duration;
+
+/// A line each second for terminals that are none, each few seconds when it goes on for long.
+pub struct Lines {
+    last: Option<Duration>,
+}
+
+impl Lines {
+    pub fn new() -> Self {
+        Self { last: None }
+    }
+
+    pub fn show(&mut self, moment: &Moment<'_>) {
+        let every = if moment.elapsed > Duration::from_secs(60) { 10 } else { 1 };
+        let due =
+            self.last.is_none_or(|last| moment.elapsed >= last + Duration::from_millis(every * 1000 - 100));
+        if moment.second.sent + moment.second.planned == 0 || !due {
+            return;
+        }
+        self.last = Some(moment.elapsed);
+        let (point, quantiles) = (moment.second, moment.quantiles);
+        let phase = moment.plan.phases.get(moment.phase).map_or("", |phase| &phase.name);
+        let line = format!(
+            "{:>5.0}s {phase}: {:>7} planned/s {:>7} ended/s {:>5} failed/s  p50 {}  p99 {}  backlog {}",
+            moment.elapsed.as_secs_f64(),
+            point.planned,
+            point.ok + point.failed,
+            point.failed,
+            time(quantiles.p50_us),
+            time(quantiles.p99_us),
+            point.backlog,
+        );
+        // A terminal that is gone is no reason to end the run.
+        drop(writeln!(io::stderr(), "{line}"));
+    }
+}
+
+/// A time as people say it.
+pub fn time(us: f64) -> String {
+    match us {
+        us if us < 1000.0 => format!("{us:.0} us"),
+        us if us < 1_000_000.0 => format!("{:.2} ms", us / 1000.0),
+        us => format!("{:.2} s", us / 1e6),
+    }
+}
+
+/// The result in a few lines.
+pub fn summary(result: &RunResult) -> String {
+    let mut text = String::new();
+    let config = &result.config;
+    let _infallible = writeln!(
+        text,
+        "{}  {} loop, {}{}, {} connections",
+        config.target,
+        config.model,
+        config.protocol,
+        if config.tls { " over TLS" } else { "" },
+        config.connections,
+    );
+    for phase in &result.phases {
+        add_phase(&mut text, phase);
+    }
+    for reason in &result.validity.reasons {
+        let kind = if reason.fatal { "NOT VALID" } else { "note" };
+        let _infallible = writeln!(text, "{kind}: {} ({})", reason.message, reason.code);
+    }
+    text
+}
+
+fn add_phase(text: &mut String, phase: &PhaseResult) {
+    let total = phase.total();
+    let warmup = if phase.warmup { ", does not count" } else { "" };
+    let _infallible = writeln!(
+        text,
+        "\n{} ({}, {:.1} s{warmup}): {:.0} requests/s, {} ok, {} failed, {} unsent, {} unfinished",
+        phase.name,
+        phase.kind,
+        phase.duration_s,
+        phase.rate(),
+        total.ok,
+        total.failed,
+        total.unsent,
+        total.unfinished,
+    );
+    if !phase.classes.is_empty() {
+        let _infallible = writeln!(
+            text,
+            "  {:<24} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
+            "", "count", "p50", "p90", "p99", "p99.9", "max"
+        );
+    }
+    let closed = phase.planned_rate.is_none();
+    for (name, class) in &phase.classes {
+        if !closed {
+            row(text, &format!("{name} response"), &class.response);
+        }
+        row(text, &format!("{name} service"), &class.service);
+        for (extra, hist) in &class.extra {
+            row(text, &format!("  {extra}"), hist);
+        }
+        add_errors(text, class);
+    }
+    if let Some(idle) = &phase.idle {
+        let _infallible = writeln!(
+            text,
+            "  idle WebSockets: {} of {} open, {} failed, {} cut, opened at {:.0}/s",
+            idle.open, idle.planned, idle.failed, idle.lost, idle.connects_per_s
+        );
+        row(text, "  handshake", &idle.connect);
+        for error in &idle.errors {
+            let _infallible = writeln!(text, "  {:>9} x {} ({})", error.count, error.code, error.source);
+        }
+    }
+    for churn in &phase.churn {
+        let shown = |ms: Option<f64>| ms.map_or("not seen".into(), |ms| time(ms * 1000.0));
+        let outcome = match &churn.error {
+            Some(error) => format!("could not be done: {error}"),
+            None => format!(
+                "effect after {}, recovered after {} ({} probes; the lever took {})",
+                shown(churn.effect_ms),
+                shown(churn.recovered_ms),
+                churn.probes,
+                time(churn.action_ms * 1000.0)
+            ),
+        };
+        let _infallible = writeln!(text, "  {} at {:.1} s: {outcome}", churn.name, churn.at_s);
+    }
+    if let Some(proxy) = &phase.proxy {
+        let _infallible = writeln!(
+            text,
+            "  proxy ({}): {:.2} us CPU per request, {:.0} requests/s per core, {} MB at most",
+            proxy.source,
+            proxy.cpu_us_per_request,
+            proxy.requests_per_core_s,
+            proxy.memory_max_bytes >> 20,
+        );
+    }
+    let _infallible = writeln!(
+        text,
+        "  load generator: busiest thread {:.0} % of a CPU, sends late by p99 {}",
+        phase.client.busiest_percent,
+        time(phase.client.send_lag.quantile_us(0.99)),
+    );
+}
+
+fn add_errors(text: &mut String, class: &ClassResult) {
+    for error in &class.errors {
+        let _infallible = writeln!(text, "  {:>9} x {} ({})", error.count, error.code, error.source);
+    }
+    if class.refused_rightly > 0 {
+        let _infallible = writeln!(text, "  {:>9} x refused, as they had to be", class.refused_rightly);
+    }
+    if class.resent > 0 {
+        let _infallible =
+            writeln!(text, "  {:>9} x sent again, the kept connection was closed", class.resent);
+    }
+}
+
+fn row(text: &mut String, name: &str, hist: &Hist) {
+    if hist.is_empty() {
+        return;
+    }
+    let q = hist.quantiles();
+    let _infallible = writeln!(
+        text,
+        "  {name:<24} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        q.count,
+        time(q.p50_us),
+        time(q.p90_us),
+        time(q.p99_us),
+        time(q.p999_us),
+        time(q.max_us),
+    );
+}
+
+/// What is about to be done, in one line.
+pub fn announcement(plan: &Plan) -> String {
+    let length: Duration = plan.phases.iter().map(|phase| phase.length.0).sum();
+    format!(
+        "{} for {} in {} phase(s), {} threads",
+        plan.target.url,
+        humantime::format_duration(length),
+        plan.phases.len(),
+        plan.client.threads
+    )
+}

@@ -1,0 +1,83 @@
+//! What can go wrong with a request, as the load generator sees it.
+
+use std::io;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Failure {
+    Refused,
+    /// No connection within the deadline.
+    ConnectTimeout,
+    Connect(io::ErrorKind),
+    /// No local port or descriptor left: the load generator's own limit.
+    OwnLimit,
+    Tls,
+    Reset,
+    /// The end came before the first byte of an answer.
+    ClosedEarly,
+    /// The end came within an answer.
+    Truncated,
+    Timeout,
+    /// Not HTTP, or not what its own head says.
+    Malformed,
+    /// The answer is right by HTTP but not what was asked for.
+    WrongContent,
+    /// HTTP/2's own errors.
+    Http2,
+}
+
+impl Failure {
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Refused => "connect refused",
+            Self::ConnectTimeout => "connect timeout",
+            Self::Connect(_) => "connect failed",
+            Self::OwnLimit => "no local port or descriptor",
+            Self::Tls => "tls",
+            Self::Reset => "reset",
+            Self::ClosedEarly => "closed before the answer",
+            Self::Truncated => "truncated",
+            Self::Timeout => "timeout",
+            Self::Malformed => "malformed",
+            Self::WrongContent => "wrong content",
+            Self::Http2 => "http/2",
+        }
+    }
+
+    pub fn source(self) -> &'static str {
+        match self {
+            Self::OwnLimit => "client",
+            Self::Malformed | Self::WrongContent => "answer",
+            _ => "network",
+        }
+    }
+
+    /// Of an established connection.
+    pub fn of_stream(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted => {
+                Self::Reset
+            }
+            io::ErrorKind::InvalidData => Self::Tls,
+            io::ErrorKind::TimedOut => Self::Timeout,
+            _ => Self::Reset,
+        }
+    }
+
+    /// Of an attempt to connect.
+    pub fn of_connect(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused => Self::Refused,
+            io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse => Self::OwnLimit,
+            io::ErrorKind::TimedOut => Self::ConnectTimeout,
+            kind => match error.raw_os_error() {
+                Some(EMFILE | ENFILE | ENOBUFS | ENOMEM) => Self::OwnLimit,
+                _ => Self::Connect(kind),
+            },
+        }
+    }
+}
+
+const ENOMEM: i32 = 12;
+const ENFILE: i32 = 23;
+const EMFILE: i32 = 24;
+const ENOBUFS: i32 = 105;

@@ -1,0 +1,298 @@
+//! What a run shall do, complete and checked: the command line and scenario files become a plan, agents receive it.
+
+mod class;
+
+pub use class::Class;
+
+use crate::population::AuthKind;
+use crate::quantity::Span;
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    pub name: String,
+    pub target: Target,
+    pub client: Client,
+    pub workload: Workload,
+    pub phases: Vec<Phase>,
+}
+
+/// Where the load goes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Target {
+    /// `http` or `https`, host and port, path: a proxy's address.
+    pub url: String,
+    /// Preview domain: with it requests go to hosts `{port}-{sandbox}.{domain}`; without, to the URL's own.
+    pub domain: Option<String>,
+    /// Speak HTTP/2: by ALPN over TLS, with prior knowledge in the clear.
+    pub http2: bool,
+    /// Certificates to trust instead of the web's.
+    pub ca: Option<PathBuf>,
+    /// Trust any certificate.
+    pub insecure: bool,
+}
+
+/// How the load generator works.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Client {
+    pub threads: u32,
+    /// CPUs to pin the threads to, in turn; empty: none.
+    pub cpus: Vec<usize>,
+    /// Kept connections of all threads together; each carries one request at a time (HTTP/2: `streams`).
+    pub connections: u32,
+    pub streams: u32,
+    /// Most sessions (WebSockets, event streams, page loads) at a time.
+    pub sessions_max: u32,
+    /// Source addresses, used in turn: each gives about 28,000 connections to one target.
+    pub sources: Vec<IpAddr>,
+    pub seed: u64,
+    /// For one request; for sessions, for each event and echo.
+    pub timeout: Span,
+    /// How long requests may still run when the last phase is over.
+    pub grace: Span,
+    /// Intervals between requests vary as those of independent users do, instead of being equal.
+    pub poisson: bool,
+    /// 99th percentile of the load generator's own lateness beyond which a result is not valid.
+    pub lag_max: Span,
+}
+
+impl Default for Client {
+    fn default() -> Self {
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            threads: (cpus / 2).clamp(1, 8) as u32,
+            cpus: Vec::new(),
+            connections: 64,
+            streams: 32,
+            sessions_max: 10_000,
+            sources: Vec::new(),
+            seed: 1,
+            timeout: Span(std::time::Duration::from_secs(30)),
+            grace: Span(std::time::Duration::from_secs(5)),
+            poisson: false,
+            lag_max: Span(std::time::Duration::from_millis(2)),
+        }
+    }
+}
+
+/// Whom the requests are for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Workload {
+    /// How many sandboxes; public and private ones by the weights of `auth`.
+    pub sandboxes: u64,
+    /// Exponent of their popularity: 0: all alike; 1.1: few get most.
+    pub zipf: f64,
+    /// Apps' ports, equally often.
+    pub ports: Vec<u16>,
+    pub auth: Vec<(AuthKind, f64)>,
+    /// Share of requests with a credential that opens nothing.
+    pub bad: f64,
+    /// Share of requests to sandboxes never asked for before, so that no cache knows them.
+    pub cold: f64,
+    /// Share of requests on a connection of their own.
+    pub fresh: f64,
+    /// Share of requests in the form `/toolbox/{id}/proxy/{port}/...`.
+    pub toolbox: f64,
+    /// Seed of the population; the backend has the same.
+    pub population: u64,
+    /// Key of the cookies' signature: the proxy's API key.
+    pub proxy_key: Option<String>,
+}
+
+impl Default for Workload {
+    fn default() -> Self {
+        Self {
+            sandboxes: 100,
+            zipf: 1.1,
+            ports: vec![3000],
+            auth: vec![(AuthKind::Public, 1.0)],
+            bad: 0.0,
+            cold: 0.0,
+            fresh: 0.0,
+            toolbox: 0.0,
+            population: 1,
+            proxy_key: None,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Phase {
+    pub name: String,
+    pub load: Load,
+    pub length: Span,
+    /// Weights of the classes of requests.
+    pub mix: Vec<(Class, f64)>,
+    /// Its figures do not count.
+    pub warmup: bool,
+    pub churn: Vec<Churn>,
+    /// WebSockets opened and held through the phase.
+    pub idle: Option<Idle>,
+}
+
+/// How much, and who sets the pace.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Load {
+    /// Requests per second.
+    Hold { rate: f64 },
+    /// As `Hold`, for long: the report looks for drift.
+    Soak { rate: f64 },
+    /// Grows or falls evenly.
+    Ramp { from: f64, to: f64 },
+    /// So many at the same moment, every so often.
+    Burst { size: u32, every: Span },
+    /// The next request when the last is answered, on every connection.
+    Closed,
+    /// No requests: only what is held idle, or churn.
+    Quiet,
+}
+
+impl Load {
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Hold { .. } => "hold",
+            Self::Soak { .. } => "soak",
+            Self::Ramp { .. } => "ramp",
+            Self::Burst { .. } => "burst",
+            Self::Closed => "closed",
+            Self::Quiet => "quiet",
+        }
+    }
+
+    /// Requests per second at begin and end.
+    pub fn rates(&self) -> Option<(f64, f64)> {
+        match *self {
+            Self::Hold { rate } | Self::Soak { rate } => Some((rate, rate)),
+            Self::Ramp { from, to } => Some((from, to)),
+            Self::Burst { size, every } => {
+                let rate = f64::from(size) / every.0.as_secs_f64();
+                Some((rate, rate))
+            }
+            Self::Closed => None,
+            Self::Quiet => Some((0.0, 0.0)),
+        }
+    }
+}
+
+/// Idle WebSockets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Idle {
+    pub count: u64,
+    /// Opened per second.
+    pub rate: f64,
+}
+
+/// Something changes while the load runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Churn {
+    pub name: String,
+    /// Since the phase's begin.
+    pub at: Span,
+    pub action: Action,
+    pub probe: Probe,
+    /// How long to look for the effect, and then for the recovery.
+    pub within: Span,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Action {
+    /// A shell command of the operator's.
+    Command(String),
+    /// `POST` to this URL; 2xx is success.
+    Post(String),
+}
+
+/// A request that shows the effect: repeated on connections of its own until the answer is the expected one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Probe {
+    /// Which public or private sandbox; `None`: the target's own URL.
+    pub sandbox: Option<(u64, AuthKind)>,
+    pub path: String,
+    pub effect: Expectation,
+    /// Look further, until it is as before.
+    pub recovery: bool,
+    pub every: Span,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Expectation {
+    /// 2xx.
+    Ok,
+    /// 401, 403, or a redirect to a login.
+    Refused,
+    /// 5xx or no answer.
+    Fails,
+    /// No effect is expected: every probe in the time must be 2xx.
+    Unharmed,
+}
+
+/// A part of a plan: load generator `index` of `count`, each with the same number of threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    pub index: u32,
+    pub count: u32,
+}
+
+impl Share {
+    pub const WHOLE: Self = Self { index: 0, count: 1 };
+}
+
+impl Plan {
+    /// Everything that is wrong with it, for the operator.
+    pub fn mistakes(&self) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        let mut need = |ok: bool, text: &str| {
+            if !ok {
+                mistakes.push(text.to_owned());
+            }
+        };
+        let workload = &self.workload;
+        need(self.client.threads > 0 && self.client.threads <= 1024, "threads: 1 to 1024");
+        need(
+            self.client.connections > 0 && self.client.connections <= 1_000_000,
+            "connections: 1 to 1,000,000",
+        );
+        need(self.client.streams > 0 && self.client.streams <= 10_000, "streams: 1 to 10,000");
+        need(workload.zipf >= 0.0 && workload.zipf <= 10.0, "zipf: 0 to 10");
+        need(workload.sandboxes > 0 && workload.sandboxes <= 1 << 40, "sandboxes: 1 to 2^40");
+        need(!workload.ports.is_empty() && !workload.ports.contains(&0), "ports: at least one, none 0");
+        need(!workload.auth.is_empty(), "auth: at least one kind");
+        let cookies = workload.auth.iter().any(|(kind, weight)| *kind == AuthKind::Cookie && *weight > 0.0);
+        need(
+            !cookies || workload.proxy_key.is_some(),
+            "auth cookie: --proxy-key-file must name the proxy's API key, which signs cookies",
+        );
+        need(!self.phases.is_empty(), "phases: at least one");
+        for phase in &self.phases {
+            let quiet = phase.load == Load::Quiet;
+            need(!phase.length.0.is_zero(), &format!("phase {}: no length", phase.name));
+            need(quiet || !phase.mix.is_empty(), &format!("phase {}: no mix", phase.name));
+            let whole_sessions = phase.mix.iter().any(|(class, _)| class.is_session());
+            need(
+                phase.load != Load::Closed || !whole_sessions,
+                &format!("phase {}: a closed loop has no WebSockets, event streams or pages", phase.name),
+            );
+            need(
+                phase.idle.is_none() || workload.bad < 1.0,
+                &format!("phase {}: idle WebSockets need good credentials", phase.name),
+            );
+            need(
+                phase.idle.as_ref().is_none_or(|idle| idle.rate > 0.0 && idle.count > 0),
+                &format!("phase {}: idle needs a count and a rate", phase.name),
+            );
+            if let Load::Burst { size, every } = phase.load {
+                let ok = size > 0 && !every.0.is_zero();
+                need(ok, &format!("phase {}: a burst needs a size and an interval", phase.name));
+            }
+            if let Some((from, to)) = phase.load.rates() {
+                let ok = quiet || from >= 0.0 && to >= 0.0 && from + to > 0.0 && from.max(to) <= 1e8;
+                need(ok, &format!("phase {}: rates from 0 to 100M", phase.name));
+            }
+        }
+        mistakes
+    }
+}

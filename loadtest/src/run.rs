@@ -1,0 +1,345 @@
+//! Runs a plan: starts the threads, listens to them, watches proxy and clock, and puts the result together.
+
+mod tally;
+
+use crate::host::{self, Meter, ProxySource, Usage};
+use crate::plan::{Plan, Share};
+use crate::result::{ProxyUse, RunResult, ServerCounters};
+use crate::scrape::Scraper;
+use crate::transport::Place;
+use crate::worker::{self, Assignment, Report};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
+use tally::Tally;
+use tokio::sync::oneshot;
+
+pub use tally::Moment;
+
+/// From "all are ready" to the first request: threads must have got the message by then.
+const HEADSTART: Duration = Duration::from_millis(50);
+/// Connecting may take as long.
+const READY_MAX: Duration = Duration::from_secs(30);
+
+/// What to look at besides the load itself.
+#[derive(Clone, Debug, Default)]
+pub struct Observation {
+    pub proxy: Option<ProxySource>,
+    pub metrics_url: Option<String>,
+}
+
+/// Threads that report, here or on other hosts.
+pub trait Crew {
+    /// How many report.
+    fn threads(&self) -> u32;
+    /// Starts the first phase so long from now.
+    fn start(&mut self, after: Duration) -> Result<(), String>;
+    /// Ends everything early.
+    fn stop(&mut self);
+    fn hosts(&self) -> Vec<crate::result::ClientHost>;
+}
+
+/// Runs the plan here. `stop` ends it early with what there is; `watch` is told each second.
+pub fn run(
+    plan: &Arc<Plan>,
+    observation: &Observation,
+    stop: &Arc<AtomicBool>,
+    watch: &mut dyn FnMut(&Moment<'_>),
+) -> Result<RunResult, String> {
+    let (sender, reports) = channel();
+    let mut crew = Local::spawn(plan, Share::WHOLE, sender)?;
+    conduct(plan, &mut crew, &reports, observation, stop, watch)
+}
+
+/// Conducts a crew through a plan.
+pub fn conduct(
+    plan: &Arc<Plan>,
+    crew: &mut dyn Crew,
+    reports: &Receiver<(u32, Report)>,
+    observation: &Observation,
+    stop: &Arc<AtomicBool>,
+    watch: &mut dyn FnMut(&Moment<'_>),
+) -> Result<RunResult, String> {
+    let outcome = Conductor { plan, crew, reports, stop }.conduct(observation, watch);
+    if outcome.is_err() {
+        crew.stop();
+    }
+    outcome
+}
+
+struct Conductor<'a> {
+    plan: &'a Arc<Plan>,
+    crew: &'a mut dyn Crew,
+    reports: &'a Receiver<(u32, Report)>,
+    stop: &'a Arc<AtomicBool>,
+}
+
+impl Conductor<'_> {
+    fn conduct(
+        &mut self,
+        observation: &Observation,
+        watch: &mut dyn FnMut(&Moment<'_>),
+    ) -> Result<RunResult, String> {
+        let scraper = observation.metrics_url.as_deref().map(Scraper::new).transpose()?;
+        let mut proxy = observation.proxy.clone().map(Watched::new).transpose()?;
+        let threads = self.crew.threads();
+        self.await_ready(threads)?;
+        let started_at = SystemTime::now();
+        let (scraped, scrape_end) = (channel(), Arc::new(AtomicBool::new(false)));
+        let scraping = scraper.map(|scraper| spawn_scraper(scraper, scraped.0, scrape_end.clone()));
+        if scraping.is_some() {
+            // The first page belongs before the load.
+            drop(scraped.1.recv_timeout(Duration::from_secs(4)));
+        }
+        let start = Instant::now() + HEADSTART;
+        self.crew.start(HEADSTART)?;
+        let mut tally = Tally::new(self.plan, threads);
+        let mut ticks = ticks(self.plan).into_iter().peekable();
+        let churn = crate::churn::spawn(self.plan, start, self.stop);
+        let mut told_to_stop = false;
+        while !tally.is_complete() {
+            if self.stop.load(Relaxed) && !told_to_stop {
+                told_to_stop = true;
+                self.crew.stop();
+            }
+            let wait = ticks.peek().map_or(Duration::from_millis(100), |tick| {
+                (start + tick.at).saturating_duration_since(Instant::now()).min(Duration::from_millis(100))
+            });
+            match self.reports.recv_timeout(wait) {
+                Ok((thread, report)) => tally.take(thread, report)?,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err("a thread ended without its results".into());
+                }
+            }
+            while ticks.peek().is_some_and(|tick| Instant::now() >= start + tick.at) {
+                let tick = ticks.next().expect("just seen");
+                if let Some(proxy) = &mut proxy {
+                    proxy.tick(&tick, &mut tally);
+                }
+                while let Ok(sample) = scraped.1.try_recv() {
+                    tally.server(sample);
+                }
+                watch(&tally.moment(start.elapsed()));
+            }
+        }
+        let partial = self.stop.load(Relaxed) && start.elapsed() < length(self.plan);
+        scrape_end.store(true, Relaxed);
+        let server = scraping.and_then(|thread| thread.join().ok());
+        let churn = churn.into_iter().filter_map(|thread| thread.join().ok()).collect();
+        let proxy = proxy.map(|watched| watched.phases).unwrap_or_default();
+        Ok(tally.finish(self.plan, self.crew.hosts(), started_at, partial, server, proxy, churn))
+    }
+
+    fn await_ready(&mut self, threads: u32) -> Result<(), String> {
+        let deadline = Instant::now() + READY_MAX;
+        let mut ready = 0;
+        while ready < threads {
+            if self.stop.load(Relaxed) {
+                return Err("stopped before the first request".into());
+            }
+            match self.reports.recv_timeout(Duration::from_millis(100)) {
+                Ok((_, Report::Ready)) => ready += 1,
+                Ok((_, Report::Failed(error))) => return Err(error),
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) if Instant::now() < deadline => {}
+                Err(_) => return Err("the load generator's threads do not get ready".into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// When the proxy is looked at: at the beginning of each phase, each second, at the end.
+struct Tick {
+    at: Duration,
+    phase: usize,
+    /// Since the phase's begin; `None`: the phase begins.
+    second: Option<u32>,
+}
+
+fn ticks(plan: &Plan) -> Vec<Tick> {
+    let mut ticks = Vec::new();
+    let mut begin = Duration::ZERO;
+    for (phase, planned) in plan.phases.iter().enumerate() {
+        let length = planned.length.0;
+        ticks.push(Tick { at: begin, phase, second: None });
+        let whole = (length.as_secs_f64().ceil() as u32).max(1);
+        for second in 0..whole {
+            let at = begin + length.min(Duration::from_secs(u64::from(second) + 1));
+            ticks.push(Tick { at, phase, second: Some(second) });
+        }
+        begin += length;
+    }
+    ticks
+}
+
+fn length(plan: &Plan) -> Duration {
+    plan.phases.iter().map(|phase| phase.length.0).sum()
+}
+
+/// The proxy's CPU, phase by phase.
+struct Watched {
+    meter: Meter,
+    last: Option<(Instant, Usage)>,
+    begin: Usage,
+    phases: Vec<Option<ProxyUse>>,
+}
+
+impl Watched {
+    fn new(source: ProxySource) -> Result<Self, String> {
+        let mut meter = Meter::new(source);
+        meter.read().map_err(|error| format!("{}: {error}", meter.source()))?;
+        Ok(Self { meter, last: None, begin: Usage::default(), phases: Vec::new() })
+    }
+
+    fn tick(&mut self, tick: &Tick, tally: &mut Tally<'_>) {
+        // A proxy that is restarted is away for a while; its CPU until then stays counted.
+        let Ok(usage) = self.meter.read() else { return };
+        let now = Instant::now();
+        let Some(second) = tick.second else {
+            self.begin = usage;
+            self.last = Some((now, usage));
+            return;
+        };
+        if let Some((before, last)) = self.last {
+            let percent = share(usage.cpu.saturating_sub(last.cpu), now - before) * 100.0;
+            tally.proxy_cpu(tick.phase, second, percent);
+        }
+        self.last = Some((now, usage));
+        self.phases.resize(self.phases.len().max(tick.phase + 1), None);
+        let phase = self.phases[tick.phase].get_or_insert_default();
+        phase.source = self.meter.source().to_string();
+        phase.cpu_s = usage.cpu.saturating_sub(self.begin.cpu).as_secs_f64();
+        phase.memory_max_bytes = phase.memory_max_bytes.max(usage.memory_bytes);
+    }
+}
+
+fn share(part: Duration, whole: Duration) -> f64 {
+    if whole.is_zero() { 0.0 } else { part.as_secs_f64() / whole.as_secs_f64() }
+}
+
+/// Scrapes once before the load and each second until told to end.
+fn spawn_scraper(
+    mut scraper: Scraper,
+    samples: Sender<crate::result::ServerSample>,
+    end: Arc<AtomicBool>,
+) -> JoinHandle<ServerCounters> {
+    thread::spawn(move || {
+        scraper.begin();
+        drop(samples.send(crate::result::ServerSample::default()));
+        let begun = Instant::now();
+        let mut next = begun + Duration::from_secs(1);
+        while !end.load(Relaxed) {
+            thread::sleep(Duration::from_millis(20));
+            if Instant::now() >= next {
+                next += Duration::from_secs(1);
+                if let Some(sample) = scraper.sample(begun.elapsed()) {
+                    drop(samples.send(sample.clone()));
+                }
+            }
+        }
+        scraper.end()
+    })
+}
+
+/// Threads of this process.
+pub struct Local {
+    starts: Vec<oneshot::Sender<Instant>>,
+    stop: Arc<AtomicBool>,
+    threads: u32,
+    handles: Vec<JoinHandle<()>>,
+}
+
+impl Local {
+    /// Starts the threads: part `share` of all load generators. They connect and report that they are ready.
+    pub fn spawn(plan: &Arc<Plan>, share: Share, reports: Sender<(u32, Report)>) -> Result<Self, String> {
+        let mistakes = plan.mistakes();
+        if !mistakes.is_empty() {
+            return Err(mistakes.join("\n"));
+        }
+        check_open_files(plan, share)?;
+        let place = Place::of(&plan.target)?;
+        let client = &plan.client;
+        let threads = client.threads.min(client.connections);
+        let stop = Arc::new(AtomicBool::new(false));
+        let run = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let (mut starts, mut handles) = (Vec::new(), Vec::new());
+        for thread in 0..threads {
+            let (start, started) = oneshot::channel();
+            let part = Share { index: share.index * threads + thread, count: share.count * threads };
+            let assignment = Assignment {
+                plan: plan.clone(),
+                place: place.clone(),
+                part,
+                connections: part_of(client.connections, part),
+                cpu: client.cpus.get(thread as usize % client.cpus.len().max(1)).copied(),
+                run,
+                stop: stop.clone(),
+                reports: reports.clone(),
+                start: started,
+                thread,
+            };
+            let name = format!("load-{thread}");
+            let handle = thread::Builder::new().name(name).spawn(move || worker::run(assignment));
+            handles.push(handle.map_err(|error| format!("thread: {error}"))?);
+            starts.push(start);
+        }
+        Ok(Self { starts, stop, threads, handles })
+    }
+}
+
+/// A part of a whole number; the parts add up.
+fn part_of(whole: u32, part: Share) -> u32 {
+    (whole / part.count + u32::from(part.index < whole % part.count)).max(1)
+}
+
+impl Crew for Local {
+    fn threads(&self) -> u32 {
+        self.threads
+    }
+
+    fn start(&mut self, after: Duration) -> Result<(), String> {
+        let start = Instant::now() + after;
+        for sender in self.starts.drain(..) {
+            sender.send(start).map_err(|_| "a thread is gone")?;
+        }
+        Ok(())
+    }
+
+    fn stop(&mut self) {
+        self.stop.store(true, Relaxed);
+    }
+
+    fn hosts(&self) -> Vec<crate::result::ClientHost> {
+        vec![host::describe(self.threads)]
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+        self.starts.clear();
+        for handle in self.handles.drain(..) {
+            drop(handle.join());
+        }
+    }
+}
+
+fn check_open_files(plan: &Plan, share: Share) -> Result<(), String> {
+    let client = &plan.client;
+    let idle =
+        plan.phases.iter().filter_map(|phase| phase.idle.as_ref()).map(|idle| idle.count).max().unwrap_or(0);
+    let sessions = plan.phases.iter().flat_map(|phase| &phase.mix).any(|(class, _)| class.is_session());
+    let sessions = if sessions { u64::from(client.sessions_max) } else { 0 };
+    let wanted = (u64::from(client.connections) + idle + sessions) / u64::from(share.count) + 64;
+    match host::raise_open_files() {
+        Some(limit) if limit < wanted => Err(format!(
+            "up to {wanted} connections, and this process may open {limit} files: raise the hard limit \
+             (ulimit -Hn, LimitNOFILE), or lower connections, idle or sessions-max"
+        )),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,415 @@
+//! Adds up what threads report, and judges in the end whether it can be believed.
+
+use crate::plan::{Load, Plan};
+use crate::result::{
+    ChurnResult, ClassResult, ClientHost, ClientUse, ErrorCount, FORMAT, HEAT_BUCKETS, Hist, IdleResult,
+    Meta, PhaseResult, Point, ProxyUse, Quantiles, Reason, RunConfig, RunResult, ServerCounters,
+    ServerSample, Timeline, Validity,
+};
+use crate::worker::{Done, Report, Second, classes};
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+/// Share of a CPU from which a thread of ours may have been what set the pace.
+const BUSY_PERCENT: f64 = 80.0;
+/// CPU of phases shorter than this says little: a thread's start alone fills it.
+const JUDGED_MIN: Duration = Duration::from_millis(500);
+/// Seconds a thread may be behind before its second is given up waiting for.
+const PENDING_MAX: usize = 10;
+
+/// What goes on, for a live view.
+pub struct Moment<'a> {
+    pub elapsed: Duration,
+    pub plan: &'a Plan,
+    pub phase: usize,
+    /// The last whole second.
+    pub second: &'a Point,
+    pub quantiles: Quantiles,
+    pub ok: u64,
+    pub failed: u64,
+    pub errors: &'a [ErrorCount],
+    pub server: Option<&'a ServerSample>,
+    pub server_before: Option<&'a ServerSample>,
+    /// Seconds of this phase.
+    pub timeline: &'a Timeline,
+}
+
+pub(super) struct Tally<'a> {
+    plan: &'a Plan,
+    threads: u32,
+    done: u32,
+    classes: Vec<Vec<ClassResult>>,
+    lag: Vec<Hist>,
+    idle: Vec<Option<IdleResult>>,
+    timelines: Vec<Timeline>,
+    pending: BTreeMap<(usize, u32), Pending>,
+    /// By phase and thread: CPU and how long it ran.
+    cpu: Vec<BTreeMap<u32, (Duration, Duration)>>,
+    /// By phase: ended requests with echoes and events, for the cost of each.
+    units: Vec<u64>,
+    proxy_cpu: BTreeMap<(usize, u32), f64>,
+    last: Point,
+    last_quantiles: Quantiles,
+    phase: usize,
+    ok: u64,
+    failed: u64,
+    errors: Vec<ErrorCount>,
+    samples: [Option<ServerSample>; 2],
+}
+
+/// A second not all threads have reported yet.
+#[derive(Default)]
+struct Pending {
+    reports: u32,
+    point: Point,
+    response: Hist,
+}
+
+impl<'a> Tally<'a> {
+    pub fn new(plan: &'a Plan, threads: u32) -> Self {
+        let phases = plan.phases.len();
+        Self {
+            plan,
+            threads,
+            done: 0,
+            classes: vec![vec![ClassResult::default(); classes(plan).len()]; phases],
+            lag: vec![Hist::default(); phases],
+            idle: vec![None; phases],
+            timelines: vec![Timeline::default(); phases],
+            pending: BTreeMap::new(),
+            cpu: vec![BTreeMap::new(); phases],
+            units: vec![0; phases],
+            proxy_cpu: BTreeMap::new(),
+            last: Point::default(),
+            last_quantiles: Quantiles::default(),
+            phase: 0,
+            ok: 0,
+            failed: 0,
+            errors: Vec::new(),
+            samples: [None, None],
+        }
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.done == self.threads
+    }
+
+    pub fn take(&mut self, thread: u32, report: Report) -> Result<(), String> {
+        match report {
+            Report::Ready => {}
+            Report::Second(second) => self.second(thread, *second)?,
+            Report::Done(done) => self.thread_done(*done)?,
+            Report::Failed(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn second(&mut self, thread: u32, second: Second) -> Result<(), String> {
+        // Reports may come from another host: its indices are not taken on trust.
+        if second.phase >= self.timelines.len() || second.interval.heat.len() > HEAT_BUCKETS {
+            return Err("a load generator reports what was not planned".into());
+        }
+        let cpu = self.cpu[second.phase].entry(thread).or_default();
+        *cpu = (cpu.0 + second.cpu, cpu.1 + second.wall);
+        let at_s = (second.at.as_secs_f64() + 0.001) as u32;
+        let interval = second.interval;
+        self.units[second.phase] += interval.ok + interval.failed + interval.messages;
+        self.ok += interval.ok;
+        self.failed += interval.failed;
+        for error in &interval.errors {
+            ErrorCount::count(&mut self.errors, &error.code, &error.source, error.count);
+        }
+        let wall = second.wall.as_secs_f64().max(1e-6);
+        let point = Point {
+            at_s,
+            planned: second.planned,
+            sent: interval.sent,
+            ok: interval.ok,
+            failed: interval.failed,
+            bytes_down: interval.bytes_down,
+            heat: interval.heat,
+            max_us: interval.response.max_ns() as f64 / 1000.0,
+            backlog: second.backlog,
+            connections: second.connections,
+            client_cpu: second.cpu.as_secs_f64() / wall * 100.0,
+            ..Point::default()
+        };
+        let pending = self.pending.entry((second.phase, at_s)).or_default();
+        pending.response.merge(&interval.response);
+        match pending.reports {
+            0 => pending.point = point,
+            _ => pending.point.join(&point),
+        }
+        pending.reports += 1;
+        if pending.reports == self.threads || self.pending.len() > PENDING_MAX {
+            self.settle(PENDING_MAX);
+        }
+        Ok(())
+    }
+
+    /// Moves complete seconds into the timeline, and incomplete ones if there are more than `most`.
+    fn settle(&mut self, most: usize) {
+        while let Some(entry) = self.pending.first_entry() {
+            if entry.get().reports < self.threads && self.pending.len() <= most {
+                return;
+            }
+            let ((phase, second), mut pending) = self.pending.pop_first().expect("just seen");
+            pending.point.p50_us = pending.response.quantile_us(0.5);
+            pending.point.p99_us = pending.response.quantile_us(0.99);
+            pending.point.proxy_cpu = self.proxy_cpu.remove(&(phase, second));
+            self.last_quantiles = pending.response.quantiles();
+            self.last = pending.point.clone();
+            self.phase = phase;
+            self.timelines[phase].push(pending.point);
+        }
+    }
+
+    fn thread_done(&mut self, done: Done) -> Result<(), String> {
+        let fits = done.classes.len() == self.classes.len()
+            && done.classes.iter().zip(&self.classes).all(|(theirs, ours)| theirs.len() == ours.len())
+            && done.lag.len() == self.lag.len()
+            && done.idle.len() == self.idle.len();
+        if !fits {
+            return Err("a load generator reports what was not planned".into());
+        }
+        for (ours, theirs) in self.classes.iter_mut().flatten().zip(done.classes.iter().flatten()) {
+            ours.merge(theirs);
+        }
+        for (ours, theirs) in self.lag.iter_mut().zip(&done.lag) {
+            ours.merge(theirs);
+        }
+        for (ours, theirs) in self.idle.iter_mut().zip(done.idle) {
+            match (ours.as_mut(), theirs) {
+                (Some(ours), Some(theirs)) => ours.merge(&theirs),
+                (None, theirs) => *ours = theirs,
+                (_, None) => {}
+            }
+        }
+        self.done += 1;
+        Ok(())
+    }
+
+    /// Percent of one CPU the proxy used in a second of a phase.
+    pub fn proxy_cpu(&mut self, phase: usize, second: u32, percent: f64) {
+        let Timeline { step_s, points } = &mut self.timelines[phase];
+        match points.last_mut() {
+            Some(point) if *step_s == 1 && point.at_s == second => {
+                point.proxy_cpu = Some(percent);
+            }
+            _ => drop(self.proxy_cpu.insert((phase, second), percent)),
+        }
+        // What no second ever claims, as after a thread's death, does not pile up.
+        while self.proxy_cpu.len() > 2 * PENDING_MAX {
+            self.proxy_cpu.pop_first();
+        }
+    }
+
+    pub fn server(&mut self, sample: ServerSample) {
+        let [_, newer] = &mut self.samples;
+        let older = newer.take();
+        self.samples = [older, Some(sample)];
+    }
+
+    pub fn moment(&self, elapsed: Duration) -> Moment<'_> {
+        Moment {
+            elapsed,
+            plan: self.plan,
+            phase: self.phase,
+            second: &self.last,
+            quantiles: self.last_quantiles,
+            ok: self.ok,
+            failed: self.failed,
+            errors: &self.errors,
+            server: self.samples[1].as_ref(),
+            server_before: self.samples[0].as_ref(),
+            timeline: &self.timelines[self.phase],
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "everything that was watched comes together here")]
+    pub fn finish(
+        mut self,
+        plan: &Plan,
+        clients: Vec<ClientHost>,
+        started_at: SystemTime,
+        partial: bool,
+        server: Option<ServerCounters>,
+        proxy: Vec<Option<ProxyUse>>,
+        churn: Vec<(usize, ChurnResult)>,
+    ) -> RunResult {
+        self.settle(0);
+        let names: Vec<String> = classes(plan).iter().map(ToString::to_string).collect();
+        let mut proxy = proxy.into_iter();
+        let mut phases = Vec::new();
+        let mut begin = Duration::ZERO;
+        for (n, phase) in plan.phases.iter().enumerate() {
+            let ran = self.cpu[n].values().map(|(_, wall)| *wall).max().unwrap_or_default();
+            let duration = if partial { ran.min(phase.length.0) } else { phase.length.0 };
+            let named = names.iter().cloned().zip(std::mem::take(&mut self.classes[n]));
+            let wanted = |name: &String| phase.mix.iter().any(|(class, _)| class.to_string() == *name);
+            let mut used = proxy.next().flatten();
+            if let Some(used) = &mut used {
+                let units = self.units[n];
+                if units > 0 && used.cpu_s > 0.0 {
+                    used.cpu_us_per_request = used.cpu_s * 1e6 / units as f64;
+                    used.requests_per_core_s = units as f64 / used.cpu_s;
+                }
+            }
+            phases.push(PhaseResult {
+                name: phase.name.clone(),
+                kind: phase.load.as_str().into(),
+                warmup: phase.warmup,
+                start_s: begin.as_secs_f64(),
+                duration_s: duration.as_secs_f64(),
+                planned_rate: phase.load.rates(),
+                classes: named.filter(|(name, _)| wanted(name)).collect(),
+                timeline: std::mem::take(&mut self.timelines[n]),
+                client: self.client_use(n),
+                proxy: used,
+                churn: churn.iter().filter(|(at, _)| *at == n).map(|(_, churn)| churn.clone()).collect(),
+                idle: self.idle[n].take(),
+            });
+            begin += phase.length.0;
+            if partial && duration < phase.length.0 {
+                break;
+            }
+        }
+        let reasons = reasons(plan, &phases, partial);
+        let time = |at: SystemTime| humantime::format_rfc3339_millis(at).to_string();
+        RunResult {
+            format: FORMAT,
+            meta: Meta {
+                version: env!("CARGO_PKG_VERSION").into(),
+                name: plan.name.clone(),
+                started_at: time(started_at),
+                ended_at: time(SystemTime::now()),
+                command: Vec::new(),
+                clients,
+                partial,
+            },
+            config: config(plan),
+            phases,
+            server,
+            validity: Validity::of(reasons),
+            assertions: Vec::new(),
+            search: None,
+        }
+    }
+
+    fn client_use(&mut self, phase: usize) -> ClientUse {
+        let threads = &self.cpu[phase];
+        let busy =
+            |(cpu, wall): &(Duration, Duration)| cpu.as_secs_f64() / wall.as_secs_f64().max(1e-6) * 100.0;
+        ClientUse {
+            cpu_s: threads.values().map(|(cpu, _)| cpu.as_secs_f64()).sum(),
+            busiest_percent: threads.values().map(busy).fold(0.0, f64::max),
+            send_lag: std::mem::take(&mut self.lag[phase]),
+        }
+    }
+}
+
+/// Why the figures might not be the proxy's.
+fn reasons(plan: &Plan, phases: &[PhaseResult], partial: bool) -> Vec<Reason> {
+    let mut reasons = Vec::new();
+    let mut add = |fatal: bool, code: &str, message: String| {
+        reasons.push(Reason { code: code.into(), message, fatal });
+    };
+    if partial {
+        add(false, "partial", "ended before its time".into());
+    }
+    for (phase, planned) in phases.iter().zip(&plan.phases).filter(|(phase, _)| !phase.warmup) {
+        let name = &phase.name;
+        let busy = phase.client.busiest_percent;
+        if busy > BUSY_PERCENT && planned.length.0 >= JUDGED_MIN {
+            let text = format!(
+                "{name}: a thread of the load generator used {busy:.0} % of a CPU (bound {BUSY_PERCENT} %): more threads or agents"
+            );
+            add(true, "client_cpu", text);
+        }
+        let lag = Duration::from_nanos(phase.client.send_lag.quantile_ns(0.99));
+        if lag > plan.client.lag_max.0 && planned.load != Load::Closed {
+            let text = format!(
+                "{name}: the load generator itself sent late, p99 {lag:.1?} (bound {}): its figures contain its own delay",
+                plan.client.lag_max
+            );
+            add(true, "send_lag", text);
+        }
+        let total = phase.total();
+        for (class, result) in &phase.classes {
+            let session = planned.mix.iter().any(|(c, _)| c.is_session() && c.to_string() == *class);
+            if result.unsent > 0 && session {
+                let text = format!(
+                    "{name}: {} of {class} were not begun: sessions-max {} was reached",
+                    result.unsent, plan.client.sessions_max
+                );
+                add(true, "sessions_max", text);
+            } else if result.unsent > 0 {
+                let text = format!(
+                    "{name}: {} requests of {class} were due and never sent, for no connection was free: the target is slower than the plan, or {} connections are too few",
+                    result.unsent, plan.client.connections
+                );
+                add(false, "unsent", text);
+            }
+        }
+        let own: u64 =
+            total.errors.iter().filter(|error| error.source == "client").map(|error| error.count).sum();
+        if own > 0 {
+            add(
+                true,
+                "client_limit",
+                format!(
+                    "{name}: {own} connections failed for want of local ports or descriptors: more --sources, a higher file limit"
+                ),
+            );
+        }
+        if total.ended() == 0 && planned.load != Load::Quiet {
+            add(true, "nothing", format!("{name}: no request came to an end"));
+        }
+    }
+    reasons
+}
+
+/// What was asked for, without secrets.
+fn config(plan: &Plan) -> RunConfig {
+    let (client, workload) = (&plan.client, &plan.workload);
+    let closed = plan.phases.iter().any(|phase| phase.load == Load::Closed);
+    let open = plan.phases.iter().any(|phase| phase.load != Load::Closed);
+    let mut settings = vec![("threads".to_owned(), client.threads.to_string())];
+    let mut add = |name: &str, value: String| settings.push((name.into(), value));
+    add("arrivals", if client.poisson { "poisson" } else { "constant" }.into());
+    add("timeout", client.timeout.to_string());
+    add("lag bound", client.lag_max.to_string());
+    if !client.sources.is_empty() {
+        add("source addresses", client.sources.len().to_string());
+    }
+    if let Some(domain) = &plan.target.domain {
+        let percent = |share: f64| format!("{} %", share * 100.0);
+        add("domain", domain.clone());
+        add("sandboxes", workload.sandboxes.to_string());
+        add("zipf", workload.zipf.to_string());
+        add("ports", format!("{:?}", workload.ports));
+        let auth = workload.auth.iter().map(|(kind, weight)| format!("{}:{weight}", kind.as_str()));
+        add("auth", auth.collect::<Vec<_>>().join(","));
+        add("bad credentials", percent(workload.bad));
+        add("cold sandboxes", percent(workload.cold));
+        add("toolbox form", percent(workload.toolbox));
+    }
+    add("fresh connections", format!("{} %", workload.fresh * 100.0));
+    if client.timeout.0.is_zero() {
+        add("timeout", "none".into());
+    }
+    RunConfig {
+        target: plan.target.url.clone(),
+        model: match (open, closed) {
+            (true, true) => "open and closed",
+            (false, _) => "closed",
+            (true, false) => "open",
+        }
+        .into(),
+        protocol: if plan.target.http2 { "h2" } else { "http/1.1" }.into(),
+        tls: plan.target.url.starts_with("https:"),
+        connections: client.connections,
+        seed: client.seed,
+        settings,
+    }
+}

@@ -1,0 +1,163 @@
+//! The proxy's `/metrics` page (Prometheus text format): before, during and after a run.
+
+use crate::http1::ResponseReader;
+use crate::result::{ServerCounters, ServerSample};
+use std::collections::BTreeMap;
+use std::io::{self, Read as _, Write as _};
+use std::net::{TcpStream, ToSocketAddrs as _};
+use std::time::{Duration, Instant};
+
+/// Longest page taken.
+const PAGE_MAX: usize = 8 << 20;
+/// Most samples kept; beyond it every second one goes.
+const SAMPLES_MAX: usize = 600;
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Follows one page.
+pub struct Scraper {
+    authority: String,
+    path: String,
+    counters: ServerCounters,
+    /// Every so many scrapes one is kept.
+    keep_every: u32,
+    skipped: u32,
+}
+
+impl Scraper {
+    /// `url`: `http://host:port/path`.
+    pub fn new(url: &str) -> Result<Self, String> {
+        let rest = url.strip_prefix("http://").ok_or_else(|| format!("metrics `{url}`: no http:// URL"))?;
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        Ok(Self {
+            authority: authority.into(),
+            path: if path.is_empty() { "/metrics".into() } else { path.into() },
+            counters: ServerCounters { url: url.into(), ..ServerCounters::default() },
+            keep_every: 1,
+            skipped: 0,
+        })
+    }
+
+    /// Reads the page once before the load.
+    pub fn begin(&mut self) {
+        if let Some(values) = self.read() {
+            self.counters.before = values;
+        }
+    }
+
+    /// Reads it during the load. `at`: since the run's start.
+    pub fn sample(&mut self, at: Duration) -> Option<&ServerSample> {
+        let values = self.read()?;
+        self.skipped += 1;
+        if self.skipped < self.keep_every {
+            return None;
+        }
+        self.skipped = 0;
+        let moved = values.into_iter().filter(|(name, value)| self.counters.before.get(name) != Some(value));
+        self.counters.samples.push(ServerSample { at_s: at.as_secs_f64(), values: moved.collect() });
+        if self.counters.samples.len() > SAMPLES_MAX {
+            let mut n = 0;
+            self.counters.samples.retain(|_| {
+                n += 1;
+                n % 2 == 1
+            });
+            self.keep_every *= 2;
+        }
+        self.counters.samples.last()
+    }
+
+    /// Reads it once more and gives everything out.
+    pub fn end(mut self) -> ServerCounters {
+        if let Some(values) = self.read() {
+            self.counters.after = values;
+        }
+        self.counters
+    }
+
+    fn read(&mut self) -> Option<BTreeMap<String, f64>> {
+        match fetch(&self.authority, &self.path) {
+            Ok(page) => Some(parse(&page)),
+            Err(error) => {
+                self.counters.failures += 1;
+                self.counters.last_failure = Some(error.to_string());
+                None
+            }
+        }
+    }
+}
+
+fn fetch(authority: &str, path: &str) -> io::Result<String> {
+    let begun = Instant::now();
+    let name = if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
+    let address = name.to_socket_addrs()?.next().ok_or(io::ErrorKind::AddrNotAvailable)?;
+    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    stream.set_write_timeout(Some(TIMEOUT))?;
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nhost: {authority}\r\nconnection: close\r\naccept: text/plain\r\n\r\n"
+    )?;
+    let (mut reader, mut page, mut pending) = (ResponseReader::default(), Vec::new(), Vec::new());
+    let mut buffer = vec![0; 64 * 1024];
+    while !reader.is_done() {
+        let read = stream.read(&mut buffer)?;
+        if read == 0 && !reader.end() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        pending.extend_from_slice(&buffer[..read]);
+        let taken = reader.feed(&pending, &mut |data| page.extend_from_slice(data));
+        pending.drain(..taken.map_err(|_| io::ErrorKind::InvalidData)?);
+        if page.len() > PAGE_MAX || begun.elapsed() > TIMEOUT {
+            return Err(io::Error::other("the page is too long or too slow"));
+        }
+    }
+    if reader.status() != 200 {
+        return Err(io::Error::other(format!("HTTP {}", reader.status())));
+    }
+    Ok(String::from_utf8_lossy(&page).into_owned())
+}
+
+/// Names with their labels, as they stand; buckets of histograms are left out.
+fn parse(page: &str) -> BTreeMap<String, f64> {
+    let sample = |line: &str| {
+        if line.starts_with('#') || line.contains("_bucket{") {
+            return None;
+        }
+        // Labels may hold spaces; a time may follow the value.
+        let end = line.find('}').map_or_else(|| line.find(' '), |brace| Some(brace + 1))?;
+        let value = line[end..].split_ascii_whitespace().next()?.parse().ok()?;
+        Some((line[..end].to_owned(), value))
+    };
+    page.lines().filter_map(sample).filter(|(_, value): &(_, f64)| value.is_finite()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_read_without_its_buckets_and_comments() {
+        let page = "# HELP a x\n# TYPE a counter\na 5\nb{c=\"d e\"} 1.5e3\nh_bucket{le=\"1\"} 9\nh_sum 2 1700000000\nbad\nn NaN\n";
+        let values = parse(page);
+        let expected = [("a", 5.0), ("b{c=\"d e\"}", 1500.0), ("h_sum", 2.0)];
+        assert_eq!(values, expected.map(|(name, value)| (name.to_owned(), value)).into());
+    }
+
+    #[test]
+    fn what_moved_is_what_was_gained() {
+        let of = |a: f64| BTreeMap::from([("a".to_owned(), a), ("still".to_owned(), 1.0)]);
+        let counters = ServerCounters { before: of(1.0), after: of(4.0), ..ServerCounters::default() };
+        assert_eq!(counters.gained(), BTreeMap::from([("a", 3.0)]));
+    }
+
+    #[test]
+    fn a_page_nobody_serves_is_counted_and_not_fatal() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = free.local_addr().expect("bound");
+        drop(free);
+        let mut scraper = Scraper::new(&format!("http://{address}/metrics")).expect("a URL");
+        scraper.begin();
+        let counters = scraper.end();
+        assert_eq!((counters.failures, counters.before.len()), (2, 0));
+        assert!(counters.last_failure.is_some());
+    }
+}

@@ -1,0 +1,209 @@
+//! Kept HTTP/2 connections: many requests at a time on each, through the `h2` crate.
+
+use super::{Slot, Worker};
+use crate::aim::Visitor;
+use crate::failure::Failure;
+use crate::http1::ProxyError;
+use crate::recorder::{Arrival, Outcome};
+use bytes::Bytes;
+use h2::client::SendRequest;
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, spawn_local};
+
+/// Window for answers, per stream and per connection: large, so that the client does not set the pace.
+const WINDOW: u32 = 4 << 20;
+static ZEROS: [u8; 16 * 1024] = [0; 16 * 1024];
+
+pub(super) fn spawn(worker: &Rc<Worker>, connections: u32, ready: &mpsc::Sender<()>) -> Vec<JoinHandle<()>> {
+    let mut tasks = Vec::new();
+    for _ in 0..connections {
+        let shared = Rc::new(Shared::default());
+        for _ in 0..worker.plan.client.streams {
+            let stream = Stream {
+                worker: worker.clone(),
+                slot: worker.new_slot(),
+                shared: shared.clone(),
+                visitor: Visitor::default(),
+            };
+            tasks.push(spawn_local(stream.run(ready.clone())));
+        }
+    }
+    tasks
+}
+
+/// One connection as its streams share it.
+#[derive(Default)]
+struct Shared {
+    sender: RefCell<Option<SendRequest<Bytes>>>,
+    /// Held by the one who connects.
+    connecting: tokio::sync::Mutex<()>,
+}
+
+/// A place for one request at a time on a shared connection.
+struct Stream {
+    worker: Rc<Worker>,
+    slot: Rc<Slot>,
+    shared: Rc<Shared>,
+    visitor: Visitor,
+}
+
+struct Answer {
+    status: u16,
+    error: Option<Box<ProxyError>>,
+    body_bytes: u64,
+    first_byte: Instant,
+}
+
+impl Stream {
+    async fn run(mut self, ready: mpsc::Sender<()>) {
+        self.worker.aim.borrow_mut().draw(&mut self.visitor);
+        drop(self.sender().await);
+        drop(ready);
+        while let Some((arrival, could)) = self.worker.arrival(&self.slot).await {
+            self.serve(arrival, could).await;
+        }
+    }
+
+    /// The shared connection's, after connecting if there is none.
+    async fn sender(&self) -> Result<SendRequest<Bytes>, Failure> {
+        let current = || self.shared.sender.borrow().clone();
+        if let Some(sender) = current() {
+            return Ok(sender);
+        }
+        let _alone = self.shared.connecting.lock().await;
+        if let Some(sender) = current() {
+            return Ok(sender);
+        }
+        let within = self.worker.plan.client.timeout.0.min(Duration::from_secs(10));
+        let transport = self.worker.connector.connect(&self.visitor.host, within).await?;
+        if let crate::transport::Transport::Tls(stream) = &transport
+            && stream.get_ref().1.alpn_protocol() != Some(b"h2")
+        {
+            return Err(Failure::Http2);
+        }
+        let mut builder = h2::client::Builder::new();
+        builder.initial_window_size(WINDOW).initial_connection_window_size(WINDOW).enable_push(false);
+        let handshake = tokio::time::timeout(within, builder.handshake(transport)).await;
+        let (sender, connection) =
+            handshake.map_err(|_| Failure::ConnectTimeout)?.map_err(|_| Failure::Http2)?;
+        self.worker.open.set(self.worker.open.get() + 1);
+        let (shared, worker) = (self.shared.clone(), self.worker.clone());
+        spawn_local(async move {
+            // Its error is each stream's own; what matters here is that it is over.
+            drop(connection.await);
+            worker.open.set(worker.open.get() - 1);
+            shared.sender.borrow_mut().take();
+        });
+        *self.shared.sender.borrow_mut() = Some(sender.clone());
+        Ok(sender)
+    }
+
+    async fn serve(&mut self, arrival: Arrival, could: Instant) {
+        let worker = self.worker.clone();
+        worker.aim.borrow_mut().draw(&mut self.visitor);
+        let begun = Instant::now();
+        worker.record(|recorder| recorder.sent(&arrival, begun.saturating_duration_since(could)));
+        self.slot.under_way.set(Some((arrival, begun)));
+        let deadline = begun + worker.plan.client.timeout.0;
+        let outcome = match tokio::time::timeout_at(deadline.into(), self.exchange(&arrival)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Failure::Timeout),
+        };
+        let ended_at = Instant::now();
+        self.slot.under_way.set(None);
+        worker.record(|recorder| {
+            let outcome = match outcome {
+                Ok(answer) => {
+                    let up = worker.classes[arrival.class].body_bytes().unwrap_or(0);
+                    recorder.moved(&arrival, up, answer.body_bytes);
+                    recorder.extra(
+                        &arrival,
+                        "first_byte",
+                        answer.first_byte.saturating_duration_since(begun),
+                    );
+                    Outcome::Answered { status: answer.status, error: answer.error }
+                }
+                Err(failure) => Outcome::Failed(failure),
+            };
+            recorder.timed(&arrival, begun, ended_at);
+            recorder.judged(&arrival, outcome, self.visitor.refused);
+        });
+    }
+
+    async fn exchange(&self, arrival: &Arrival) -> Result<Answer, Failure> {
+        let mut sender = self.sender().await?.ready().await.map_err(|error| failure(&error))?;
+        let class = &self.worker.classes[arrival.class];
+        let request = self.request(arrival)?;
+        let body = class.body_bytes().unwrap_or(0);
+        let (answer, sink) = sender.send_request(request, body == 0).map_err(|error| failure(&error))?;
+        let (sent, answered) = tokio::join!(send_body(sink, body), receive(answer));
+        // A server may answer without reading the body; then the answer counts, not the body's fate.
+        answered.map_err(|error| sent.err().unwrap_or(error))
+    }
+
+    fn request(&self, arrival: &Arrival) -> Result<http::Request<()>, Failure> {
+        let worker = &self.worker;
+        let class = &worker.classes[arrival.class];
+        let path = match worker.plan.target.domain {
+            None if worker.paths[arrival.class] == "/" => &worker.connector.place().path,
+            _ => &worker.paths[arrival.class],
+        };
+        let scheme = if worker.connector.place().tls.is_some() { "https" } else { "http" };
+        let mut uri = format!("{scheme}://{}", self.visitor.host);
+        self.visitor.write_target(&mut uri, path);
+        let mut request = http::Request::builder().method(class.method()).uri(uri).header("accept", "*/*");
+        if let Some((name, value)) = &self.visitor.field {
+            request = request.header(*name, value);
+        }
+        if let Some(bytes) = class.body_bytes() {
+            request = request.header("content-length", bytes);
+        }
+        // Only a path of the plan that is no URI can be wrong here.
+        request.body(()).map_err(|_| Failure::Http2)
+    }
+}
+
+async fn send_body(mut sink: h2::SendStream<Bytes>, mut left: u64) -> Result<(), Failure> {
+    while left > 0 {
+        sink.reserve_capacity(ZEROS.len().min(left as usize));
+        let granted = std::future::poll_fn(|cx| sink.poll_capacity(cx)).await;
+        let granted = granted.ok_or(Failure::Http2)?.map_err(|error| failure(&error))?;
+        let next = granted.min(ZEROS.len()).min(left as usize);
+        left -= next as u64;
+        sink.send_data(Bytes::from_static(&ZEROS[..next]), left == 0).map_err(|error| failure(&error))?;
+    }
+    Ok(())
+}
+
+async fn receive(answer: h2::client::ResponseFuture) -> Result<Answer, Failure> {
+    let (head, mut body) = answer.await.map_err(|error| failure(&error))?.into_parts();
+    let first_byte = Instant::now();
+    let mut body_bytes = 0;
+    while let Some(data) = body.data().await {
+        let data = data.map_err(|error| match failure(&error) {
+            Failure::Reset => Failure::Truncated,
+            other => other,
+        })?;
+        body_bytes += data.len() as u64;
+        body.flow_control().release_capacity(data.len()).map_err(|error| failure(&error))?;
+    }
+    let field = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let error = field("x-preview-error-code").map(|code| {
+        Box::new(ProxyError {
+            code,
+            source: field("x-preview-error-source").unwrap_or_else(|| "answer".into()),
+        })
+    });
+    Ok(Answer { status: head.status.as_u16(), error, body_bytes, first_byte })
+}
+
+fn failure(error: &h2::Error) -> Failure {
+    match error.get_io() {
+        Some(error) => Failure::of_stream(error),
+        None if error.is_reset() => Failure::Reset,
+        None => Failure::Http2,
+    }
+}

@@ -1,0 +1,162 @@
+//! WebSockets that are opened and only held: what a proxy pays for tunnels nobody uses.
+
+use super::Worker;
+use crate::aim::Visitor;
+use crate::alarm::Alarm;
+use crate::failure::Failure;
+use crate::http1::Request;
+use crate::plan::{Class, Idle};
+use crate::result::{ErrorCount, Hist, IdleResult};
+use crate::transport::Transport;
+use crate::websocket;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, spawn_local};
+
+/// Handshakes under way at a time: beyond it the rate asked for is not reached, and the report shows it.
+const HANDSHAKES_MAX: usize = 512;
+
+/// Goes through the phases and holds what each asks for until its end.
+pub(super) async fn hold(worker: Rc<Worker>) {
+    for phase in 0..worker.plan.phases.len() {
+        let (begin, end) = {
+            let timetable = worker.timetable.borrow();
+            (timetable[phase].begin, timetable[phase].end)
+        };
+        worker.sleep_until(begin).await;
+        if let Some(idle) = worker.plan.phases[phase].idle.clone()
+            && !worker.stopped()
+        {
+            let result = hold_phase(&worker, &idle, phase, end).await;
+            worker.idle.borrow_mut()[phase] = Some(result);
+        }
+        worker.sleep_until(end).await;
+    }
+}
+
+#[derive(Default)]
+struct Tally {
+    open: Cell<u64>,
+    lost: Cell<u64>,
+    failed: Cell<u64>,
+    connect: RefCell<Hist>,
+    errors: RefCell<Vec<ErrorCount>>,
+}
+
+async fn hold_phase(worker: &Rc<Worker>, idle: &Idle, phase: usize, end: Instant) -> IdleResult {
+    let count = worker.part.count;
+    let planned = idle.count / u64::from(count)
+        + u64::from(u64::from(worker.part.index) < idle.count % u64::from(count));
+    let every = Duration::from_secs_f64(f64::from(count) / idle.rate);
+    let tally = Rc::new(Tally::default());
+    let handshakes = std::sync::Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let mut held: Vec<JoinHandle<()>> = Vec::new();
+    let begun = Instant::now();
+    let mut all_open = None;
+    if let Ok(alarm) = Alarm::new() {
+        for n in 0..planned {
+            // Far less than the end is away: how late it rings does not matter.
+            alarm.until((begun + every.mul_f64(n as f64)).min(end)).await;
+            if Instant::now() >= end || worker.stopped() {
+                break;
+            }
+            let permit = handshakes.clone().acquire_owned().await.expect("never closed");
+            let (worker, tally) = (worker.clone(), tally.clone());
+            held.push(spawn_local(async move {
+                let opened = Instant::now();
+                let outcome = open(&worker).await;
+                drop(permit);
+                match outcome {
+                    Err((code, source)) => tally.fail(&code, &source),
+                    Ok(io) => {
+                        tally.connect.borrow_mut().record_ns(opened.elapsed().as_nanos() as u64);
+                        tally.open.set(tally.open.get() + 1);
+                        until_cut(&io).await;
+                        tally.open.set(tally.open.get() - 1);
+                        tally.lost.set(tally.lost.get() + 1);
+                    }
+                }
+            }));
+        }
+        // Those under way are waited for, so that the rate is the rate of what was opened.
+        let under_way = handshakes.acquire_many(HANDSHAKES_MAX as u32);
+        if tokio::time::timeout_at(end.into(), under_way).await.is_ok() {
+            all_open = Some(begun.elapsed());
+        }
+    }
+    while Instant::now() < end && !worker.stopped() {
+        worker.open_idle(phase, tally.open.get());
+        worker.sleep_until(end.min(Instant::now() + Duration::from_secs(1))).await;
+    }
+    let (open, connects) = (tally.open.get(), tally.connect.borrow().count());
+    held.iter().for_each(JoinHandle::abort);
+    IdleResult {
+        planned,
+        open,
+        failed: tally.failed.get(),
+        lost: tally.lost.get(),
+        connects_per_s: connects as f64 / all_open.unwrap_or_else(|| begun.elapsed()).as_secs_f64(),
+        connect: tally.connect.take(),
+        errors: tally.errors.take(),
+    }
+}
+
+impl Tally {
+    fn fail(&self, code: &str, source: &str) {
+        self.failed.set(self.failed.get() + 1);
+        ErrorCount::count(&mut self.errors.borrow_mut(), code, source, 1);
+    }
+}
+
+impl Worker {
+    fn open_idle(&self, phase: usize, open: u64) {
+        let mut idle = self.idle.borrow_mut();
+        idle[phase].get_or_insert_default().open = open;
+    }
+}
+
+async fn open(worker: &Worker) -> Result<Transport, (String, String)> {
+    let named = |failure: Failure| (failure.code().to_owned(), failure.source().to_owned());
+    let mut visitor = Visitor::default();
+    let random = {
+        let mut aim = worker.aim.borrow_mut();
+        // A refused one holds nothing: it is drawn again.
+        loop {
+            aim.draw(&mut visitor);
+            if !visitor.refused {
+                break aim.random();
+            }
+        }
+    };
+    let mut connection = worker.connect(&visitor.host).await.map_err(named)?;
+    let mut request = Request::default();
+    let path = Class::WebSocket { messages: 1, bytes: 1 }.path();
+    visitor.write_head(&mut request.bytes, "GET", &path, None, &websocket::handshake_fields(random));
+    let mut ignored = |_: &[u8]| {};
+    let exchange = connection.exchange(&request, &mut ignored);
+    let reply = tokio::time::timeout(worker.plan.client.timeout.0, exchange).await;
+    let reply = reply.unwrap_or(Err(Failure::Timeout)).map_err(named)?;
+    match (reply.status, reply.error) {
+        (101, _) => Ok(connection.into_parts().0),
+        (_, Some(error)) => Err((error.code, error.source)),
+        (status, None) => Err((format!("HTTP {status}"), "answer".into())),
+    }
+}
+
+/// Holds no buffer while nothing comes. Data (a ping, a greeting) is thrown away; the end is the end.
+async fn until_cut(io: &Transport) {
+    let mut buffer = [0; 64];
+    loop {
+        if io.tcp().readable().await.is_err() {
+            return;
+        }
+        match io.tcp().try_read(&mut buffer) {
+            Ok(0) => return,
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Kept connections: one request at a time each, another host with every request.
+
+use super::{Slot, Worker, http2};
+use crate::aim::Visitor;
+use crate::failure::Failure;
+use crate::http1::{Http1, Reply, Request};
+use crate::recorder::{Arrival, Outcome};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, spawn_local};
+
+/// Starts them; each drops its `ready` when it has tried to connect.
+pub(super) fn spawn(worker: &Rc<Worker>, connections: u32, ready: &mpsc::Sender<()>) -> Vec<JoinHandle<()>> {
+    if worker.connector.place().http2 {
+        return http2::spawn(worker, connections, ready);
+    }
+    let spawn = |_| spawn_local(Kept::new(worker.clone()).run(ready.clone()));
+    (0..connections).map(spawn).collect()
+}
+
+/// One kept connection, opened again when it is lost.
+struct Kept {
+    worker: Rc<Worker>,
+    slot: Rc<Slot>,
+    connection: Option<Http1>,
+    visitor: Visitor,
+    request: Request,
+}
+
+impl Kept {
+    fn new(worker: Rc<Worker>) -> Self {
+        let slot = worker.new_slot();
+        Self { worker, slot, connection: None, visitor: Visitor::default(), request: Request::default() }
+    }
+
+    async fn run(mut self, ready: mpsc::Sender<()>) {
+        self.worker.aim.borrow_mut().draw(&mut self.visitor);
+        // Not there yet: the first request tries again and is charged with it.
+        self.connection = self.worker.connect(&self.visitor.host).await.ok();
+        self.note_open();
+        drop(ready);
+        while let Some((arrival, could)) = self.worker.arrival(&self.slot).await {
+            self.serve(arrival, could).await;
+        }
+    }
+
+    fn note_open(&self) {
+        let open = &self.worker.open;
+        open.set(open.get() + u64::from(self.connection.is_some()));
+    }
+
+    /// One arrival, to its end. `could`: since when only this thread's lateness held it back.
+    async fn serve(&mut self, arrival: Arrival, could: Instant) {
+        let worker = self.worker.clone();
+        worker.aim.borrow_mut().draw(&mut self.visitor);
+        let class = &worker.classes[arrival.class];
+        let path = if worker.plan.target.domain.is_none() && worker.paths[arrival.class] == "/" {
+            &worker.connector.place().path
+        } else {
+            &worker.paths[arrival.class]
+        };
+        self.request.clear();
+        self.visitor.write_class(&mut self.request.bytes, class, path);
+        self.request.add_body(class.body_bytes().unwrap_or(0));
+        let begun = Instant::now();
+        worker.record(|recorder| recorder.sent(&arrival, begun.saturating_duration_since(could)));
+        self.slot.under_way.set(Some((arrival, begun)));
+        let (sent_at, outcome) = self.exchange(&arrival, begun).await;
+        let ended_at = Instant::now();
+        self.slot.under_way.set(None);
+        let up = self.request.bytes.len() as u64 + self.request.tail;
+        worker.record(|recorder| {
+            let outcome = match outcome {
+                Ok(reply) => {
+                    recorder.moved(&arrival, up, reply.body_bytes);
+                    recorder.extra(
+                        &arrival,
+                        "first_byte",
+                        reply.first_byte.saturating_duration_since(sent_at),
+                    );
+                    Outcome::Answered { status: reply.status, error: reply.error }
+                }
+                Err(failure) => Outcome::Failed(failure),
+            };
+            recorder.timed(&arrival, sent_at, ended_at);
+            recorder.judged(&arrival, outcome, self.visitor.refused);
+        });
+    }
+
+    /// Sends the request and takes the answer: on the kept connection, or on one of its own.
+    async fn exchange(&mut self, arrival: &Arrival, begun: Instant) -> (Instant, Result<Reply, Failure>) {
+        let worker = self.worker.clone();
+        let deadline = begun + worker.plan.client.timeout.0;
+        let kept = if self.visitor.fresh { None } else { self.connection.take() };
+        let was_kept = kept.is_some();
+        if was_kept {
+            worker.open.set(worker.open.get() - 1);
+            let outcome = self.attempt(kept.expect("just seen"), deadline).await;
+            let closed = matches!(outcome, Err(Failure::ClosedEarly | Failure::Reset));
+            // Closed between two requests, as servers may (RFC 9112 9.3.1): what is idempotent goes again.
+            if !(closed && worker.classes[arrival.class].is_idempotent()) {
+                return (begun, outcome);
+            }
+            worker.record(|recorder| recorder.resent(arrival));
+        }
+        let connecting = Instant::now();
+        match worker.connect(&self.visitor.host).await {
+            Err(failure) => (begun, Err(failure)),
+            Ok(connection) => {
+                let connected = Instant::now();
+                worker.record(|recorder| recorder.extra(arrival, "connect", connected - connecting));
+                (connected, self.attempt(connection, deadline).await)
+            }
+        }
+    }
+
+    async fn attempt(&mut self, mut connection: Http1, deadline: Instant) -> Result<Reply, Failure> {
+        let mut ignored = |_: &[u8]| {};
+        let exchange = connection.exchange(&self.request, &mut ignored);
+        let outcome = match tokio::time::timeout_at(deadline.into(), exchange).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Failure::Timeout),
+        };
+        if outcome.as_ref().is_ok_and(|reply| reply.reusable) && !self.visitor.fresh {
+            self.connection = Some(connection);
+            self.note_open();
+        }
+        outcome
+    }
+}
+
+impl Worker {
+    /// A new HTTP/1.1 connection.
+    pub(super) async fn connect(&self, host: &str) -> Result<Http1, Failure> {
+        let within = self.plan.client.timeout.0.min(Duration::from_secs(10));
+        let transport = self.connector.connect(host, within).await?;
+        Ok(Http1::new(transport, self.scratch.clone()))
+    }
+}
