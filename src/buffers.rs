@@ -24,6 +24,9 @@ pub struct Buffers {
     bulk_max: usize,
     pipes_max: usize,
     pipes_out: Cell<usize>,
+    /// How many small buffers have lain here all the time since the last trim.
+    small_unused: Cell<usize>,
+    bulk_unused: Cell<usize>,
 }
 
 struct Pipe {
@@ -75,17 +78,25 @@ impl Buffers {
             bulk_max,
             pipes_max,
             pipes_out: Cell::new(0),
+            small_unused: Cell::new(0),
+            bulk_unused: Cell::new(0),
         }
     }
 
     /// Empty, with at least [`SMALL`] capacity.
     pub fn small(&self) -> Vec<u8> {
-        self.small.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(SMALL))
+        let mut small = self.small.borrow_mut();
+        let buf = small.pop();
+        self.small_unused.set(self.small_unused.get().min(small.len()));
+        buf.unwrap_or_else(|| Vec::with_capacity(SMALL))
     }
 
     /// Empty, with [`BULK`] capacity.
     pub fn bulk(&self) -> Vec<u8> {
-        self.bulk.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(BULK))
+        let mut bulk = self.bulk.borrow_mut();
+        let buf = bulk.pop();
+        self.bulk_unused.set(self.bulk_unused.get().min(bulk.len()));
+        buf.unwrap_or_else(|| Vec::with_capacity(BULK))
     }
 
     /// Takes back any buffer; one that grew beyond its kind or finds its place taken is freed.
@@ -99,6 +110,16 @@ impl Buffers {
         let mut place = place.borrow_mut();
         if place.len() < kept {
             place.push(buf);
+        }
+    }
+
+    /// Frees half of the buffers that nobody asked for since the last call, so that a burst is paid back in a few.
+    pub fn trim(&self) {
+        for (place, unused) in [(&self.small, &self.small_unused), (&self.bulk, &self.bulk_unused)] {
+            let mut place = place.borrow_mut();
+            let kept = place.len() - unused.get().div_ceil(2);
+            place.truncate(kept);
+            unused.set(kept);
         }
     }
 
@@ -138,6 +159,19 @@ mod tests {
         let _one = buffers.pipe().expect("no error").expect("free again");
         let _two = buffers.pipe().expect("no error").expect("free again");
         assert!(buffers.pipe().expect("no error").is_none());
+    }
+
+    #[test]
+    fn what_a_burst_left_is_freed_and_what_is_in_use_stays() {
+        let buffers = Buffers::new(4, 1);
+        let burst: Vec<_> = (0..64).map(|_| buffers.small()).collect();
+        burst.into_iter().for_each(|buf| buffers.give(buf));
+        for _ in 0..10 {
+            let busy: Vec<_> = (0..8).map(|_| buffers.small()).collect();
+            busy.into_iter().for_each(|buf| buffers.give(buf));
+            buffers.trim();
+        }
+        assert_eq!(buffers.small.borrow().len(), 8);
     }
 
     #[test]

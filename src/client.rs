@@ -79,29 +79,37 @@ impl Client {
     }
 }
 
-/// Serves one accepted connection to its end.
-pub async fn serve(shard: Rc<Shard>, socket: Socket, peer: IpAddr) {
-    let watch = shard.deadlines.watch(socket.raw_fd());
-    let trusted = shard.config.trusted_proxies.iter().any(|net| net.contains(&peer));
-    let client = Client { watch, transport: socket, peer, trusted, first_byte: Cell::new(None) };
+impl Client {
+    /// An accepted connection. Made outside of its task, which would else keep room for every part of it twice.
+    pub fn new(shard: &Shard, socket: Socket, peer: IpAddr) -> Self {
+        let watch = shard.deadlines.watch(socket.raw_fd());
+        let trusted = shard.config.trusted_proxies.iter().any(|net| net.contains(&peer));
+        Self { watch, transport: socket, peer, trusted, first_byte: Cell::new(None) }
+    }
+}
+
+/// Serves a connection to its end. Not an `async fn`: those keep their arguments twice.
+pub fn serve(shard: Rc<Shard>, client: Client) -> impl Future<Output = ()> {
     add(&shard.counters.connections_open, 1);
-    loop {
-        client.watch.idle(shard.config.limits.client_idle);
-        if client.transport.readable().await.is_err() {
-            break;
-        }
-        match Box::pin(requests(&shard, &client)).await {
-            Next::KeepAlive if !shard.draining.get() => {}
-            Next::KeepAlive | Next::Close => break,
-            Next::Tunnel(tunnel) => {
-                client.watch.busy();
-                // Apart, so that connections that never become tunnels do not carry its state.
-                Box::pin(tunnel::run(&client.transport, tunnel, client.means(&shard))).await;
+    async move {
+        loop {
+            client.watch.idle(shard.config.limits.client_idle);
+            if client.transport.readable().await.is_err() {
                 break;
             }
+            match Box::pin(requests(&shard, &client)).await {
+                Next::KeepAlive if !shard.draining.get() => {}
+                Next::KeepAlive | Next::Close => break,
+                Next::Tunnel(tunnel) => {
+                    client.watch.busy();
+                    // Apart, so that connections that never become tunnels do not carry its state.
+                    Box::pin(tunnel::run(&client.transport, tunnel, client.means(&shard))).await;
+                    break;
+                }
+            }
         }
+        less(&shard.counters.connections_open);
     }
-    less(&shard.counters.connections_open);
 }
 
 /// Serves the requests that are here, until the connection has no byte left to interpret.

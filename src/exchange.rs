@@ -82,7 +82,7 @@ pub async fn exchange(
     loop {
         let reused = shard.pool.take(&target.runner, &shard.counters);
         let was_reused = reused.is_some();
-        let mut runner = match reused {
+        let runner = match reused {
             Some(socket) => socket,
             None => match connect(client, shard, &target).await {
                 Ok(socket) => socket,
@@ -104,7 +104,9 @@ pub async fn exchange(
         client.watch.waits_for_others(true);
         client.watch.runner_answers(shard.config.limits.runner_first_byte);
 
-        let result = match send_head(&runner, &out).await {
+        let sent;
+        (sent, out) = send_head(&runner, out).await;
+        let result = match sent {
             Err(Unsent::Nothing) if was_reused => {
                 add(&shard.counters.runner_retries, 1);
                 drop(attached);
@@ -112,7 +114,9 @@ pub async fn exchange(
             }
             Err(_) => Err(Failed::before_answer(client.cause_or(Cause::RunnerClosed))),
             Ok(()) if body.complete => {
-                let (received, inbuf) = runner.recv_waiting(shard.buffers.small()).await;
+                // The head is out: its buffer takes the answer, so that a waiting request holds two buffers, not three.
+                out.clear();
+                let (received, inbuf) = runner.recv_waiting(std::mem::take(&mut out)).await;
                 match received {
                     Ok(n) if n > 0 => {
                         respond(client, shard, &runner, head, outgoing, inbuf, &Cell::new(false)).await
@@ -123,6 +127,7 @@ pub async fn exchange(
                         && client.watch.fired().is_none() =>
                     {
                         resent = true;
+                        out = inbuf;
                         add(&shard.counters.runner_retries, 1);
                         drop(attached);
                         continue;
@@ -131,7 +136,8 @@ pub async fn exchange(
                 }
                 .map(|answer| (answer, Uploaded::Whole(Vec::new())))
             }
-            Ok(()) => both_ways(client, shard, &runner, outgoing, &body).await,
+            // Apart: its state is three times that of a request without a body to stream.
+            Ok(()) => Box::pin(both_ways(client, shard, &runner, outgoing, &body)).await,
         };
         client.watch.waits_for_others(false);
         shard.buffers.give(std::mem::take(&mut out));
@@ -232,17 +238,18 @@ enum Unsent {
     Part,
 }
 
-async fn send_head(runner: &Socket, out: &[u8]) -> Result<(), Unsent> {
-    let mut sent = 0;
+/// The head, and the buffer back.
+async fn send_head(runner: &Socket, out: Vec<u8>) -> (Result<(), Unsent>, Vec<u8>) {
+    let (sent, out) = runner.send_waiting(out).await;
+    let Ok(mut sent) = sent else { return (Err(Unsent::Nothing), out) };
     while sent < out.len() {
-        let failed = if sent == 0 { Unsent::Nothing } else { Unsent::Part };
         match runner.try_send(&out[sent..]) {
             Ok(Moved::Bytes(n)) => sent += n,
-            Ok(_) => runner.writable().await.map_err(|_| failed)?,
-            Err(_) => return Err(failed),
+            Ok(_) if runner.writable().await.is_ok() => {}
+            _ => return (Err(Unsent::Part), out),
         }
     }
-    Ok(())
+    (Ok(()), out)
 }
 
 async fn connect(client: &Client, shard: &Shard, target: &Target) -> Result<Socket, Cause> {
@@ -301,7 +308,8 @@ async fn both_ways(
 ) -> Result<(Answered, Uploaded), Failed> {
     let head = outgoing.head;
     let started = Cell::new(false);
-    let lane = Lane { source: client.transport(), sink: runner, way: Way::Up, means: client.means(shard) };
+    let means = client.means(shard);
+    let lane = Lane { source: client.transport(), sink: runner, way: Way::Up, means: &means };
     let upload = async {
         match head.body {
             RequestBody::Chunked => {
@@ -458,18 +466,19 @@ async fn respond(
     client.first_byte();
     let reset = framing == ResponseBody::UntilClose;
     let sink = if framing == ResponseBody::Chunked { SinkFraming::Chunked } else { SinkFraming::Bare };
-    let lane = Lane { source: runner, sink: client.transport(), way: Way::Down, means: client.means(shard) };
+    let means = client.means(shard);
+    let lane = Lane { source: runner, sink: client.transport(), way: Way::Down, means: &means };
     let moved = async {
         let here = &inbuf[last.head_bytes..];
         match last.body {
             ResponseBody::None => {
-                lane.send(&out).await?;
+                out = lane.send_whole(std::mem::take(&mut out)).await?;
                 Ok(here.is_empty())
             }
             ResponseBody::Length(length) => {
                 let take = usize::try_from(length).unwrap_or(usize::MAX).min(here.len());
                 out.extend_from_slice(&here[..take]);
-                lane.send(&out).await?;
+                out = lane.send_whole(std::mem::take(&mut out)).await?;
                 let left = length - take as u64;
                 if left > 0 {
                     lane.exact(left).await?;

@@ -31,6 +31,8 @@ pub trait Stream {
     fn writable(&self) -> impl Future<Output = io::Result<()>>;
     fn try_recv_at_most(&self, buf: &mut Vec<u8>, max: usize) -> io::Result<Moved>;
     fn try_send(&self, bytes: &[u8]) -> io::Result<Moved>;
+    /// See [`Socket::send_waiting`].
+    fn send_waiting(&self, buf: Vec<u8>) -> impl Future<Output = (io::Result<usize>, Vec<u8>)>;
     fn shutdown(&self, how: Shutdown);
     /// The descriptor whose bytes are the stream's bytes.
     fn splice_fd(&self) -> Option<BorrowedFd<'_>>;
@@ -48,6 +50,9 @@ impl Stream for Socket {
     }
     fn try_send(&self, bytes: &[u8]) -> io::Result<Moved> {
         Socket::try_send(self, bytes)
+    }
+    fn send_waiting(&self, buf: Vec<u8>) -> impl Future<Output = (io::Result<usize>, Vec<u8>)> {
+        Socket::send_waiting(self, buf)
     }
     fn shutdown(&self, how: Shutdown) {
         Socket::shutdown(self, how);
@@ -95,7 +100,7 @@ pub struct Lane<'a, S, D> {
     pub source: &'a S,
     pub sink: &'a D,
     pub way: Way,
-    pub means: Means<'a>,
+    pub means: &'a Means<'a>,
 }
 
 /// How the sink's side of a body is framed.
@@ -117,6 +122,25 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
             }
         }
         Ok(())
+    }
+
+    /// Sends all of a message that is small and whole, together with what others send in this turn of the loop. Gives
+    /// the buffer back. Not cancel-safe.
+    pub async fn send_whole(&self, message: Vec<u8>) -> Result<Vec<u8>, Fault> {
+        let armed = self.way == Way::Down && self.means.stall.is_some();
+        if armed {
+            self.means.watch.client_writes(self.means.stall);
+        }
+        let (sent, message) = self.sink.send_waiting(message).await;
+        if armed {
+            self.means.watch.client_writes(None);
+        }
+        let sent = sent.map_err(Fault::SinkBroke)?;
+        self.count(sent as u64, Mover::Copy);
+        if sent < message.len() {
+            self.send(&message[sent..]).await?;
+        }
+        Ok(message)
     }
 
     /// Moves exactly `length` bytes.

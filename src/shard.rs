@@ -2,7 +2,7 @@
 
 use crate::access_log::Log;
 use crate::buffers::Buffers;
-use crate::client;
+use crate::client::{self, Client};
 use crate::config::{Config, Scheme};
 use crate::cookie::CookieKeys;
 use crate::counters::{CacheKind, Counters, add};
@@ -190,7 +190,8 @@ fn accepted(shard: &Rc<Shard>, fd: OwnedFd, peer: std::net::IpAddr) {
     let socket = socket::set_stream_options(fd.as_fd()).and_then(|()| Socket::new(fd));
     match socket {
         Ok(socket) => {
-            monoio::spawn(client::serve(shard.clone(), socket, peer));
+            let client = Client::new(shard, socket, peer);
+            monoio::spawn(client::serve(shard.clone(), client));
         }
         Err(_) => add(&shard.counters.accept_failures, 1),
     }
@@ -221,6 +222,7 @@ async fn tick(shard: Rc<Shard>) {
         add(&counters.deadlines, shard.deadlines.sweep(shard.draining.get()));
         if shard.deadlines.now().is_multiple_of(POOL_SWEEP_TICKS) {
             shard.pool.sweep(shard.deadlines.now(), counters);
+            shard.buffers.trim();
         }
         shard.log.hand_over();
         if shard.draining.get() && counters.connections_open.get() == 0 && !told {

@@ -3,6 +3,10 @@
 //! Everything else the data plane asks of the kernel goes through `rustix`, whose wrappers are safe.
 #![allow(unsafe_code)]
 
+use monoio::buf::{IoBuf, IoBufMut};
+use monoio::io::{AsyncReadRent, AsyncWriteRent};
+use monoio::net::TcpStream;
+use std::cell::UnsafeCell;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -66,4 +70,41 @@ pub fn hung_up<L: Copy>(sockets: &[(L, RawFd)]) -> Vec<(L, bool)> {
     let found = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, 0) };
     let gone = |p: &libc::pollfd| found > 0 && p.revents & watched != 0;
     sockets.iter().zip(&polled).map(|((label, _), p)| (*label, gone(p))).collect()
+}
+
+/// A stream that may be read and written at the same time by whoever can name it.
+///
+/// monoio asks for `&mut` although its operations need none: each clones the handle of the descriptor and never looks
+/// at the stream again. Its own split halves rely on just that.
+pub struct Duplex(UnsafeCell<TcpStream>);
+
+impl Duplex {
+    pub fn new(stream: TcpStream) -> Self {
+        Self(UnsafeCell::new(stream))
+    }
+
+    pub fn stream(&self) -> &TcpStream {
+        // SAFETY: a `&mut` made below ends before the call that made it returns to anyone who could hold this one;
+        // nothing of a stream ever changes.
+        unsafe { &*self.0.get() }
+    }
+
+    /// One write through the ring, which owns the buffer until then.
+    pub fn write<B: IoBuf>(&self, buf: B) -> impl Future<Output = (io::Result<usize>, B)> {
+        // SAFETY: TcpStream implements monoio's `Split`: writes are independent of reads and of shared use. The
+        // version is pinned in the manifest.
+        unsafe { &mut *self.0.get() }.write(buf)
+    }
+
+    /// One read through the ring, which owns the buffer until then.
+    pub fn read<B: IoBufMut>(&self, buf: B) -> impl Future<Output = (io::Result<usize>, B)> {
+        // SAFETY: as in `write`.
+        unsafe { &mut *self.0.get() }.read(buf)
+    }
+}
+
+impl AsRawFd for Duplex {
+    fn as_raw_fd(&self) -> RawFd {
+        self.stream().as_raw_fd()
+    }
 }
