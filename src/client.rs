@@ -11,6 +11,8 @@ use crate::error::{Cause, Source};
 use crate::exchange::{self, Failed, Next, Outgoing};
 use crate::grant::{Asker, authorize};
 use crate::head::{Method, RequestHead};
+use crate::login::navigation::{self, Asks};
+use crate::login::{self, page};
 use crate::relay::Means;
 use crate::request_id::RequestId;
 use crate::route::{Route, route};
@@ -244,13 +246,23 @@ async fn staged(
         Route::Preview { .. } => Class::Preview,
         Route::Toolbox { .. } => Class::Toolbox,
         Route::BuildLogs { .. } => Class::BuildLogs,
-        Route::Health => Class::Own,
+        Route::Health | Route::Callback | Route::Handoff => Class::Own,
     };
     if route == Route::Health {
         return health(shard, client, head, rest, request_id).await;
     }
     let asker = Asker { shard, watch: &client.watch, ip: client.visitor(shard, head), now: stamps.started };
-    let grant = authorize(&asker, &route, head).await.map_err(early)?;
+    let granted = match &route {
+        Route::Callback | Route::Handoff => Err(None),
+        route => authorize(&asker, route, head).await.map_err(Some),
+    };
+    let grant = match granted {
+        Ok(grant) => grant,
+        // Boxed: seldom, and no request that passes should carry its state.
+        Err(refusal) => {
+            return Box::pin(log_in(client, &asker, &route, head, rest, request_id, refusal)).await;
+        }
+    };
     stamps.granted = Some(Instant::now());
     stamps.auth = Some(grant.auth());
     let target = target::locate(&asker, &grant, false).await.map_err(early)?;
@@ -284,6 +296,52 @@ impl Client {
     }
 }
 
+/// A step of a login, or the first one instead of a refusal.
+async fn log_in(
+    client: &Client,
+    asker: &Asker<'_>,
+    route: &Route,
+    head: &RequestHead<'_>,
+    rest: &[u8],
+    request_id: &str,
+    refusal: Option<Cause>,
+) -> Result<exchange::Done, Failed> {
+    let id: RequestId = request_id.as_bytes().try_into().expect("as it was made");
+    let (status, redirect) = match (route, refusal) {
+        (Route::Callback, _) => (302, login::callback(asker, head, id).await),
+        (Route::Handoff, _) => (303, login::hand_off(asker, head, id).await),
+        // The status of v0.190; a request that gets here has no body to be repeated.
+        (route, Some(refusal)) => (307, login::instead(asker, route, head, id, refusal).await),
+        (_, None) => (500, Err(Cause::Internal)),
+    };
+    let redirect = redirect.map_err(|cause| Failed { cause, answerable: true, reset: false })?;
+    let mut extra = format!("Location: {}\r\nReferrer-Policy: no-referrer\r\n", redirect.location);
+    for cookie in &redirect.set_cookies {
+        extra.push_str(&format!("Set-Cookie: {cookie}\r\n"));
+    }
+    debug_assert!(extra.is_ascii() && !extra.contains("\r\n\r\n"), "made of checked parts");
+    let own = Own { status, content_type: "text/plain", extra: &extra, body: "", keep: head.keep_alive };
+    own_answer(asker.shard, client, head, rest, request_id, own).await
+}
+
+/// Sends an answer of ours in full.
+async fn own_answer(
+    shard: &Shard,
+    client: &Client,
+    head: &RequestHead<'_>,
+    rest: &[u8],
+    request_id: &str,
+    own: Own<'_>,
+) -> Result<exchange::Done, Failed> {
+    let used = body_here(head, rest);
+    let keep = own.keep && head.keep_alive && !shard.draining.get() && used.is_some();
+    let (status, own) = (own.status, Own { keep, ..own });
+    let gone = |_| Failed { cause: Cause::ClientGone, answerable: false, reset: false };
+    client.send(shard, &own.text(head.method, request_id)).await.map_err(gone)?;
+    let next = if keep { Next::KeepAlive } else { Next::Close };
+    Ok(exchange::Done { next, status, used: used.unwrap_or(0), overread: Vec::new(), early: false })
+}
+
 /// Our own page: is the gate alive? 503 while it drains, so that load balancers turn away.
 async fn health(
     shard: &Shard,
@@ -296,13 +354,9 @@ async fn health(
     let (status, word) = if draining { (503, "draining") } else { (200, "ok") };
     let version = env!("CARGO_PKG_VERSION");
     let body = format!("{{\"status\":\"{word}\",\"version\":\"{version}\"}}");
-    let used = body_here(head, rest);
-    let keep = head.keep_alive && !draining && used.is_some();
-    let own = Own { status, content_type: "application/json; charset=utf-8", extra: "", body: &body, keep };
-    let gone = |_| Failed { cause: Cause::ClientGone, answerable: false, reset: false };
-    client.send(shard, &own.text(head.method, request_id)).await.map_err(gone)?;
-    let next = if keep { Next::KeepAlive } else { Next::Close };
-    Ok(exchange::Done { next, status, used: used.unwrap_or(0), overread: Vec::new(), early: false })
+    let content_type = "application/json; charset=utf-8";
+    let own = Own { status, content_type, extra: "", body: &body, keep: true };
+    own_answer(shard, client, head, rest, request_id, own).await
 }
 
 /// A response of our own.
@@ -334,8 +388,12 @@ impl Own<'_> {
 fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
+        302 => "Found",
+        303 => "See Other",
+        307 => "Temporary Redirect",
         400 => "Bad Request",
         401 => "Unauthorized",
+        403 => "Forbidden",
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
@@ -379,7 +437,19 @@ async fn answer(
     let refused = matches!(cause, Cause::Rejected(_) | Cause::BodyStalled);
     let whole = body_here(head, rest).is_some() && !refused;
     let keep = whole && head.keep_alive && !shard.draining.get();
-    let text = error_text(cause, head.method, &method, &path, request_id, keep);
+    let text = match (cause, navigation::asks(head)) {
+        (Cause::Login(_), _) | (_, Asks::Navigation) => {
+            error_page(cause, head.method, None, request_id, keep)
+        }
+        (_, Asks::Frame) => {
+            let host = String::from_utf8_lossy(head.authority.of(head.bytes));
+            let target = crate::forward::target_without_proofs(head);
+            let url = format!("{}://{host}{}", shard.scheme, String::from_utf8_lossy(&target));
+            let in_tab = (cause.answer().status == 401).then_some(url.as_str());
+            error_page(cause, head.method, in_tab, request_id, keep)
+        }
+        (_, Asks::Other) => error_text(cause, head.method, &method, &path, request_id, keep),
+    };
     if client.send(shard, &text).await.is_err() {
         return false;
     }
@@ -416,20 +486,40 @@ fn error_text(cause: Cause, kind: Method, method: &str, path: &str, request_id: 
         "source": row.source.as_str(),
         "hint": row.hint,
     });
-    let mut extra =
-        format!("X-Preview-Error-Source: {}\r\nX-Preview-Error-Code: {}\r\n", row.source.as_str(), row.code);
-    if row.status == 401 {
-        extra.push_str("WWW-Authenticate: Bearer\r\n");
-    }
-    if row.status == 405 {
-        extra.push_str("Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n");
-    }
     if let Some(seconds) = row.retry_after {
-        extra.push_str(&format!("Retry-After: {seconds}\r\n"));
         body["retryAfter"] = seconds.into();
     }
+    let extra = error_fields(&row);
     let (content_type, body) = ("application/json", body.to_string());
     Own { status: row.status, content_type, extra: &extra, body: &body, keep }.text(kind, request_id)
+}
+
+/// The same for a person.
+fn error_page(cause: Cause, kind: Method, in_tab: Option<&str>, request_id: &str, keep: bool) -> Vec<u8> {
+    let row = cause.answer();
+    let framing = if in_tab.is_some() { "" } else { "; frame-ancestors 'none'" };
+    let extra = format!(
+        "{}Content-Security-Policy: {}{framing}\r\nReferrer-Policy: no-referrer\r\n",
+        error_fields(&row),
+        page::POLICY
+    );
+    let (content_type, body) = ("text/html; charset=utf-8", page::page(&row, request_id, in_tab));
+    Own { status: row.status, content_type, extra: &extra, body: &body, keep }.text(kind, request_id)
+}
+
+fn error_fields(row: &crate::error::Answer) -> String {
+    let mut fields =
+        format!("X-Preview-Error-Source: {}\r\nX-Preview-Error-Code: {}\r\n", row.source.as_str(), row.code);
+    if row.status == 401 {
+        fields.push_str("WWW-Authenticate: Bearer\r\n");
+    }
+    if row.status == 405 {
+        fields.push_str("Allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n");
+    }
+    if let Some(seconds) = row.retry_after {
+        fields.push_str(&format!("Retry-After: {seconds}\r\n"));
+    }
+    fields
 }
 
 /// Reads on for a moment and throws away, so that closing does not turn into a reset that eats the answer. Nothing

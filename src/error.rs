@@ -4,7 +4,7 @@
 //! system is ever put into it. The inside text goes to the log, complete.
 
 use crate::head::Reject;
-use crate::mailbox::Trouble;
+use crate::mailbox::{LoginFault, Trouble};
 use crate::route::NoRoute;
 
 /// Why a request is answered by us and not by the app.
@@ -27,6 +27,8 @@ pub enum Cause {
     SandboxNotRunning,
     /// The control plane has no answer.
     Api(Trouble),
+    /// A login ended without opening anything.
+    Login(LoginFault),
     RunnerConnect,
     RunnerConnectTimeout,
     /// The runner closed without a byte of an answer.
@@ -49,10 +51,12 @@ pub enum Source {
     Proxy,
     Api,
     Runner,
+    /// The provider people log in with.
+    Login,
 }
 
 impl Source {
-    pub const ALL: &'static [Self] = &[Self::Client, Self::Proxy, Self::Api, Self::Runner];
+    pub const ALL: &'static [Self] = &[Self::Client, Self::Proxy, Self::Api, Self::Runner, Self::Login];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -60,6 +64,7 @@ impl Source {
             Self::Proxy => "proxy",
             Self::Api => "api",
             Self::Runner => "runner",
+            Self::Login => "login",
         }
     }
 }
@@ -246,6 +251,7 @@ impl Cause {
                 ),
                 Trouble::Overloaded => Self::Overloaded.answer(),
             },
+            Self::Login(fault) => login(fault),
             Self::RunnerConnect => row(
                 502,
                 "RUNNER_UNREACHABLE",
@@ -290,5 +296,98 @@ impl Cause {
             ),
             Self::ClientGone => row(499, "CLIENT_GONE", Client, "the client left", ""),
         }
+    }
+}
+
+/// The rows of [`Cause::Login`]. All are read by people.
+fn login(fault: LoginFault) -> Answer {
+    use Source::{Client, Login};
+    let row = |status, code, source, message, hint| Answer {
+        status,
+        code,
+        source,
+        message,
+        hint,
+        retry_after: None,
+    };
+    match fault {
+        LoginFault::NotConfigured => {
+            row(401, "LOGIN_UNAVAILABLE", Client, "nobody can log in here", "ask for a signed link")
+        }
+        LoginFault::StateInvalid => row(
+            400,
+            "LOGIN_STATE_INVALID",
+            Client,
+            "this is not the end of a login that began here",
+            "open the sandbox's page again to log in",
+        ),
+        LoginFault::Expired => row(
+            400,
+            "LOGIN_EXPIRED",
+            Client,
+            "logging in took too long",
+            "open the sandbox's page again to log in",
+        ),
+        LoginFault::OtherBrowser => row(
+            400,
+            "LOGIN_OTHER_BROWSER",
+            Client,
+            "this login began in another browser, or this one keeps no cookies",
+            "open the sandbox's page again, with cookies allowed",
+        ),
+        LoginFault::Replayed => row(
+            400,
+            "LOGIN_USED",
+            Client,
+            "this login has been used already",
+            "open the sandbox's page again; if it asks, log in again",
+        ),
+        LoginFault::Denied => row(
+            401,
+            "LOGIN_DENIED",
+            Client,
+            "the login was refused or given up",
+            "open the sandbox's page again to try once more",
+        ),
+        LoginFault::CodeRefused => row(
+            400,
+            "LOGIN_CODE_REFUSED",
+            Client,
+            "the login provider does not know this login any more",
+            "open the sandbox's page again to log in",
+        ),
+        LoginFault::NoAccess => row(
+            403,
+            "LOGIN_NO_ACCESS",
+            Client,
+            "you are logged in, but there is no such sandbox for this account",
+            "check the address, or ask the sandbox's owner to let you in",
+        ),
+        LoginFault::ProviderDown => Answer {
+            retry_after: Some(5),
+            ..row(
+                503,
+                "LOGIN_PROVIDER_DOWN",
+                Login,
+                "the login provider cannot be reached now",
+                "open the sandbox's page again in a moment; links with a token work meanwhile",
+            )
+        },
+        LoginFault::ProviderUnusable => row(
+            502,
+            "LOGIN_FAILED",
+            Login,
+            "the login provider did not complete the login",
+            "if it persists, the operator's log has the cause",
+        ),
+        LoginFault::TokenInvalid => row(
+            502,
+            "LOGIN_TOKEN_INVALID",
+            Login,
+            "what the login provider said of this login does not hold",
+            "open the sandbox's page again; if it persists, the operator's log has the cause",
+        ),
+        LoginFault::Api(trouble) => Cause::Api(trouble).answer(),
+        LoginFault::Internal => Cause::Internal.answer(),
     }
 }

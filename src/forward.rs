@@ -53,6 +53,15 @@ pub struct RequestPlan<'a> {
     pub request_id: &'a str,
 }
 
+/// Path and query of a request without our query parameter.
+pub fn target_without_proofs(head: &RequestHead<'_>) -> Vec<u8> {
+    let mut target = head.path().to_vec();
+    if let Some(query) = head.query() {
+        proofs::append_query(query, &mut target);
+    }
+    target
+}
+
 /// Appends the whole head, blank line included, to `out`. Always HTTP/1.1; allocates nothing but `out`.
 ///
 /// Of a client's proofs none reaches the app: preview tokens, our cookies, our query parameter and anything that

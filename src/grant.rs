@@ -77,7 +77,7 @@ pub struct Asker<'a> {
     pub now: Instant,
 }
 
-/// `Route::Health` needs no grant and must not be given here.
+/// `Route::Health` and the steps of a login need no grant and must not be given here.
 pub async fn authorize(asker: &Asker<'_>, route: &Route, head: &RequestHead<'_>) -> Result<Grant, Cause> {
     let result = search(asker, route, head).await;
     let label = match &result {
@@ -134,7 +134,7 @@ fn grant(
             let bearer = bearer(head).and_then(Token::parse).ok_or(Cause::AuthRequired)?;
             Access::BuildLogs { of: of.clone(), follow: *follow, bearer }
         }
-        Route::Health => return Err(Cause::Internal),
+        Route::Health | Route::Callback | Route::Handoff => return Err(Cause::Internal),
     };
     let set_cookie = match (route, link_to) {
         (Route::Preview { label, .. }, Some(sandbox)) => {
@@ -163,7 +163,7 @@ async fn find(
     let (sandbox, port) = match route {
         Route::Preview { port, label } => (label, Some(*port)),
         Route::Toolbox { sandbox, .. } => (sandbox, None),
-        Route::BuildLogs { .. } | Route::Health => {
+        Route::BuildLogs { .. } | Route::Health | Route::Callback | Route::Handoff => {
             let shown = bearer(head).is_some_and(Token::is_valid);
             return Ok(if shown { Finding::Good } else { Finding::NotShown });
         }

@@ -34,6 +34,7 @@ pub mod initiator;
 pub mod limits;
 pub mod log;
 pub mod log_writer;
+pub mod login;
 pub mod mailbox;
 pub mod pool;
 pub mod questions;

@@ -4,6 +4,7 @@
 //! the shard reads through its ring. Nothing here allocates per message but the message.
 
 use crate::ids::{Port, SandboxId, SignedToken, Token};
+use crate::request_id::RequestId;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -21,6 +22,70 @@ pub enum Question {
     Runner { sandbox: SandboxId, fresh: bool },
     /// Build logs with the caller's own access. Answered `BuildLogs`, `No` (the caller may not) or `NotFound`.
     BuildLogs { of: crate::route::BuildLogsOf, bearer: Token, client_ip: IpAddr },
+    /// Answered `Redirect` or `LoginRefused`.
+    Login(LoginQuestion),
+}
+
+/// The steps of a login. No two are equal, for each has its own request's id: a step counts once, so sharing one's
+/// answer would let the second in.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum LoginQuestion {
+    /// Where does a person log in to open this? `return_to` is path and query, without proofs.
+    Start { request_id: RequestId, host: Box<str>, sandbox: SandboxId, return_to: Box<str> },
+    /// A browser is back from the provider. `host` is that of the callback; the query holds the code; `cookies` are the
+    /// ones that tie logins to browsers.
+    Callback {
+        request_id: RequestId,
+        host: Box<str>,
+        query: Token,
+        cookies: Option<Token>,
+        client_ip: IpAddr,
+    },
+    /// A browser brings a ticket to the host of the sandbox.
+    Handoff { request_id: RequestId, host: Box<str>, query: Token, cookies: Option<Token> },
+}
+
+/// Where a browser goes next, and with which cookies.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Redirect {
+    /// Absolute. Secret: holds a login's state or ticket.
+    pub location: String,
+    /// `Set-Cookie` values. Secret.
+    pub set_cookies: Vec<String>,
+}
+
+impl std::fmt::Debug for Redirect {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Redirect([secret])")
+    }
+}
+
+/// Why a login does not go on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LoginFault {
+    /// There is no provider, or the host has no place for a callback.
+    NotConfigured,
+    /// What came back is not what we sent: no state of ours, or one of another domain.
+    StateInvalid,
+    /// It took too long.
+    Expired,
+    /// The browser that came back is not the one that left, or keeps no cookies.
+    OtherBrowser,
+    /// It came back before.
+    Replayed,
+    /// The person, or the provider, said no.
+    Denied,
+    /// The provider does not take the code.
+    CodeRefused,
+    /// Logged in, but this sandbox is not there for this account.
+    NoAccess,
+    ProviderDown,
+    /// The provider, or what is set about it, is wrong.
+    ProviderUnusable,
+    /// Its ID token does not hold.
+    TokenInvalid,
+    Api(Trouble),
+    Internal,
 }
 
 /// The proofs the API judges. Part of every cache key: a token good in one slot says nothing about another.
@@ -40,6 +105,8 @@ pub enum Answer {
     Sandbox(SandboxId),
     Runner(Arc<RunnerAddress>),
     BuildLogs { runner: Arc<RunnerAddress>, snapshot_ref: String },
+    Redirect(Box<Redirect>),
+    LoginRefused(LoginFault),
 }
 
 /// Where a runner listens and what it wants to see. Made by the control plane, which resolved the name.

@@ -6,6 +6,7 @@ mod tests;
 
 use crate::head::{Method, RequestHead};
 use crate::ids::{Port, SandboxId};
+use crate::login::HANDOFF_PATH;
 
 /// What a request asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,6 +21,10 @@ pub enum Route {
     BuildLogs { of: BuildLogsOf, follow: bool },
     /// `GET`/`HEAD /health` on a host that is not a preview host.
     Health,
+    /// `GET /callback` on a host that is not a preview host: a browser is back from the login provider.
+    Callback,
+    /// `GET /.daytona/auth` on a preview host, where each has a session of its own: a browser brings its login there.
+    Handoff,
 }
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -47,10 +52,14 @@ pub enum NoRoute {
 pub struct RouteRules {
     /// TOOLBOX_ONLY_MODE: preview hosts whose port is not 2280 do not exist.
     pub toolbox_only: bool,
+    /// Preview hosts have sessions of their own: `/.daytona/` is the gate's there and never the app's.
+    pub own_sessions: bool,
 }
 
 /// The toolbox of a sandbox, as a port.
 const TOOLBOX_PORT: u16 = 2280;
+/// What is the gate's own on a preview host.
+const OWN_PREFIX: &[u8] = b"/.daytona/";
 /// Longest snapshot id or name in bytes.
 const SNAPSHOT_MAX: usize = 128;
 
@@ -67,6 +76,10 @@ pub fn route(head: &RequestHead<'_>, rules: RouteRules) -> Result<Route, NoRoute
     }
     match preview_host(head.authority.of(head.bytes))? {
         Some((port, _)) if rules.toolbox_only && port.number() != TOOLBOX_PORT => Err(NoRoute::NotFound),
+        Some(_) if rules.own_sessions && path.starts_with(OWN_PREFIX) => {
+            let handoff = path == HANDOFF_PATH.as_bytes() && head.method == Method::Get;
+            if handoff { Ok(Route::Handoff) } else { Err(NoRoute::NotFound) }
+        }
         Some((port, label)) => {
             contained(path)?;
             Ok(Route::Preview { port, label })
@@ -98,6 +111,9 @@ pub fn preview_host(authority: &[u8]) -> Result<Option<(Port, SandboxId)>, NoRou
 fn own_path(head: &RequestHead<'_>, path: &[u8]) -> Result<Route, NoRoute> {
     if path == b"/health" && matches!(head.method, Method::Get | Method::Head) {
         return Ok(Route::Health);
+    }
+    if path == b"/callback" && head.method == Method::Get {
+        return Ok(Route::Callback);
     }
     if let Some(behind) = path.strip_prefix(b"/toolbox/") {
         let id_len = memchr::memchr(b'/', behind).unwrap_or(behind.len());

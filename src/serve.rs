@@ -1,7 +1,7 @@
 //! From a checked configuration to running shards, and back: start and drain in order.
 
 use crate::config::{Config, DriverChoice};
-use crate::control::{Control, Settings};
+use crate::control::{Control, LoginSettings, Settings};
 use crate::log;
 use crate::log_writer::LogWriter;
 use crate::mailbox::{Down, ToShard};
@@ -138,6 +138,13 @@ fn settings(config: &Config) -> Settings {
         metrics: config.metrics,
         redis: config.redis.clone(),
         flights_max: config.limits.questions_max,
+        login: LoginSettings {
+            scheme: config.protocol,
+            oidc: config.oidc.clone(),
+            cookie_mode: config.cookie_mode,
+            cookie_domain: config.cookie_domain.clone(),
+            keys: std::iter::once(&config.api_key).chain(&config.cookie_keys).cloned().collect(),
+        },
     }
 }
 

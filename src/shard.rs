@@ -3,7 +3,7 @@
 use crate::access_log::Log;
 use crate::buffers::Buffers;
 use crate::client::{self, Client};
-use crate::config::{Config, Scheme};
+use crate::config::{Config, CookieMode, Scheme};
 use crate::cookie::CookieKeys;
 use crate::counters::{CacheKind, Counters, add};
 use crate::deadlines::{Deadlines, TICK};
@@ -58,7 +58,10 @@ impl Shard {
         let idle_ticks = (limits.runner_idle.as_millis() / TICK.as_millis()) as u32;
         Self {
             index,
-            route_rules: RouteRules { toolbox_only: config.toolbox_only },
+            route_rules: RouteRules {
+                toolbox_only: config.toolbox_only,
+                own_sessions: config.cookie_mode == CookieMode::Isolated,
+            },
             scheme: match config.protocol {
                 Scheme::Http => "http",
                 Scheme::Https => "https",

@@ -1,5 +1,10 @@
 //! A real Chromium against the demo: what a person with a browser gets.
 
+#[path = "support/scene.rs"]
+#[allow(dead_code, reason = "this binary uses a part of it")]
+mod scene;
+
+use scene::Scene;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -43,20 +48,11 @@ impl Demo {
 
     /// The page's document as the browser has it once all of `parts` are in it, or at the deadline.
     fn document(&self, sandbox: &str, parts: &[&str]) -> String {
-        let url = format!("http://3000-{sandbox}.localhost:{}/", self.port);
-        let mut page = Browser::open(&url);
-        let script = format!(
-            "new Promise(done => {{
-                const parts = {parts}, html = () => document.documentElement.outerHTML;
-                const look = () => {{ if (parts.every(part => html().includes(part))) done(html()); }};
-                new MutationObserver(look).observe(document, {{subtree: true, childList: true, characterData: true}});
-                setTimeout(() => done(html()), {deadline});
-                look();
-            }})",
-            parts = serde_json::json!(parts),
-            deadline = DEADLINE.as_millis(),
-        );
-        page.evaluate(&script)
+        Browser::open(&self.url(sandbox)).document(parts)
+    }
+
+    fn url(&self, sandbox: &str) -> String {
+        format!("http://3000-{sandbox}.proxy.localhost:{}/", self.port)
     }
 }
 
@@ -64,6 +60,7 @@ impl Demo {
 struct Browser {
     child: Child,
     page: WebSocket<MaybeTlsStream<TcpStream>>,
+    calls: u64,
     _profile: Profile,
 }
 
@@ -74,7 +71,8 @@ impl Browser {
         let mut child = Command::new(&browser)
             .args("--headless --no-sandbox --disable-gpu --disable-quic --no-first-run".split(' '))
             .args("--disable-background-networking --disable-component-update --disable-sync".split(' '))
-            .args(["--remote-debugging-port=0", &format!("--user-data-dir={}", profile.0.display()), url])
+            .args(["--remote-debugging-port=0", &format!("--user-data-dir={}", profile.0.display())])
+            .arg("about:blank")
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -90,39 +88,69 @@ impl Browser {
         let begun = Instant::now();
         let socket = loop {
             let pages: Vec<serde_json::Value> = serde_json::from_slice(&fetch(&address)).unwrap_or_default();
-            let found = pages.iter().find(|page| page["type"] == "page" && page["url"] == url);
+            let found = pages.iter().find(|page| page["type"] == "page");
             if let Some(socket) = found.and_then(|page| page["webSocketDebuggerUrl"].as_str()) {
                 break socket.to_owned();
             }
-            assert!(begun.elapsed() < DEADLINE, "the browser has no page {url}");
+            assert!(begun.elapsed() < DEADLINE, "the browser has no page");
             std::thread::yield_now();
         };
         let (page, _) = tungstenite::connect(socket).expect("the page's DevTools take us");
-        Self { child, page, _profile: profile }
+        let mut browser = Self { child, page, calls: 0, _profile: profile };
+        browser.call("Page.navigate", &serde_json::json!({"url": url}));
+        browser
+    }
+
+    /// The page's document as the browser has it once all of `parts` are in it, or at the deadline.
+    fn document(&mut self, parts: &[&str]) -> String {
+        let script = format!(
+            "new Promise(done => {{
+                const parts = {parts}, html = () => document.documentElement.outerHTML;
+                const look = () => {{ if (parts.every(part => html().includes(part))) done(html()); }};
+                new MutationObserver(look).observe(document, {{subtree: true, childList: true, characterData: true}});
+                setTimeout(() => done(html()), {deadline});
+                look();
+            }})",
+            parts = serde_json::json!(parts),
+            deadline = DEADLINE.as_millis(),
+        );
+        self.evaluate(&script)
+    }
+
+    /// Waits for a page with `part` in it, and does something there.
+    fn act(&mut self, part: &str, action: &str) {
+        let document = self.document(&[part]);
+        assert!(document.contains(part), "{part} is missing in:\n{document}");
+        self.evaluate(&format!("{action}; 'done'"));
+    }
+
+    /// One call of the DevTools protocol, and its answer.
+    fn call(&mut self, method: &str, parameters: &serde_json::Value) -> serde_json::Value {
+        self.calls += 1;
+        let call = serde_json::json!({"id": self.calls, "method": method, "params": parameters});
+        self.page.send(Message::text(call.to_string())).expect("the browser listens");
+        loop {
+            let message = self.page.read().expect("the browser answers").into_data();
+            let message: serde_json::Value = serde_json::from_slice(&message).expect("JSON");
+            if message["id"] == self.calls {
+                return message;
+            }
+        }
     }
 
     /// The text a promise of the page resolves to. A page that is replaced meanwhile (the first one, by the one
     /// asked for) takes its promises with it: then the next page is asked.
     fn evaluate(&mut self, script: &str) -> String {
         let begun = Instant::now();
-        for id in 1.. {
+        loop {
             let parameters =
                 serde_json::json!({"expression": script, "awaitPromise": true, "returnByValue": true});
-            let call = serde_json::json!({"id": id, "method": "Runtime.evaluate", "params": parameters});
-            self.page.send(Message::text(call.to_string())).expect("the browser listens");
-            let answer = loop {
-                let message = self.page.read().expect("the browser answers").into_data();
-                let message: serde_json::Value = serde_json::from_slice(&message).expect("JSON");
-                if message["id"] == id {
-                    break message;
-                }
-            };
+            let answer = self.call("Runtime.evaluate", &parameters);
             if let Some(text) = answer["result"]["result"]["value"].as_str() {
                 return text.to_owned();
             }
             assert!(begun.elapsed() < DEADLINE, "the page does not answer: {answer}");
         }
-        String::new()
     }
 }
 
@@ -186,7 +214,7 @@ fn a_page_loads_its_script_its_live_connection_opens_and_its_own_requests_pass()
         "You came through the gate",
         "WebSocket to /live is open",
         "GET /sandboxes/web/toolbox/proxy/3000/echo HTTP/1.1",
-        "X-Forwarded-Host: 3000-web.localhost",
+        "X-Forwarded-Host: 3000-web.proxy.localhost",
     ];
     let document = Demo::start().document("web", &parts);
     for part in parts {
@@ -195,8 +223,36 @@ fn a_page_loads_its_script_its_live_connection_opens_and_its_own_requests_pass()
 }
 
 #[test]
-fn a_private_sandbox_shows_nothing_but_that_credentials_are_needed() {
-    let document = Demo::start().document("private", &["AUTH_REQUIRED"]);
-    assert!(document.contains("AUTH_REQUIRED"), "{document}");
-    assert!(!document.contains("/sandboxes/private/"), "{document}");
+fn a_private_sandbox_asks_who_is_there_and_opens_to_its_owner_alone() {
+    let demo = Demo::start();
+    let mut page = Browser::open(&demo.url("private"));
+    let document = page.document(&["Log in to the demo"]);
+    assert!(!document.contains("/sandboxes/private/"), "nothing of the sandbox is shown: {document}");
+    page.act("id=\"owner\"", "document.getElementById('owner').click()");
+    let document = page.document(&["/sandboxes/private/"]);
+    assert!(document.contains("GET /sandboxes/private/toolbox/proxy/3000/ HTTP/1.1"), "{document}");
+    assert!(!document.contains("daytona-"), "the app is sent no cookie of the gate's: {document}");
+
+    for (button, code) in [("stranger", "LOGIN_NO_ACCESS"), ("nobody", "LOGIN_DENIED")] {
+        let mut page = Browser::open(&demo.url("private"));
+        page.act(&format!("id=\"{button}\""), &format!("document.getElementById('{button}').click()"));
+        let document = page.document(&[code]);
+        assert!(document.contains(code) && !document.contains("/sandboxes/private/"), "{button}: {document}");
+    }
+}
+
+#[test]
+fn a_person_logs_in_with_a_real_provider() {
+    let scene = Scene::start();
+    let mut page = Browser::open(&scene.url("priv", "/hello?a=b"));
+    page.act(
+        "name=\"login\"",
+        "document.querySelector('[name=login]').value = 'alice';
+         document.querySelector('[name=password]').value = 'any';
+         document.querySelector('form').submit()",
+    );
+    page.act("value=\"consent\"", "document.querySelector('form').submit()");
+    let document = page.document(&["/sandboxes/priv/"]);
+    assert!(document.contains("GET /sandboxes/priv/toolbox/proxy/3000/hello?a=b HTTP/1.1"), "{document}");
+    assert!(!document.contains("daytona-"), "the app is sent no cookie of the gate's: {document}");
 }

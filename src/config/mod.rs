@@ -82,11 +82,11 @@ pub struct Config {
     /// and any "no".
     pub ttl_negative: Duration,
     pub limits: Limits,
-    /// Not used yet: login.
     pub oidc: Oidc,
+    pub cookie_mode: CookieMode,
     /// Not used yet: shared caches.
     pub redis: Option<Redis>,
-    /// Not used yet.
+    /// For the cookies of [`CookieMode::Shared`]; `None`: per host.
     pub cookie_domain: Option<String>,
     /// Not used yet.
     pub preview_warning: bool,
@@ -97,6 +97,15 @@ pub struct Config {
 pub enum Scheme {
     Http,
     Https,
+}
+
+/// Who sees the cookie of a login.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CookieMode {
+    /// All hosts of the domain, as in v0.190.
+    Shared,
+    /// The one host that was logged in to.
+    Isolated,
 }
 
 /// What carries the data plane's I/O.
@@ -169,6 +178,16 @@ impl Scheme {
     }
 }
 
+impl CookieMode {
+    fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "shared" => Some(Self::Shared),
+            "isolated" => Some(Self::Isolated),
+            _ => None,
+        }
+    }
+}
+
 impl DriverChoice {
     fn from_word(word: &str) -> Option<Self> {
         match word {
@@ -206,6 +225,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let oidc = oidc(reader);
     let redis = redis(reader);
     let cookie_domain = cookie_domain(reader);
+    let cookie_mode = cookie_mode(reader, protocol, &mut warnings);
     let preview_warning = reader.flag("PREVIEW_WARNING_ENABLED");
     warnings.extend(without_effect(reader, preview_warning));
     let trusted_proxies = reader.networks("SANDGATE_TRUSTED_PROXIES");
@@ -258,6 +278,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         limits,
         oidc,
         redis,
+        cookie_mode: cookie_mode?,
         cookie_domain,
         preview_warning,
         warnings,
@@ -367,6 +388,28 @@ fn oidc(reader: &mut Reader<'_>) -> Oidc {
     }
 }
 
+fn cookie_mode(
+    reader: &mut Reader<'_>,
+    protocol: Option<Scheme>,
+    warnings: &mut Vec<String>,
+) -> Option<CookieMode> {
+    let mode = reader.word("SANDGATE_COOKIE_MODE", CookieMode::from_word);
+    if mode == Some(CookieMode::Isolated) {
+        if protocol == Some(Scheme::Http) {
+            reader.note(
+                MistakeKind::Relation,
+                "SANDGATE_COOKIE_MODE",
+                "browsers take cookies of one host alone over https only, and PROXY_PROTOCOL is http",
+                "set PROXY_PROTOCOL=https with TLS in front, or SANDGATE_COOKIE_MODE=shared",
+            );
+        }
+        if reader.is_set("COOKIE_DOMAIN") {
+            warnings.push("COOKIE_DOMAIN has no effect with SANDGATE_COOKIE_MODE=isolated".into());
+        }
+    }
+    mode
+}
+
 fn redis(reader: &mut Reader<'_>) -> Option<Redis> {
     let port = reader.number("REDIS_PORT").map_or(6379, port);
     let username = reader.text("REDIS_USERNAME");
@@ -418,8 +461,8 @@ fn without_effect(reader: &Reader<'_>, preview_warning: bool) -> impl Iterator<I
         "REDIS_PORT" | "REDIS_USERNAME" | "REDIS_PASSWORD" | "REDIS_TLS" => {
             reader.is_set("REDIS_HOST") && reader.is_set(name)
         }
-        "COOKIE_DOMAIN" | "REDIS_HOST" => reader.is_set(name),
-        name => name.starts_with("OIDC_") && reader.is_set(name),
+        "REDIS_HOST" => reader.is_set(name),
+        _ => false,
     });
     set.map(no_effect).collect::<Vec<_>>().into_iter()
 }

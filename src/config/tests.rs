@@ -213,7 +213,9 @@ fn every_flag_takes_what_go_takes_and_nothing_else() {
 fn every_listed_word_is_taken_and_others_are_refused() {
     for variable in VARIABLES {
         let Kind::OneOf(words) = variable.kind else { continue };
-        words.iter().for_each(|word| drop(good(&[(variable.name, word)])));
+        // Which words go together is tested elsewhere.
+        let room = ("PROXY_PROTOCOL", "https");
+        words.iter().for_each(|word| drop(good(&[room, (variable.name, word)])));
         for value in ["none", &words[0].to_uppercase(), "auto,epoll"] {
             refused(variable.name, value, MistakeKind::Invalid);
         }
@@ -328,6 +330,17 @@ fn what_is_accepted_without_effect_is_warned_about_by_name() {
     let config =
         good(&[("REDIS_PORT", "6379"), ("REDIS_TLS", "false"), ("PREVIEW_WARNING_ENABLED", "false")]);
     assert_eq!(config.warnings(), [""; 0]);
+}
+
+#[test]
+fn sessions_of_one_host_alone_need_https() {
+    let isolated = ("SANDGATE_COOKIE_MODE", "isolated");
+    refused(isolated.0, isolated.1, MistakeKind::Relation);
+    let config = good(&[("PROXY_PROTOCOL", "https"), isolated]);
+    assert_eq!((config.cookie_mode, config.warnings()), (CookieMode::Isolated, &[][..]));
+    let config = good(&[("PROXY_PROTOCOL", "https"), isolated, ("COOKIE_DOMAIN", "example.com")]);
+    assert_eq!(config.warnings(), ["COOKIE_DOMAIN has no effect with SANDGATE_COOKIE_MODE=isolated"]);
+    assert_eq!(good(&[]).cookie_mode, CookieMode::Shared);
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod tests;
 
 use super::runner_address::{RunnerUrl, UrlFault};
 use crate::config::Secret;
+use crate::control::login::settings::ApiOidc;
 use crate::ids::{Port, SandboxId, SignedToken, Token};
 use crate::log::{Level, Log};
 use crate::mailbox::{Answer, ProofKind, Question, Reply, Trouble};
@@ -50,6 +51,8 @@ pub struct Api {
 enum Caller<'a> {
     /// Ours, with the service key.
     Service,
+    /// Nobody in particular: the page is for all.
+    Anyone,
     /// A client's own: the API counts failed attempts by the address in `X-Forwarded-For`.
     Client { bearer: &'a Token, ip: IpAddr },
 }
@@ -140,7 +143,36 @@ impl Api {
             Question::BuildLogs { of, bearer, client_ip } => {
                 self.build_logs(of, Caller::Client { bearer, ip: *client_ip }).await
             }
+            // Steps of a login are not the API's to answer.
+            Question::Login(_) => Err(garbage("a step of a login was asked of the API")),
         }
+    }
+
+    /// May who has this access token open the sandbox? Bounded by the caller's deadline.
+    pub async fn user_may_enter(&self, id: &SandboxId, token: &Token, ip: IpAddr) -> Result<bool, Trouble> {
+        let question =
+            Question::Verdict { proof: ProofKind::Bearer, sandbox: *id, token: token.clone(), client_ip: ip };
+        self.answer(&question).await.map(|answer| matches!(answer, Answer::Yes))
+    }
+
+    /// What the API says about login to whoever asks.
+    pub(in crate::control) async fn login_settings(&self) -> Result<ApiOidc, Trouble> {
+        let fetched = async {
+            let fetched = self.get("/config", Caller::Anyone, OBJECT_BYTES_MAX).await?;
+            match fetched.status {
+                200 => decode::login_settings(&fetched.body).map_err(garbage),
+                _ => Err(refusal(&fetched)),
+            }
+        };
+        let fetched = match tokio::time::timeout(self.deadline, fetched).await {
+            Ok(fetched) => fetched,
+            Err(_) => Err(Failure::new(Trouble::ApiTimeout, "no answer within the deadline")),
+        };
+        fetched.map_err(|failure| {
+            let fields = [("operation", "config"), ("detail", failure.detail.as_str())];
+            self.log.event(Level::Error, "api_login_settings", &fields);
+            failure.trouble
+        })
     }
 
     async fn is_public(&self, id: &SandboxId) -> Result<Answer, Failure> {
@@ -270,6 +302,7 @@ impl Api {
         let request = self.client.get(format!("{}{path}", self.base));
         let request = match caller {
             Caller::Service => request.header(AUTHORIZATION, self.service_bearer.clone()),
+            Caller::Anyone => request,
             Caller::Client { bearer: token, ip } => request
                 .header(AUTHORIZATION, bearer(token.expose()))
                 .header("x-forwarded-for", ip.to_string()),
@@ -302,7 +335,10 @@ impl Api {
             Question::Runner { sandbox: id, .. }
             | Question::BuildLogs { of: BuildLogsOf::Sandbox(id), .. } => id.as_str(),
             // Before anybody is let in, what a client put where an id belongs may be a signed token.
-            Question::Public(_) | Question::Verdict { .. } | Question::SignedToken { .. } => "",
+            Question::Public(_)
+            | Question::Verdict { .. }
+            | Question::SignedToken { .. }
+            | Question::Login(_) => "",
             Question::BuildLogs { of: BuildLogsOf::Snapshot(_), .. } => "",
         };
         let fields = [("operation", operation), ("sandbox", sandbox), ("detail", &failure.detail)];

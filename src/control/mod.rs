@@ -8,6 +8,7 @@ mod exposition;
 #[cfg(test)]
 mod fake_api;
 mod flights;
+mod login;
 mod metrics;
 pub mod redis;
 mod runner_address;
@@ -20,6 +21,8 @@ use crate::log::{self, Level, Log};
 use crate::mailbox::{Down, Question, Reply, ToControl, ToShard, Trouble};
 use api::Api;
 use flights::{Asked, Flights, Waiter};
+use login::Login;
+pub use login::LoginSettings;
 use redis::Redis;
 use stats::{Operation, Stats};
 use std::collections::VecDeque;
@@ -50,6 +53,7 @@ pub struct Settings {
     /// Most calls under way at once; beyond it questions are answered [`Trouble::Overloaded`]. Each costs a task, a
     /// connection and at worst 256 KiB of body.
     pub flights_max: usize,
+    pub login: LoginSettings,
 }
 
 /// Why there is no control plane.
@@ -76,6 +80,7 @@ impl std::error::Error for StartError {}
 
 pub struct Control {
     api: Arc<Api>,
+    login: Arc<Login>,
     redis: Option<Redis>,
     inbox: mpsc::Receiver<ToControl>,
     flights: Flights,
@@ -111,7 +116,7 @@ impl Control {
         downs: Vec<Arc<Down>>,
         log: Log,
     ) -> Result<Self, StartError> {
-        let Settings { api_base, api_key, timeout, metrics, redis, flights_max } = settings;
+        let Settings { api_base, api_key, timeout, metrics, redis, flights_max, login } = settings;
         let stats = Arc::<Stats>::default();
         let metrics = metrics
             .map(|addr| {
@@ -122,9 +127,13 @@ impl Control {
         let redis = redis
             .map(|redis| Redis::new(&redis, Arc::clone(&stats), log.clone()).map_err(StartError::Setting))
             .transpose()?;
+        let api = Api::new(&api_base, &api_key, timeout, log.clone()).map_err(StartError::Setting)?;
+        let api = Arc::new(api);
+        let login = Login::new(login, Arc::clone(&api), timeout, log).map_err(StartError::Setting)?;
         Ok(Self {
             redis,
-            api: Arc::new(Api::new(&api_base, &api_key, timeout, log).map_err(StartError::Setting)?),
+            api,
+            login: Arc::new(login),
             inbox,
             flights: Flights::new(flights_max),
             tasks: JoinSet::new(),
@@ -188,12 +197,15 @@ impl Control {
     }
 
     fn ask(&mut self, waiter: Waiter, question: Question) {
-        let Self { flights, tasks, api, .. } = self;
+        let Self { flights, tasks, api, login, .. } = self;
         let asked = flights.ask(question, waiter, |question| {
-            let api = Arc::clone(api);
+            let (api, login) = (Arc::clone(api), Arc::clone(login));
             tasks.spawn(async move {
                 let start = Instant::now();
-                let reply = api.answer(&question).await;
+                let reply = match &*question {
+                    Question::Login(question) => login.answer(question).await,
+                    question => api.answer(question).await,
+                };
                 Landed { operation: Operation::of(&question), took: start.elapsed(), reply }
             })
         });

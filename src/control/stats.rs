@@ -1,7 +1,7 @@
 //! What the control plane counts about itself. Atomics only because the runtime asks for `Send`; one thread uses them.
 
 use crate::counters::DURATION_BOUNDS_MS;
-use crate::mailbox::{ProofKind, Question, Reply, Trouble};
+use crate::mailbox::{LoginQuestion, ProofKind, Question, Reply, Trouble};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -14,11 +14,23 @@ pub enum Operation {
     SignedToken,
     Runner,
     BuildLogs,
+    LoginStart,
+    LoginCallback,
+    LoginHandoff,
 }
 
 impl Operation {
-    pub const ALL: &'static [Self] =
-        &[Self::Public, Self::Access, Self::Validate, Self::SignedToken, Self::Runner, Self::BuildLogs];
+    pub const ALL: &'static [Self] = &[
+        Self::Public,
+        Self::Access,
+        Self::Validate,
+        Self::SignedToken,
+        Self::Runner,
+        Self::BuildLogs,
+        Self::LoginStart,
+        Self::LoginCallback,
+        Self::LoginHandoff,
+    ];
 
     pub fn of(question: &Question) -> Self {
         match question {
@@ -28,6 +40,9 @@ impl Operation {
             Question::SignedToken { .. } => Self::SignedToken,
             Question::Runner { .. } => Self::Runner,
             Question::BuildLogs { .. } => Self::BuildLogs,
+            Question::Login(LoginQuestion::Start { .. }) => Self::LoginStart,
+            Question::Login(LoginQuestion::Callback { .. }) => Self::LoginCallback,
+            Question::Login(LoginQuestion::Handoff { .. }) => Self::LoginHandoff,
         }
     }
 
@@ -39,6 +54,9 @@ impl Operation {
             Self::SignedToken => "signed_token",
             Self::Runner => "runner",
             Self::BuildLogs => "build_logs",
+            Self::LoginStart => "login_start",
+            Self::LoginCallback => "login_callback",
+            Self::LoginHandoff => "login_handoff",
         }
     }
 }

@@ -11,6 +11,22 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+fn no_login() -> LoginSettings {
+    LoginSettings {
+        scheme: crate::config::Scheme::Http,
+        oidc: crate::config::Oidc {
+            client_id: None,
+            client_secret: None,
+            domain: None,
+            public_domain: None,
+            audience: None,
+        },
+        cookie_mode: crate::config::CookieMode::Shared,
+        cookie_domain: None,
+        keys: vec![Secret::new("canary")],
+    }
+}
+
 struct World {
     api: FakeApi,
     up: mpsc::Sender<ToControl>,
@@ -32,6 +48,7 @@ impl World {
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
             redis: None,
             flights_max,
+            login: no_login(),
         };
         let control =
             Control::with_log(settings, inbox, downs.clone(), Log::discard()).expect("good settings");
@@ -273,6 +290,7 @@ fn a_taken_metrics_port_is_told_with_its_variable() {
         metrics: taken.local_addr().ok(),
         redis: None,
         flights_max: 1,
+        login: no_login(),
     };
     assert!(!format!("{settings:?}").contains("canary"));
     let error = Control::new(settings, mpsc::channel(1).1, Vec::new()).err().expect("taken");

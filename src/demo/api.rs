@@ -4,6 +4,7 @@
 //! with status 200, because that is what the real one does and what a gate must survive.
 
 use super::peer::{After, Broken, Head, Peer, answer, percent_decoded};
+use super::provider::{CLIENT_ID, Said};
 use super::record::ApiRequest;
 use super::spec::{ApiMood, PublicAnswer, RunnerAnswer};
 use super::world::{Shared, State};
@@ -37,7 +38,12 @@ async fn one(shared: &Shared, peer: &mut Peer) -> Result<After, Broken> {
     });
     let mood = shared.state().mood;
     let reply = match mood {
-        ApiMood::Normal => reply(&shared.state(), &head, &body),
+        ApiMood::Normal => {
+            if head.path().ends_with("/access") {
+                look_up(shared, &head).await;
+            }
+            reply(&mut shared.state(), &head, &body)
+        }
         ApiMood::Status(status) => error(status, "The API is not well"),
         ApiMood::Silent => {
             peer.until_closed().await?;
@@ -56,10 +62,29 @@ struct Reply {
     body: Vec<u8>,
 }
 
-fn reply(state: &State, head: &Head, body: &[u8]) -> Reply {
+/// Whose token is it? Asks the other provider, if there is one, about a bearer nobody has.
+async fn look_up(shared: &Shared, head: &Head) {
+    let Some(userinfo) = shared.state().userinfo.clone() else { return };
+    let Some(bearer) = head.first("authorization").and_then(|value| value.strip_prefix("Bearer ")) else {
+        return;
+    };
+    if shared.state().user(bearer).is_some() {
+        return;
+    }
+    let ask = reqwest::Client::new().get(userinfo).bearer_auth(bearer).send();
+    let Ok(answer) = ask.await else { return };
+    let Ok(text) = answer.text().await else { return };
+    let said: Value = serde_json::from_str(&text).unwrap_or_default();
+    if let Some(subject) = said["sub"].as_str() {
+        shared.state().logged_in(subject, bearer);
+    }
+}
+
+fn reply(state: &mut State, head: &Head, body: &[u8]) -> Reply {
     let path = head.path();
     if let Some(page) = path.strip_prefix("/oidc/") {
-        return login_provider(state, page, body);
+        let query = head.target.split_once('?').map_or("", |(_, query)| query);
+        return login_provider(state, page, query, body);
     }
     let Some(path) = path.strip_prefix("/api/") else {
         return if path == "/" { redirect("/dashboard") } else { dashboard() };
@@ -67,7 +92,7 @@ fn reply(state: &State, head: &Head, body: &[u8]) -> Reply {
     let segments: Vec<String> = path.split('/').map(percent_decoded).collect();
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
     let bearer = head.first("authorization").unwrap_or_default().strip_prefix("Bearer ").unwrap_or_default();
-    let user = state.users.iter().find(|u| u.bearer == bearer);
+    let user = state.user(bearer);
     let service = bearer == state.proxy_key;
     let invalid = || error(401, "Invalid credentials");
     match (head.method.as_str(), segments.as_slice()) {
@@ -126,25 +151,19 @@ fn reply(state: &State, head: &Head, body: &[u8]) -> Reply {
     }
 }
 
-fn login_provider(state: &State, page: &str, body: &[u8]) -> Reply {
-    let base = format!("http://{}/oidc", state.api);
-    let good = memchr::memmem::find(body, b"code=good").is_some();
-    match page {
-        ".well-known/openid-configuration" => json_reply(
-            200,
-            &json!({
-                "issuer": base, "authorization_endpoint": format!("{base}/authorize"),
-                "token_endpoint": format!("{base}/token"), "jwks_uri": format!("{base}/jwks"),
-                "userinfo_endpoint": format!("{base}/userinfo"), "response_types_supported": ["code"],
-                "subject_types_supported": ["public"], "id_token_signing_alg_values_supported": ["RS256"],
-            }),
-        ),
-        "token" if good => {
-            json_reply(200, &json!({"access_token": "access-1", "token_type": "Bearer", "expires_in": 300}))
+fn login_provider(state: &mut State, page: &str, query: &str, body: &[u8]) -> Reply {
+    let State { provider, accounts, .. } = &mut *state;
+    let names: Vec<_> = accounts.iter().map(|account| account.name.as_str()).collect();
+    match provider.answer(page, query, body, &names) {
+        Ok(Said::Json(status, value)) => json_reply(status, &value),
+        Ok(Said::Page(page)) => html(page),
+        Ok(Said::Away(to)) => redirect(&to),
+        Ok(Said::Token { account, token, answer }) => {
+            state.logged_in(&account, &token);
+            json_reply(200, &answer)
         }
-        "token" => json_reply(400, &json!({"error": "invalid_grant"})),
-        "jwks" => json_reply(200, &json!({"keys": []})),
-        _ => dashboard(),
+        Ok(Said::Nothing) => dashboard(),
+        Err(_) => error(500, "no random bytes"),
     }
 }
 
@@ -153,7 +172,7 @@ fn config(state: &State) -> Reply {
     json_reply(
         200,
         &json!({
-            "version": "0.190.0", "oidc": {"issuer": issuer, "clientId": "daytona", "audience": "daytona"},
+            "version": "0.190.0", "oidc": {"issuer": issuer, "clientId": CLIENT_ID, "audience": CLIENT_ID},
             "linkedAccountsEnabled": false, "announcements": {}, "proxyTemplateUrl": "x", "proxyToolboxUrl": "x",
             "defaultSnapshot": "x", "dashboardUrl": "x", "maxAutoArchiveInterval": 1, "maintananceMode": false,
             "environment": "demo",

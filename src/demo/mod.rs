@@ -8,6 +8,7 @@ pub mod apps;
 pub mod download;
 mod live;
 mod peer;
+mod provider;
 pub mod record;
 mod runner;
 pub mod samples;
@@ -15,7 +16,7 @@ pub mod spec;
 pub mod world;
 
 use record::RecordLimits;
-use spec::{User, WorldSpec};
+use spec::{Account, User, WorldSpec};
 use std::io::{self, Write};
 use std::process::ExitCode;
 use world::World;
@@ -38,6 +39,8 @@ pub type Environment = Vec<(&'static str, String)>;
 
 /// The service key of the demo: opens nothing but a world on loopback.
 const DEMO_KEY: &str = "demo-proxy-key";
+/// Where the samples are. Two labels: browsers take no cookie for all of `localhost`, and a login leaves one.
+const DOMAIN: &str = "proxy.localhost";
 /// An API key that owns every sample.
 const DEMO_BEARER: &str = "dtn_demo";
 
@@ -77,6 +80,7 @@ fn demo_spec() -> WorldSpec {
     WorldSpec {
         proxy_key: DEMO_KEY.into(),
         users: vec![User::new(DEMO_BEARER, &ids)],
+        accounts: vec![Account::new("owner", &ids), Account::new("stranger", &[])],
         record: RecordLimits::small(),
         sandboxes: samples.clone(),
         ..WorldSpec::default()
@@ -86,19 +90,20 @@ fn demo_spec() -> WorldSpec {
 fn write_guide(out: &mut impl Write, port: u16) -> io::Result<()> {
     writeln!(out, "\nA gate, an API, a runner and their sandboxes, all in this process. Open one:\n")?;
     for sample in samples::all() {
-        let url = format!("http://3000-{}.localhost:{port}{}", sample.sandbox.id, sample.path);
-        writeln!(out, "  {url:<54} {}", sample.what)?;
+        let url = format!("http://3000-{}.{DOMAIN}:{port}{}", sample.sandbox.id, sample.path);
+        writeln!(out, "  {url:<60} {}", sample.what)?;
     }
+    writeln!(out, "\nThe private one asks who you are: \"owner\" may see it, \"stranger\" may not.")?;
     let token = samples::PRIVATE_TOKEN;
     writeln!(out, "\nOr ask with curl:\n")?;
     for line in [
-        format!("curl http://3000-echo.localhost:{port}/hello -d 'a body'"),
-        format!("curl -N http://3000-sse.localhost:{port}/"),
-        format!("curl http://3000-files.localhost:{port}/download/1073741824 -o /dev/null"),
-        format!("curl -T some-file http://3000-files.localhost:{port}/upload"),
-        format!("curl -i http://3000-private.localhost:{port}/"),
-        format!("curl http://3000-private.localhost:{port}/ -H 'X-Daytona-Preview-Token: {token}'"),
-        format!("curl http://3000-private.localhost:{port}/ -H 'Authorization: Bearer {DEMO_BEARER}'"),
+        format!("curl http://3000-echo.{DOMAIN}:{port}/hello -d 'a body'"),
+        format!("curl -N http://3000-sse.{DOMAIN}:{port}/"),
+        format!("curl http://3000-files.{DOMAIN}:{port}/download/1073741824 -o /dev/null"),
+        format!("curl -T some-file http://3000-files.{DOMAIN}:{port}/upload"),
+        format!("curl -i http://3000-private.{DOMAIN}:{port}/"),
+        format!("curl http://3000-private.{DOMAIN}:{port}/ -H 'X-Daytona-Preview-Token: {token}'"),
+        format!("curl http://3000-private.{DOMAIN}:{port}/ -H 'Authorization: Bearer {DEMO_BEARER}'"),
         format!("curl http://localhost:{port}/toolbox/private/files -H 'X-Daytona-Preview-Token: {token}'"),
     ] {
         writeln!(out, "  {line}")?;

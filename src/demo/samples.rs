@@ -38,7 +38,7 @@ pub fn all() -> Vec<Sample> {
             SandboxSpec { token: PRIVATE_TOKEN.into(), ..app("private", App::Paths) }
                 .with_public(PublicAnswer::No),
             "/",
-            "wants a preview token",
+            "private: wants a login, an API key or a preview token",
         ),
     ]
 }

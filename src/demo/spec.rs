@@ -25,6 +25,10 @@ pub struct WorldSpec {
     pub runner_key: String,
     pub sandboxes: Vec<SandboxSpec>,
     pub users: Vec<User>,
+    /// Who can log in: with the world's own provider by a button, with another by this name as its subject.
+    pub accounts: Vec<Account>,
+    /// Another provider's userinfo endpoint: whose access token a bearer is that the API does not know.
+    pub userinfo: Option<String>,
     pub signed: Vec<SignedToken>,
     pub record: RecordLimits,
 }
@@ -40,6 +44,8 @@ impl Default for WorldSpec {
             runner_key: RUNNER_KEY.into(),
             sandboxes: Vec::new(),
             users: Vec::new(),
+            accounts: Vec::new(),
+            userinfo: None,
             signed: Vec::new(),
             record: RecordLimits::default(),
         }
@@ -162,6 +168,20 @@ pub struct User {
 impl User {
     pub fn new(bearer: &str, sandboxes: &[&str]) -> Self {
         Self { bearer: bearer.into(), sandboxes: sandboxes.iter().map(|s| s.to_string()).collect() }
+    }
+}
+
+/// Somebody who can log in, and what is theirs.
+#[derive(Clone, Debug)]
+pub struct Account {
+    /// Of `[a-z0-9-]`.
+    pub name: String,
+    pub sandboxes: BTreeSet<String>,
+}
+
+impl Account {
+    pub fn new(name: &str, sandboxes: &[&str]) -> Self {
+        Self { name: name.into(), sandboxes: sandboxes.iter().map(|s| s.to_string()).collect() }
     }
 }
 

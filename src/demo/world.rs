@@ -4,12 +4,13 @@
 //! the gate but the requests it sends.
 
 use super::peer::Peer;
+use super::provider::Provider;
 use super::record::{Record, Recorder};
 use super::spec::{
-    ApiMood, PublicAnswer, RunnerAnswer, SandboxSpec, SandboxState, SignedToken, User, WorldSpec,
+    Account, ApiMood, PublicAnswer, RunnerAnswer, SandboxSpec, SandboxState, SignedToken, User, WorldSpec,
 };
 use super::{api, runner};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -34,8 +35,33 @@ pub(super) struct State {
     pub runner_key: String,
     pub sandboxes: BTreeMap<String, SandboxSpec>,
     pub users: Vec<User>,
+    pub accounts: Vec<Account>,
+    /// Of those who logged in.
+    pub logins: VecDeque<User>,
+    pub userinfo: Option<String>,
+    pub provider: Provider,
     pub signed: Vec<SignedToken>,
     pub mood: ApiMood,
+}
+
+/// Tokens of logins that are remembered; older ones make room.
+const LOGINS_MAX: usize = 1000;
+
+impl State {
+    /// From now on the token is a bearer of the account's.
+    pub fn logged_in(&mut self, account: &str, token: &str) {
+        let Some(account) = self.accounts.iter().find(|known| known.name == account) else { return };
+        let user = User { bearer: token.into(), sandboxes: account.sandboxes.clone() };
+        if self.logins.len() >= LOGINS_MAX {
+            self.logins.pop_front();
+        }
+        self.logins.push_back(user);
+    }
+
+    /// Whose bearer it is.
+    pub fn user(&self, bearer: &str) -> Option<&User> {
+        self.users.iter().chain(&self.logins).find(|user| user.bearer == bearer)
+    }
 }
 
 /// What the world's connections and its owner share.
@@ -66,6 +92,10 @@ impl World {
                 runner_key: spec.runner_key,
                 sandboxes: spec.sandboxes.into_iter().map(|s| (s.id.clone(), s)).collect(),
                 users: spec.users,
+                accounts: spec.accounts,
+                logins: VecDeque::new(),
+                userinfo: spec.userinfo,
+                provider: Provider::new(format!("http://{}/oidc", api_listener.local_addr()?))?,
                 signed: spec.signed,
                 mood: ApiMood::Normal,
             }),

@@ -70,6 +70,7 @@ pub(super) fn is_our_cookie(text: &[u8]) -> bool {
     let starts = |prefix: &[u8]| name.get(..prefix.len()).is_some_and(|s| s.eq_ignore_ascii_case(prefix));
     starts(b"daytona-sandbox-auth-")
         || starts(b"__Host-daytona-")
+        || starts(b"daytona-login-")
         || name.eq_ignore_ascii_case(b"pkce_verifier")
         || name.eq_ignore_ascii_case(b"daytona-preview-page-accepted")
 }

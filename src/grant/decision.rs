@@ -41,7 +41,7 @@ impl Proof {
             (Route::Toolbox { .. }, proof) => !matches!(proof, Self::Public | Self::SignedLink),
             // The look-up of the logs is done in the bearer's own name: it is the check.
             (Route::BuildLogs { .. }, proof) => proof == Self::Bearer,
-            (Route::Health, _) => false,
+            (Route::Health | Route::Callback | Route::Handoff, _) => false,
         }
     }
 }
@@ -98,7 +98,7 @@ pub enum Step {
 /// told, for then nobody knows; then that the link is over; then that what was shown is no good. A cookie that is no
 /// good is as none: it is not the client's choice to send it.
 pub fn decide(route: &Route, findings: &Findings) -> Step {
-    if *route == Route::Health {
+    if matches!(route, Route::Health | Route::Callback | Route::Handoff) {
         return Step::Refuse(Cause::Internal);
     }
     let mut refusal = Cause::AuthRequired;

@@ -6,11 +6,12 @@
 //! host is asked about whenever it is used. It is still written, for gates of v0.190 behind the same addresses.
 
 use super::decision::Finding;
-use crate::config::Scheme;
+use crate::config::{CookieMode, Scheme};
 use crate::cookie::{self, AUTH_MAX_AGE, AUTH_PREFIX, SAME_NAMED_MAX, SameSite, SetCookie};
 use crate::head::{FieldId, RequestHead};
 use crate::ids::SandboxId;
 use crate::initiator::{Place, may_use_cookies};
+use crate::login::{HOST_COOKIE, host_cookie_value};
 use crate::shard::Shard;
 use std::time::SystemTime;
 
@@ -28,18 +29,22 @@ pub fn find(shard: &Shard, head: &RequestHead<'_>, sandbox: &SandboxId, preview:
     if !may_use_cookies(head, &place) {
         return Finding::NotShown;
     }
-    if vouches(shard, head, sandbox, sandbox) { Finding::Good } else { Finding::Bad }
+    let own = preview && shard.config.cookie_mode == CookieMode::Isolated;
+    let good = vouches(shard, head, sandbox, sandbox) || (own && vouches_here(shard, head, sandbox));
+    if good { Finding::Good } else { Finding::Bad }
 }
 
 /// The cookie for visitors of a signed link, unless they have it. As v0.190 makes it, but for the host alone even
-/// where COOKIE_DOMAIN is set: its name is the link, and no other host has a use for it.
+/// where COOKIE_DOMAIN is set: its name is the link, and no other host has a use for it. None where sessions are of one
+/// host alone: no gate of v0.190 shares those.
 pub fn for_link(
     shard: &Shard,
     head: &RequestHead<'_>,
     label: &SandboxId,
     sandbox: &SandboxId,
 ) -> Option<Box<str>> {
-    if head.seen.contains(FieldId::Cookie) && vouches(shard, head, label, sandbox) {
+    let isolated = shard.config.cookie_mode == CookieMode::Isolated;
+    if isolated || (head.seen.contains(FieldId::Cookie) && vouches(shard, head, label, sandbox)) {
         return None;
     }
     let secure = shard.config.protocol == Scheme::Https;
@@ -60,8 +65,18 @@ pub fn for_link(
 
 /// Some cookie named after `label` is signed by us and says `sandbox`.
 fn vouches(shard: &Shard, head: &RequestHead<'_>, label: &SandboxId, sandbox: &SandboxId) -> bool {
-    let (name, now) = (Name::of(label), unix_now());
-    let name = name.as_str();
+    holds(shard, head, Name::of(label).as_str(), sandbox.as_bytes())
+}
+
+/// The session of this one host says that it is, and names the sandbox.
+fn vouches_here(shard: &Shard, head: &RequestHead<'_>, sandbox: &SandboxId) -> bool {
+    let host = String::from_utf8_lossy(head.authority.of(head.bytes));
+    holds(shard, head, HOST_COOKIE, host_cookie_value(sandbox, &host).as_bytes())
+}
+
+/// Some cookie of this name is signed by us and has this value.
+fn holds(shard: &Shard, head: &RequestHead<'_>, name: &str, value: &[u8]) -> bool {
+    let now = unix_now();
     let fields = head.fields.iter().filter(|f| f.id == FieldId::Cookie);
     let mut cookies =
         fields.flat_map(|f| cookie::named(f.value.of(head.bytes), name.as_bytes())).take(SAME_NAMED_MAX);
@@ -69,7 +84,7 @@ fn vouches(shard: &Shard, head: &RequestHead<'_>, label: &SandboxId, sandbox: &S
         let opened = cookie::unescape(escaped)
             .and_then(|cookie| shard.cookie_keys.open(name, &cookie, now, AUTH_MAX_AGE));
         // What is signed is no secret to who holds it: an ordinary comparison tells nothing.
-        opened.is_some_and(|opened| opened.value[..] == *sandbox.as_bytes())
+        opened.is_some_and(|opened| opened.value[..] == *value)
     })
 }
 

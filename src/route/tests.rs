@@ -413,7 +413,7 @@ fn build_logs_follow_only_when_the_first_follow_says_true() {
 
 #[test]
 fn in_toolbox_only_mode_preview_hosts_exist_for_the_toolbox_alone() {
-    let rules = RouteRules { toolbox_only: true };
+    let rules = RouteRules { toolbox_only: true, ..RouteRules::default() };
     let of = |host: &str| {
         let text = format!("GET /x HTTP/1.1\r\nHost: {host}\r\n\r\n");
         route(&head(text.as_bytes()).expect("a good head"), rules)

@@ -2,6 +2,7 @@
 //!
 //! Errors say where the JSON is wrong and never what it holds: runner objects carry keys.
 
+use crate::control::login::settings::ApiOidc;
 use crate::route::BuildLogsOf;
 use serde::Deserialize;
 
@@ -45,6 +46,15 @@ struct SnapshotFields {
     #[serde(rename = "ref")]
     reference: Option<String>,
     initial_runner_id: Option<String>,
+}
+
+/// The part of `/config` that is about login.
+pub(super) fn login_settings(body: &[u8]) -> Result<ApiOidc, String> {
+    #[derive(Deserialize)]
+    struct ConfigFields {
+        oidc: Option<ApiOidc>,
+    }
+    object::<ConfigFields>(body).map(|config| config.oidc.unwrap_or_default())
 }
 
 pub(super) fn runner(body: &[u8]) -> Result<RunnerFields, String> {

@@ -9,7 +9,7 @@ const others = {
   slow: ['/', 'takes three seconds to answer'],
   crash: ['/', 'closes without an answer'],
   stopped: ['/', 'a sandbox that is not running'],
-  private: ['/', 'wants a preview token'],
+  private: ['/', 'asks who you are'],
 };
 const domain = location.host.slice(location.host.indexOf('.'));
 for (const [name, [path, what]] of Object.entries(others)) {

@@ -74,7 +74,7 @@ fn nature(route: &Route) -> Nature {
         },
         Route::Toolbox { .. } => Nature { takes_all: true, takes_bearer: true, ..none },
         Route::BuildLogs { .. } => Nature { takes_bearer: true, ..none },
-        Route::Health => none,
+        Route::Health | Route::Callback | Route::Handoff => none,
     }
 }
 

@@ -1,0 +1,63 @@
+//! Logins and tickets that have been used: each counts once.
+
+use crate::login::flow::FlowId;
+use std::collections::{HashSet, VecDeque};
+
+/// Most that are remembered, some 60 bytes each. Beyond it the oldest are forgotten: what is then left against a second
+/// use is the provider, which takes a code once, and the browser's cookie.
+const USED_MAX: usize = 65_536;
+
+#[derive(Default)]
+pub(super) struct Used {
+    ids: HashSet<FlowId>,
+    /// In the order of their use, with the time from which they are refused for their age anyway.
+    order: VecDeque<(FlowId, u64)>,
+}
+
+impl Used {
+    pub fn holds(&self, id: &FlowId) -> bool {
+        self.ids.contains(id)
+    }
+
+    /// `false`: it was used before. `expires` and `now` in seconds since 1970.
+    pub fn first(&mut self, id: FlowId, expires: u64, now: u64) -> bool {
+        while self.order.front().is_some_and(|(_, expires)| *expires <= now) || self.order.len() >= USED_MAX {
+            let Some((oldest, _)) = self.order.pop_front() else { break };
+            self.ids.remove(&oldest);
+        }
+        let first = self.ids.insert(id);
+        if first {
+            self.order.push_back((id, expires));
+        }
+        first
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: usize) -> FlowId {
+        (n as u128).to_be_bytes()
+    }
+
+    #[test]
+    fn each_counts_once_and_is_forgotten_when_its_time_is_over() {
+        let mut used = Used::default();
+        assert!(used.first(id(1), 100, 0));
+        assert!(!used.first(id(1), 100, 99));
+        assert!(used.first(id(2), 200, 100));
+        assert_eq!(used.order.len(), 1, "the first is forgotten");
+        assert!(!used.first(id(2), 200, 100));
+    }
+
+    #[test]
+    fn no_more_are_kept_than_the_bound() {
+        let mut used = Used::default();
+        for n in 0..USED_MAX + 10 {
+            assert!(used.first(id(n), 100, 0));
+        }
+        assert_eq!((used.order.len(), used.ids.len()), (USED_MAX, USED_MAX));
+        assert!(!used.first(id(USED_MAX + 9), 100, 0), "the latest are");
+    }
+}
