@@ -200,16 +200,16 @@ fn the_runner_wants_its_key_and_knows_only_its_sandboxes() {
 #[test]
 fn bytes_come_in_the_size_and_range_asked_for_and_are_always_the_same() {
     let backend = backend();
-    let whole = app(&backend, "/bytes/1MiB").body;
+    let whole = app(&backend, "/bytes/1M").body;
     assert_eq!(whole.len(), 1 << 20);
     assert_eq!(app(&backend, "/bytes/1048576").body, whole);
     let mut stream = connect(backend.runner());
     let fields = format!("{RUNNER_AUTHORIZATION}Range: bytes=300000-700000\r\n");
-    let part = ask(&mut stream, "GET", &at(PUBLIC, "/bytes/1m"), &fields, b"");
+    let part = ask(&mut stream, "GET", &at(PUBLIC, "/bytes/1M"), &fields, b"");
     assert_eq!((part.status, part.field("content-range")), (206, Some("bytes 300000-700000/1048576")));
     assert_eq!(part.body, whole[300_000..=700_000]);
     let fields = format!("{RUNNER_AUTHORIZATION}Range: bytes=2000000-\r\n");
-    assert_eq!(ask(&mut stream, "GET", &at(PUBLIC, "/bytes/1m"), &fields, b"").status, 416);
+    assert_eq!(ask(&mut stream, "GET", &at(PUBLIC, "/bytes/1M"), &fields, b"").status, 416);
     assert_eq!(ask(&mut stream, "GET", &at(PUBLIC, "/bytes/much"), RUNNER_AUTHORIZATION, b"").status, 404);
 }
 

@@ -2,7 +2,7 @@
 //!
 //! | path | answer |
 //! |---|---|
-//! | `/bytes/{n}` | n bytes with a length, ranges of them too; `?delay_ms=` holds it back; n like 64KiB |
+//! | `/bytes/{n}` | n bytes with a length, ranges of them too; `?delay_ms=` holds it back; n like 64k |
 //! | `/upload` | reads the body; JSON with its bytes and, unless `?hash=false`, their SHA-256 |
 //! | `/events` | server-sent events with the time each left; `?count=&every_ms=&bytes=` |
 //! | `/ws` | a WebSocket that sends every message back |
@@ -14,10 +14,11 @@
 //! Every answer says which sandbox and port it is from. `?fault=` on any path makes it go wrong.
 
 use super::answer::{Answer, Body, BodyWriter, Next, before_answer, send};
-use super::fault::{Fault, parse_size};
+use super::fault::Fault;
 use super::peer::{Broken, Head, Peer};
 use super::runner::number_parameter;
 use super::state::{Dice, World, count};
+use crate::quantity;
 use crate::world;
 use base64::Engine as _;
 use serde_json::json;
@@ -107,7 +108,7 @@ impl App<'_> {
 
 async fn bytes(mut app: App<'_>, fault: Fault, size: &str) -> Result<Next, Broken> {
     app.read_body(&fault).await?;
-    let Ok(size) = parse_size(size) else {
+    let Ok(size) = quantity::bytes(size) else {
         return app.send(&fault, Answer::text(404, "text/plain", "no such size")).await;
     };
     let delay = app.millis("delay_ms");

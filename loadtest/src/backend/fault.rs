@@ -3,6 +3,7 @@
 //! Pure: knows no socket and no clock. A fault is a list of parts, `delay=20ms,reset@100`; a rule puts conditions in
 //! front, `rate=1%,path=/bytes,truncate@1000`.
 
+use crate::quantity;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -84,10 +85,8 @@ impl Fault {
         if at_sign != matches!(name, "reset" | "half-close" | "truncate") && value.is_some() {
             return wrong(if at_sign { "is written with =" } else { "is written with @" });
         }
-        let duration =
-            || parse_duration(value.unwrap_or_default()).map_err(|why| Mistake(format!("{part:?}: {why}")));
-        let size =
-            || parse_size(value.unwrap_or_default()).map_err(|why| Mistake(format!("{part:?}: {why}")));
+        let duration = || quantity::duration(value.unwrap_or_default()).map_err(Mistake);
+        let size = || quantity::bytes(value.unwrap_or_default()).map_err(Mistake);
         let ending = match name {
             "delay" => return duration().map(|value| self.delay = value),
             "jitter" => return duration().map(|value| self.jitter = value),
@@ -100,9 +99,9 @@ impl Fault {
             },
             "slow-read" | "slow-write" => {
                 let text = value.unwrap_or_default();
-                let rate = parse_size(text.strip_suffix("/s").unwrap_or(text));
+                let rate = quantity::bytes(text.strip_suffix("/s").unwrap_or(text));
                 let Some(rate) = rate.ok().filter(|rate| *rate > 0) else {
-                    return wrong("wants bytes a second, like 64KiB/s");
+                    return wrong("wants bytes a second, like 64k/s");
                 };
                 if name == "slow-read" {
                     self.slow_read = Some(rate)
@@ -160,7 +159,7 @@ impl FromStr for Rule {
         let mut rule = Self { rate: 1.0, path: None, fault: Fault::default() };
         for part in text.split(',').map(str::trim) {
             if let Some(rate) = part.strip_prefix("rate=") {
-                rule.rate = parse_share(rate).map_err(|why| Mistake(format!("{part:?}: {why}")))?;
+                rule.rate = quantity::share(rate).map_err(Mistake)?;
             } else if let Some(path) = part.strip_prefix("path=") {
                 if !path.starts_with('/') {
                     return Err(Mistake(format!("{part:?}: a path begins with /")));
@@ -193,7 +192,7 @@ impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{}; a fault is a list of delay=20ms, jitter=10ms, status=503, slow-read=64KiB/s, slow-write=1KiB/s, \
+            "{}; a fault is a list of delay=20ms, jitter=10ms, status=503, slow-read=64k/s, slow-write=1k/s, \
              bytewise and one of reset, reset@N, half-close@N, truncate@N, never, behind rate=1% and path=/prefix",
             self.0
         )
@@ -201,35 +200,6 @@ impl fmt::Display for Mistake {
 }
 
 impl std::error::Error for Mistake {}
-
-fn parse_duration(text: &str) -> Result<Duration, &'static str> {
-    humantime::parse_duration(text).map_err(|_| "wants a duration like 20ms or 1.5s written as 1s500ms")
-}
-
-/// `1%` or `0.01`.
-fn parse_share(text: &str) -> Result<f64, &'static str> {
-    let (digits, scale) = match text.strip_suffix('%') {
-        Some(digits) => (digits, 100.0),
-        None => (text, 1.0),
-    };
-    let share: Option<f64> = digits.parse().ok().map(|share: f64| share / scale);
-    share.filter(|share| (0.0..=1.0).contains(share)).ok_or("wants a share like 1% or 0.01")
-}
-
-/// Bytes: `1000`, `64k`, `64KiB`, `10m`, `1GiB`; units are powers of 1024.
-pub fn parse_size(text: &str) -> Result<u64, &'static str> {
-    const WHY: &str = "wants a size like 1000, 64KiB or 10m";
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let shift = match unit.to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kib" => 10,
-        "m" | "mib" => 20,
-        "g" | "gib" => 30,
-        _ => return Err(WHY),
-    };
-    number.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift)).ok_or(WHY)
-}
 
 #[cfg(test)]
 mod tests {
@@ -243,7 +213,7 @@ mod tests {
             ("delay=20ms", Fault { delay: ms(20), ..none }),
             ("delay=1s,jitter=10ms", Fault { delay: ms(1000), jitter: ms(10), ..none }),
             ("status=503", Fault { status: Some(503), ..none }),
-            ("slow-read=64KiB/s", Fault { slow_read: Some(65536), ..none }),
+            ("slow-read=64k/s", Fault { slow_read: Some(65536), ..none }),
             ("slow-write=1k", Fault { slow_write: Some(1024), ..none }),
             ("bytewise, reset@100", Fault { bytewise: true, ending: Ending::Reset(Some(100)), ..none }),
             ("reset", Fault { ending: Ending::Reset(None), ..none }),
@@ -272,8 +242,7 @@ mod tests {
             "explode",
             "delay=5ms,",
             "rate=1%",
-            "truncate@99999999999999999999",
-            "truncate@17179869184g",
+            "truncate@-1",
         ] {
             assert!(text.parse::<Fault>().is_err(), "{text:?} is no fault");
         }

@@ -1,0 +1,113 @@
+use super::*;
+use crate::result::{ClassResult, PhaseResult};
+
+/// Of 1000 requests 990 took a millisecond and ten 20; two failed.
+fn totals() -> Totals {
+    let mut class = ClassResult { sent: 1000, ok: 998, failed: 2, ..ClassResult::default() };
+    for at in 0..1000 {
+        class.response.record_ns(if at < 990 { 1_000_000 } else { 20_000_000 });
+        class.service.record_ns(500_000);
+    }
+    let mut result = RunResult::default();
+    result.validity.valid = true;
+    let mut phase = PhaseResult { duration_s: 10.0, ..PhaseResult::default() };
+    phase.classes.insert("get:1k".into(), class);
+    result.phases.push(phase);
+    Totals::of(&result)
+}
+
+fn holds(text: &str) -> bool {
+    text.parse::<Threshold>().expect(text).check(&totals()).holds
+}
+
+#[test]
+fn thresholds_are_checked_in_the_unit_they_are_written_in() {
+    for text in [
+        "p50<1.1ms",
+        "p50 < 1100us",
+        "p99<=2ms",
+        "p99.9>19ms",
+        "max<0.1s",
+        "max<1m",
+        "mean>1ms",
+        "p999<21ms",
+        "err<1%",
+        "err<=0.002",
+        "rate>=100",
+        "rate<1k/s",
+        "ok>997",
+        "failed<3",
+        "get:1k/p50<1.1ms",
+        "service.p99<600us",
+        "get:1k/service.p99<600000ns",
+        "unsent<=0",
+        "valid",
+    ] {
+        assert!(holds(text), "{text}");
+    }
+    for text in ["p50<1ms", "p99.9<5ms", "err<0.1%", "rate>5k", "ok>=999", "get:1k/max<5ms"] {
+        assert!(!holds(text), "{text}");
+    }
+}
+
+#[test]
+fn what_the_run_does_not_know_does_not_hold() {
+    for (text, found) in [
+        ("cpu_us<20", "not measured"),
+        ("mem<1GiB", "not measured"),
+        ("spliced>90%", "not measured"),
+        ("ws/p99<5ms", "no class `ws`; there are get:1k"),
+        ("connect.p99<5ms", "not measured"),
+        ("lag.p99<1ms", "not measured"),
+    ] {
+        let assertion = text.parse::<Threshold>().expect(text).check(&totals());
+        assert_eq!((assertion.holds, assertion.found.as_str()), (false, found), "{text}");
+    }
+}
+
+#[test]
+fn mistakes_are_told_with_what_is_wrong_and_what_is_right() {
+    for (text, told) in [
+        ("", "is empty"),
+        ("p99<5ms,", "is empty"),
+        ("p99", "compares nothing"),
+        ("p99=5ms", "none of <, <=, > and >="),
+        ("p99!=5ms", "none of"),
+        ("p99<<5ms", "none of"),
+        ("p99<5", "a time needs a unit"),
+        ("p99<5min,p50<3h", "units of time are"),
+        ("p99<ms", "is no number"),
+        ("p99<-5ms", "is no number"),
+        ("p99<1.2.3ms", "is no number"),
+        ("err<0.1ms", "a share is written like"),
+        ("err<5", "at most 100%"),
+        ("err<101%", "at most 100%"),
+        ("rate>5ms", "a rate is written like"),
+        ("mem<5ms", "units of size are"),
+        ("failed<1%", "a count has no unit"),
+        ("latency<5ms", "`latency` is no measure; there are p50"),
+        ("get/cpu_us<5", "for the whole run only"),
+        ("/p99<5ms", "the class in front of / is missing"),
+    ] {
+        let mistake = text.parse::<Thresholds>().expect_err(text);
+        assert!(mistake.contains(told), "{text}: {mistake}");
+        assert!(
+            text.is_empty() || told == "is empty" || mistake.contains('`'),
+            "{text}: names what it means: {mistake}"
+        );
+    }
+}
+
+#[test]
+fn results_remember_what_was_found() {
+    let Thresholds(thresholds) = "err<=0%, p99<1s".parse().expect("good");
+    let mut result = RunResult::default();
+    assert!(!check(&mut result, &thresholds), "nothing was measured");
+    assert_eq!(result.assertions.iter().map(|a| a.holds).collect::<Vec<_>>(), [false, false]);
+    let lines = lines(&result.assertions);
+    assert!(
+        lines.contains("FAIL  err<=0%  found not measured\n")
+            && lines.contains("FAIL  p99<1s   found not measured\n"),
+        "{lines}"
+    );
+}

@@ -1,0 +1,496 @@
+//! What can be said about a run in one number: its name, its unit and which way is better.
+//!
+//! Thresholds, comparisons and summaries all read results through here, so `p99` means the same everywhere: the response
+//! time, of all classes together, over all phases but warm-ups. Pure.
+
+use crate::result::{ClassResult, Hist, RunResult};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// A run as its measured phases add up.
+pub struct Totals {
+    pub all: ClassResult,
+    pub classes: BTreeMap<String, ClassResult>,
+    /// How late requests left by the load generator's own doing.
+    pub send_lag: Hist,
+    /// Of the measured phases.
+    pub duration_s: f64,
+    /// CPU seconds of the proxy and the answers they were spent on, over the phases in which it was watched.
+    proxy_cpu: Option<(f64, u64)>,
+    memory_max_bytes: Option<u64>,
+    /// Body bytes through the proxy: copied and spliced.
+    moved: Option<(f64, f64)>,
+    valid: bool,
+}
+
+impl Totals {
+    pub fn of(result: &RunResult) -> Self {
+        let mut totals = Self {
+            all: ClassResult::default(),
+            classes: BTreeMap::new(),
+            send_lag: Hist::default(),
+            duration_s: 0.0,
+            proxy_cpu: None,
+            memory_max_bytes: None,
+            moved: moved_bytes(result),
+            valid: result.validity.valid,
+        };
+        for phase in result.measured() {
+            totals.duration_s += phase.duration_s;
+            totals.send_lag.merge(&phase.client.send_lag);
+            for (name, class) in &phase.classes {
+                totals.all.merge(class);
+                totals.classes.entry(name.clone()).or_default().merge(class);
+            }
+            if let Some(proxy) = &phase.proxy {
+                let (cpu_s, answers) = totals.proxy_cpu.get_or_insert((0.0, 0));
+                *cpu_s += proxy.cpu_s;
+                *answers += phase.classes.values().map(ClassResult::ended).sum::<u64>();
+                totals.memory_max_bytes = totals.memory_max_bytes.max(Some(proxy.memory_max_bytes));
+            }
+        }
+        totals
+    }
+
+    /// Share of requests that did not end as they should, those never sent or never answered included. `None`:
+    /// there were none.
+    pub fn error_share(class: &ClassResult) -> Option<f64> {
+        let bad = class.failed + class.unsent + class.unfinished;
+        share(bad as f64, (class.ok + bad) as f64)
+    }
+
+    /// Microseconds of the proxy's CPU for one answer.
+    pub fn cpu_us(&self) -> Option<f64> {
+        let (cpu_s, answers) = self.proxy_cpu?;
+        share(cpu_s * 1e6, answers as f64)
+    }
+
+    pub fn memory_max_bytes(&self) -> Option<u64> {
+        self.memory_max_bytes
+    }
+
+    /// Bytes the proxy copied through its memory and bytes it left in the kernel.
+    pub fn moved(&self) -> Option<(f64, f64)> {
+        self.moved
+    }
+
+    pub fn spliced_share(&self) -> Option<f64> {
+        self.moved.and_then(|(copied, spliced)| share(spliced, copied + spliced))
+    }
+}
+
+fn moved_bytes(result: &RunResult) -> Option<(f64, f64)> {
+    let gained = result.server.as_ref()?.gained();
+    let path = |label: &str| -> f64 {
+        let of_path = |name: &&str| name.starts_with("preview_bytes_total{") && name.contains(label);
+        gained.iter().filter(|(name, _)| of_path(name)).map(|(_, bytes)| bytes).sum()
+    };
+    let (copied, spliced) = (path("path=\"copy\""), path("path=\"splice\""));
+    (copied + spliced > 0.0).then_some((copied, spliced))
+}
+
+fn share(part: f64, whole: f64) -> Option<f64> {
+    (whole > 0.0).then(|| part / whole)
+}
+
+/// A number about a run.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Measure {
+    /// Of one class of requests; `None`: of all.
+    pub class: Option<String>,
+    pub what: What,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub enum What {
+    /// A time of requests: `response`, `service`, or a further one such as `connect`.
+    Time {
+        of: String,
+        at: Statistic,
+    },
+    /// How late requests left by the load generator's own doing.
+    Lag(Statistic),
+    Errors,
+    /// Requests that ended, per second.
+    Rate,
+    /// CPU of the proxy per answer.
+    Cpu,
+    /// Answers per second one core of the proxy would do.
+    RatePerCore,
+    /// Highest resident memory of the proxy.
+    Memory,
+    /// Share of body bytes that stayed in the kernel.
+    Spliced,
+    Count(Count),
+    /// 1 when the load generator kept up, else 0.
+    Valid,
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Statistic {
+    /// 0 to 1.
+    Quantile(f64),
+    Mean,
+    Min,
+    Max,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Count {
+    Sent,
+    Ok,
+    Failed,
+    Unsent,
+    Unfinished,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unit {
+    /// Microseconds.
+    Time,
+    /// 0 to 1.
+    Share,
+    PerSecond,
+    Bytes,
+    Count,
+}
+
+/// What measures can be named, for people who mistyped one.
+pub const NAMES: &str = "p50 (any percentile), mean, min, max, err, rate, cpu_us, rps_core, mem, spliced, sent, ok, failed, \
+                         unsent, unfinished, valid; with service., connect. or lag. in front of a percentile, and a class \
+                         with / in front of all: get/service.p99";
+
+impl Measure {
+    pub fn of_all(what: What) -> Self {
+        Self { class: None, what }
+    }
+
+    /// The response time at a quantile.
+    pub fn response(quantile: f64) -> Self {
+        Self::of_all(What::Time { of: "response".into(), at: Statistic::Quantile(quantile) })
+    }
+
+    /// # Errors
+    /// A sentence that says what is wrong and what there is.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let unknown = || format!("`{text}` is no measure; there are {NAMES}");
+        let (class, name) = match text.rsplit_once('/') {
+            Some((class, name)) if !class.is_empty() => (Some(class.to_owned()), name),
+            Some(_) => return Err(format!("`{text}`: the class in front of / is missing")),
+            None => (None, text),
+        };
+        let what = match name {
+            "err" => What::Errors,
+            "rate" => What::Rate,
+            "cpu_us" => What::Cpu,
+            "rps_core" => What::RatePerCore,
+            "mem" => What::Memory,
+            "spliced" => What::Spliced,
+            "valid" => What::Valid,
+            "sent" => What::Count(Count::Sent),
+            "ok" => What::Count(Count::Ok),
+            "failed" => What::Count(Count::Failed),
+            "unsent" => What::Count(Count::Unsent),
+            "unfinished" => What::Count(Count::Unfinished),
+            _ => {
+                // The first dot: `p99.9` has one of its own.
+                let (of, at) = match name.split_once('.') {
+                    Some((of, at)) if Statistic::parse(name).is_none() => (of, at),
+                    _ => ("response", name),
+                };
+                let at = Statistic::parse(at).ok_or_else(unknown)?;
+                match of {
+                    "" => return Err(unknown()),
+                    "lag" => What::Lag(at),
+                    of => What::Time { of: of.to_owned(), at },
+                }
+            }
+        };
+        let of_the_whole = matches!(
+            what,
+            What::Lag(_) | What::Cpu | What::RatePerCore | What::Memory | What::Spliced | What::Valid
+        );
+        if class.is_some() && of_the_whole {
+            return Err(format!("`{text}`: `{name}` is known for the whole run only, not for a class"));
+        }
+        Ok(Self { class, what })
+    }
+
+    /// The value in the unit's base. `None`: the run does not know it.
+    pub fn value(&self, totals: &Totals) -> Option<f64> {
+        let class = match &self.class {
+            None => &totals.all,
+            Some(name) => totals.classes.get(name)?,
+        };
+        match &self.what {
+            What::Time { of, at } => {
+                let hist = match of.as_str() {
+                    "response" => &class.response,
+                    "service" => &class.service,
+                    of => class.extra.get(of)?,
+                };
+                at.of(hist)
+            }
+            What::Lag(at) => at.of(&totals.send_lag),
+            What::Errors => Totals::error_share(class),
+            What::Rate => share(class.ended() as f64, totals.duration_s),
+            What::Cpu => totals.cpu_us(),
+            What::RatePerCore => totals.cpu_us().filter(|us| *us > 0.0).map(|us| 1e6 / us),
+            What::Memory => totals.memory_max_bytes.map(|bytes| bytes as f64),
+            What::Spliced => totals.spliced_share(),
+            What::Count(count) => Some(count.of(class) as f64),
+            What::Valid => Some(f64::from(u8::from(totals.valid))),
+        }
+    }
+
+    pub fn unit(&self) -> Unit {
+        match self.what {
+            What::Time { .. } | What::Lag(_) | What::Cpu => Unit::Time,
+            What::Errors | What::Spliced => Unit::Share,
+            What::Rate | What::RatePerCore => Unit::PerSecond,
+            What::Memory => Unit::Bytes,
+            What::Count(_) | What::Valid => Unit::Count,
+        }
+    }
+
+    /// Whether a larger value is the better one.
+    pub fn more_is_better(&self) -> bool {
+        matches!(
+            self.what,
+            What::Rate
+                | What::RatePerCore
+                | What::Spliced
+                | What::Valid
+                | What::Count(Count::Ok | Count::Sent)
+        )
+    }
+}
+
+impl fmt::Display for Measure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(class) = &self.class {
+            write!(f, "{class}/")?;
+        }
+        match &self.what {
+            What::Time { of, at } if of == "response" => at.fmt(f),
+            What::Time { of, at } => write!(f, "{of}.{at}"),
+            What::Lag(at) => write!(f, "lag.{at}"),
+            What::Errors => f.write_str("err"),
+            What::Rate => f.write_str("rate"),
+            What::Cpu => f.write_str("cpu_us"),
+            What::RatePerCore => f.write_str("rps_core"),
+            What::Memory => f.write_str("mem"),
+            What::Spliced => f.write_str("spliced"),
+            What::Count(count) => f.write_str(count.as_str()),
+            What::Valid => f.write_str("valid"),
+        }
+    }
+}
+
+impl Statistic {
+    /// `p99`, `p99.9`, `p999` (which is 99.9 in the habit of many tools), `mean`, `min`, `max`.
+    fn parse(text: &str) -> Option<Self> {
+        let percent = match text {
+            "mean" => return Some(Self::Mean),
+            "min" => return Some(Self::Min),
+            "max" => return Some(Self::Max),
+            _ => text.strip_prefix('p')?,
+        };
+        let plain = !percent.is_empty() && percent.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+        let number: f64 = percent.parse().ok().filter(|_| plain)?;
+        match number {
+            _ if number <= 100.0 => Some(Self::Quantile(number / 100.0)),
+            _ if percent.len() > 2 && percent.bytes().all(|b| b == b'9') => {
+                Some(Self::Quantile(number / 10f64.powi(percent.len() as i32)))
+            }
+            _ => None,
+        }
+    }
+
+    fn of(self, hist: &Hist) -> Option<f64> {
+        let histogram = hist.histogram();
+        (!hist.is_empty()).then(|| match self {
+            Self::Quantile(quantile) => hist.quantile_us(quantile),
+            Self::Mean => histogram.mean() / 1000.0,
+            Self::Min => histogram.min() as f64 / 1000.0,
+            Self::Max => hist.max_ns() as f64 / 1000.0,
+        })
+    }
+}
+
+impl fmt::Display for Statistic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            // Rounded: 0.999 * 100 is not quite 99.9.
+            Self::Quantile(quantile) => write!(f, "p{}", (quantile * 1e8).round() / 1e6),
+            Self::Mean => f.write_str("mean"),
+            Self::Min => f.write_str("min"),
+            Self::Max => f.write_str("max"),
+        }
+    }
+}
+
+impl Count {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Ok => "ok",
+            Self::Failed => "failed",
+            Self::Unsent => "unsent",
+            Self::Unfinished => "unfinished",
+        }
+    }
+
+    fn of(self, class: &ClassResult) -> u64 {
+        match self {
+            Self::Sent => class.sent,
+            Self::Ok => class.ok,
+            Self::Failed => class.failed,
+            Self::Unsent => class.unsent,
+            Self::Unfinished => class.unfinished,
+        }
+    }
+}
+
+impl Unit {
+    /// A value as people read it, three digits or so.
+    pub fn text(self, value: f64) -> String {
+        match self {
+            Self::Time => time_text(value),
+            Self::Share => share_text(value),
+            Self::PerSecond => format!("{}/s", number_text(value)),
+            Self::Bytes => bytes_text(value),
+            Self::Count => number_text(value),
+        }
+    }
+}
+
+/// Microseconds as `850 ns`, `12.3 µs`, `4.56 ms`, `1.20 s`, `3.5 min`.
+pub fn time_text(us: f64) -> String {
+    let (value, unit) = match us {
+        _ if us <= 0.0 => return "0".into(),
+        _ if us < 1.0 => (us * 1e3, "ns"),
+        _ if us < 1e3 => (us, "µs"),
+        _ if us < 1e6 => (us / 1e3, "ms"),
+        _ if us < 6e7 => (us / 1e6, "s"),
+        _ => (us / 6e7, "min"),
+    };
+    format!("{} {unit}", three_digits(value))
+}
+
+/// Bytes as `512 B`, `1.5 KiB`, `3.20 GiB`.
+pub fn bytes_text(bytes: f64) -> String {
+    let mut value = bytes;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if value < 1024.0 {
+            return if unit == "B" {
+                format!("{value:.0} B")
+            } else {
+                format!("{} {unit}", three_digits(value))
+            };
+        }
+        value /= 1024.0;
+    }
+    format!("{} TiB", three_digits(value))
+}
+
+pub fn share_text(share: f64) -> String {
+    let percent = share * 100.0;
+    match percent {
+        _ if percent == 0.0 => "0%".into(),
+        _ if percent < 0.001 => "<0.001%".into(),
+        _ if percent < 0.1 => format!("{percent:.3}%"),
+        // What is not all must not read as all.
+        _ if percent > 99.95 && percent < 100.0 => format!("{:.3}%", percent.min(99.999)),
+        _ => format!("{}%", three_digits(percent)),
+    }
+}
+
+/// Counts and rates: `1,234,567`, `12.3`.
+pub fn number_text(value: f64) -> String {
+    if value.abs() < 100.0 && value.fract() != 0.0 {
+        return three_digits(value);
+    }
+    let digits = format!("{:.0}", value.abs());
+    let mut text = String::from(if value <= -0.5 { "-" } else { "" });
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+fn three_digits(value: f64) -> String {
+    match value.abs() {
+        v if v >= 99.95 => format!("{value:.0}"),
+        v if v >= 9.995 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_and_written_back() {
+        for (text, canonical) in [
+            ("p99", "p99"),
+            ("p99.9", "p99.9"),
+            ("p999", "p99.9"),
+            ("p9999", "p99.99"),
+            ("p0", "p0"),
+            ("p100", "p100"),
+            ("service.p50", "service.p50"),
+            ("connect.mean", "connect.mean"),
+            ("lag.p99", "lag.p99"),
+            ("get:1k/p99", "get:1k/p99"),
+            ("a/b/ws_echo.p99.99", "a/b/ws_echo.p99.99"),
+            ("err", "err"),
+            ("cpu_us", "cpu_us"),
+            ("spliced", "spliced"),
+        ] {
+            assert_eq!(
+                Measure::parse(text).map(|measure| measure.to_string()),
+                Ok(canonical.into()),
+                "{text}"
+            );
+        }
+        for text in [
+            "",
+            "p",
+            "p101",
+            "p998",
+            "p-1",
+            "p1e1",
+            "p99x",
+            "latency",
+            "/p99",
+            ".p99",
+            "get/",
+            "get/cpu_us",
+            "service.",
+        ] {
+            assert!(Measure::parse(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn values_have_about_three_digits_and_a_unit() {
+        assert_eq!(
+            [0.85, 12.34, 999.96, 4_560.0, 1.2e6, 2.1e8].map(time_text),
+            ["850 ns", "12.3 µs", "1000 µs", "4.56 ms", "1.20 s", "3.50 min"]
+        );
+        assert_eq!([512.0, 1536.0, 3.2e9].map(bytes_text), ["512 B", "1.50 KiB", "2.98 GiB"]);
+        assert_eq!(
+            [0.0, 0.000_001, 0.000_5, 0.123, 0.999_999, 1.0].map(share_text),
+            ["0%", "<0.001%", "0.050%", "12.3%", "99.999%", "100%"]
+        );
+        assert_eq!(
+            [0.0, 12.34, 999.0, 1_234_567.0, -1_000.0].map(number_text),
+            ["0", "12.3", "999", "1,234,567", "-1,000"]
+        );
+    }
+}

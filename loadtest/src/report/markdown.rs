@@ -1,0 +1,111 @@
+//! The Markdown summary: what fits into a CI job's page or a pull request.
+
+use crate::measure::{Totals, bytes_text, number_text, share_text, time_text};
+use crate::result::{ClassResult, ErrorCount, RunResult};
+use std::fmt::Write as _;
+
+/// Most rows of the table of errors.
+const ERRORS_MAX: usize = 20;
+
+pub fn text(result: &RunResult) -> String {
+    let totals = Totals::of(result);
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "## loadtest: {}\n", escape(&result.meta.name));
+    let config = &result.config;
+    let _ = writeln!(
+        text,
+        "{} · {} · {} loop · {} connections · {} s measured · {}\n",
+        escape(&config.target),
+        escape(&config.protocol),
+        escape(&config.model),
+        config.connections,
+        number_text(totals.duration_s),
+        escape(&result.meta.started_at),
+    );
+    for reason in &result.validity.reasons {
+        let word = if reason.fatal { "**Not valid**" } else { "Note" };
+        let _ = writeln!(text, "> {word}: {}\n", escape(&reason.message));
+    }
+    if !result.assertions.is_empty() {
+        text.push_str("| threshold | found | |\n|---|---|---|\n");
+        for assertion in &result.assertions {
+            let sign = if assertion.holds { "✅" } else { "❌" };
+            let _ = writeln!(text, "| `{}` | {} | {sign} |", code(&assertion.text), escape(&assertion.found));
+        }
+        text.push('\n');
+    }
+    text.push_str(
+        "| class | rate | p50 | p90 | p99 | p99.9 | max | errors |\n|---|--:|--:|--:|--:|--:|--:|--:|\n",
+    );
+    class_row(&mut text, "**all**", &totals.all, totals.duration_s);
+    if totals.classes.len() > 1 {
+        for (name, class) in &totals.classes {
+            class_row(&mut text, &escape(name), class, totals.duration_s);
+        }
+    }
+    text.push('\n');
+    if let Some(cpu_us) = totals.cpu_us() {
+        let _ = write!(text, "Proxy: {cpu_us:.1} µs CPU per request");
+        if cpu_us > 0.0 {
+            let _ = write!(text, " ({} requests/s/core)", number_text(1e6 / cpu_us));
+        }
+        if let Some(bytes) = totals.memory_max_bytes() {
+            let _ = write!(text, ", {} memory", bytes_text(bytes as f64));
+        }
+        text.push_str(".\n");
+    }
+    if let Some(spliced) = totals.spliced_share() {
+        let _ = writeln!(text, "Bytes spliced: {}.", share_text(spliced));
+    }
+    errors(&mut text, &totals.all.errors);
+    text
+}
+
+fn class_row(text: &mut String, name: &str, class: &ClassResult, duration_s: f64) {
+    let rate = if duration_s > 0.0 { class.ended() as f64 / duration_s } else { 0.0 };
+    let _ = write!(text, "| {name} | {}/s |", number_text(rate));
+    for quantile in [0.5, 0.9, 0.99, 0.999, 1.0] {
+        let _ = write!(text, " {} |", time_text(class.response.quantile_us(quantile)));
+    }
+    let _ = writeln!(text, " {} |", Totals::error_share(class).map_or("–".into(), share_text));
+}
+
+fn errors(text: &mut String, errors: &[ErrorCount]) {
+    if errors.is_empty() {
+        return;
+    }
+    let mut errors: Vec<&ErrorCount> = errors.iter().collect();
+    errors.sort_by_key(|error| std::cmp::Reverse(error.count));
+    text.push_str("\n| error | source | count |\n|---|---|--:|\n");
+    for error in errors.iter().take(ERRORS_MAX) {
+        let _ = writeln!(text, "| {} | {} | {} |", escape(&error.code), escape(&error.source), error.count);
+    }
+    if errors.len() > ERRORS_MAX {
+        let _ = writeln!(text, "| {} more kinds | | |", errors.len() - ERRORS_MAX);
+    }
+}
+
+/// Text that is text: no markup, no HTML, no second cell.
+pub(crate) fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '&' => escaped.push_str("&amp;"),
+            '|' | '`' | '*' | '_' | '[' | ']' | '\\' | '#' | '!' | '~' => {
+                escaped.push('\\');
+                escaped.push(c);
+            }
+            c if c.is_control() => escaped.push(' '),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+/// Text between backticks in a table's cell.
+fn code(text: &str) -> String {
+    text.replace(|c: char| c == '`' || c.is_control(), " ").replace('|', "\\|")
+}

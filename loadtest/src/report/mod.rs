@@ -1,0 +1,144 @@
+//! What people and other programs read of a result: JSON, `.hlog`, Markdown, and an HTML page that stands alone.
+//!
+//! Everything is made from a [`RunResult`] alone: a report can be made again from a saved one.
+
+pub(crate) mod chart;
+pub(crate) mod columns;
+pub(crate) mod figures;
+mod hlog;
+pub(crate) mod markdown;
+pub(crate) mod page;
+mod run_page;
+mod scale;
+
+use crate::assertion::{self, Thresholds};
+use crate::result::{FORMAT, RunResult};
+use clap::Args;
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// Largest result file read.
+const FILE_BYTES_MAX: u64 = 1 << 30;
+
+/// Where a result goes besides the terminal, and what it must hold.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Outputs {
+    /// Write the whole result as JSON: for `report`, `compare` and `assert`
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub json: Option<PathBuf>,
+    /// Write a report as one HTML page that needs nothing else
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub html: Option<PathBuf>,
+    /// Write the histograms in HdrHistogram's log format
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub hlog: Option<PathBuf>,
+    /// Write a summary in Markdown, for CI
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub markdown: Option<PathBuf>,
+    /// Thresholds, like 'p99<5ms,err<0.1%,cpu_us<20'; the exit code is 99 when one does not hold
+    #[arg(long, value_name = "THRESHOLDS", help_heading = "Output")]
+    pub assert: Vec<Thresholds>,
+}
+
+impl Outputs {
+    /// The files that are wanted.
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.json, &self.html, &self.hlog, &self.markdown].into_iter().flatten()
+    }
+
+    /// Checks the thresholds, notes them in the result and writes all files. Whether every threshold holds.
+    ///
+    /// # Errors
+    /// Names the first file that cannot be written; those after it are not tried.
+    pub fn finish(&self, result: &mut RunResult) -> io::Result<bool> {
+        let thresholds: Vec<_> = self.assert.iter().flat_map(|list| list.0.iter().cloned()).collect();
+        let holds = assertion::check(result, &thresholds);
+        if let Some(path) = &self.json {
+            write_file(path, |out| {
+                serde_json::to_writer(&mut *out, result).map_err(io::Error::from)?;
+                out.write_all(b"\n")
+            })?;
+        }
+        if let Some(path) = &self.html {
+            write_file(path, |out| out.write_all(run_page::text(result).as_bytes()))?;
+        }
+        if let Some(path) = &self.hlog {
+            write_file(path, |out| hlog::write(result, out))?;
+        }
+        if let Some(path) = &self.markdown {
+            write_file(path, |out| out.write_all(markdown::text(result).as_bytes()))?;
+        }
+        Ok(holds)
+    }
+}
+
+/// The HTML report of a run.
+pub fn html(result: &RunResult) -> String {
+    run_page::text(result)
+}
+
+/// The Markdown summary of a run.
+pub fn markdown(result: &RunResult) -> String {
+    markdown::text(result)
+}
+
+/// Writes the histograms as `.hlog`.
+///
+/// # Errors
+/// Those of `out`.
+pub fn write_hlog(result: &RunResult, out: &mut dyn Write) -> io::Result<()> {
+    hlog::write(result, out)
+}
+
+/// Reads a saved result.
+///
+/// # Errors
+/// A sentence that names the file: it is not there, too large, no result or one of a later format.
+pub fn load(path: &Path) -> Result<RunResult, String> {
+    let told = |why: String| format!("{}: {why}", path.display());
+    let file = File::open(path).map_err(|error| told(error.to_string()))?;
+    let length = file.metadata().map_err(|error| told(error.to_string()))?.len();
+    if length > FILE_BYTES_MAX {
+        return Err(told("too large to be a result".into()));
+    }
+    let result: RunResult = serde_json::from_reader(BufReader::new(file))
+        .map_err(|error| told(format!("this is no result that `loadtest run --json` wrote: {error}")))?;
+    match result.format {
+        FORMAT => Ok(result),
+        other => Err(told(format!("its format is {other}, this loadtest reads {FORMAT}"))),
+    }
+}
+
+/// Through a temporary file beside it: nobody finds half a report. `-` is standard output.
+pub(crate) fn write_file(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    if path == Path::new("-") {
+        let mut out = io::stdout().lock();
+        return write(&mut out).and_then(|()| out.flush());
+    }
+    let told =
+        |error: io::Error| io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()));
+    let filled = |path: &Path, write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>| {
+        let mut out = BufWriter::new(File::create(path)?);
+        write(&mut out)?;
+        out.flush()
+    };
+    let mut write = Some(write);
+    let mut once = |out: &mut dyn Write| write.take().map_or(Ok(()), |write| write(out));
+    // A device or a pipe cannot be put in place of another.
+    if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+        return filled(path, &mut once).map_err(told);
+    }
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let temporary = path.with_file_name(name);
+    let written = filled(&temporary, &mut once).and_then(|()| std::fs::rename(&temporary, path));
+    if written.is_err() {
+        // What could not be written may not be there either.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written.map_err(told)
+}

@@ -1,0 +1,433 @@
+//! The HTML report of one run: what a person wants to know first stands first.
+
+use super::chart::Ink;
+use super::columns::{Column, columns};
+use super::figures::{self, COLUMNS_MAX};
+use super::page::{bad_card, bar, card, figure, page};
+use crate::measure::{Totals, bytes_text, number_text, share_text, time_text};
+use crate::result::{ClassResult, Hist, PhaseResult, RunResult, ServerCounters};
+use maud::{Markup, html};
+
+/// Most rows of tables whose length a run decides.
+const ROWS_MAX: usize = 200;
+/// Classes with a curve of their own.
+const CURVES_MAX: usize = 6;
+
+pub fn text(result: &RunResult) -> String {
+    let totals = Totals::of(result);
+    let columns = columns(result, COLUMNS_MAX);
+    let main = html! {
+        (summary(result, &totals))
+        (assertions(result))
+        (latency(&totals))
+        (over_time(result, &columns))
+        (errors(&totals.all))
+        (proxy(result, &totals, &columns))
+        (phases(result))
+        (churn(result))
+        (idle(result))
+        (search(result))
+        (setup(result))
+    };
+    page(&format!("{} – loadtest", result.meta.name), &header(result), &main)
+}
+
+fn header(result: &RunResult) -> Markup {
+    let (meta, config) = (&result.meta, &result.config);
+    html! {
+        h1 {
+            (meta.name) " "
+            @if result.validity.valid { span.badge.good { "valid" } } @else { span.badge.bad { "not valid" } }
+            @if meta.partial { " " span.badge.warn { "ended early" } }
+        }
+        p.quiet {
+            (config.target) " · " (config.protocol) @if config.tls { " over TLS" } " · " (config.model) " loop · "
+            (config.connections) " connections · " (meta.started_at)
+        }
+        @for reason in &result.validity.reasons {
+            @if reason.fatal { p.note.bad { b { "Do not trust these figures: " } (reason.message) } }
+            @else { p.note { (reason.message) } }
+        }
+    }
+}
+
+fn summary(result: &RunResult, totals: &Totals) -> Markup {
+    let all = &totals.all;
+    let rate = if totals.duration_s > 0.0 { all.ended() as f64 / totals.duration_s } else { 0.0 };
+    let response = |quantile| time_text(all.response.quantile_us(quantile));
+    let bad = all.failed + all.unsent + all.unfinished;
+    let of = format!("of {}", number_text((all.ok + bad) as f64));
+    let errors = Totals::error_share(all).map_or("–".into(), share_text);
+    html! {
+        div.cards {
+            (card("rate", &format!("{}/s", number_text(rate)), &planned_text(result)))
+            (card("p50", &response(0.5), "response time"))
+            (card("p99", &response(0.99), &format!("service {}", time_text(all.service.quantile_us(0.99)))))
+            (card("p99.9", &response(0.999), &format!("longest {}", response(1.0))))
+            @if bad > 0 { (bad_card("errors", &errors, &of)) } @else { (card("errors", &errors, &of)) }
+            @if let Some(cpu_us) = totals.cpu_us() {
+                (card("proxy CPU", &format!("{} µs", number_text((cpu_us * 10.0).round() / 10.0)), "per request"))
+                @if cpu_us > 0.0 { (card("proxy", &format!("{}/s", number_text(1e6 / cpu_us)), "requests per core")) }
+            }
+            @if let Some(bytes) = totals.memory_max_bytes() { (card("proxy memory", &bytes_text(bytes as f64), "resident, highest")) }
+            @if let Some(spliced) = totals.spliced_share() { (card("spliced", &share_text(spliced), "of body bytes")) }
+        }
+    }
+}
+
+fn planned_text(result: &RunResult) -> String {
+    let rates: Vec<f64> =
+        result.measured().filter_map(|phase| phase.planned_rate).flat_map(|(from, to)| [from, to]).collect();
+    let least = rates.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = rates.iter().copied().fold(0.0, f64::max);
+    match () {
+        () if rates.is_empty() => "as fast as answers come".into(),
+        () if least == most => format!("planned {}/s", number_text(most)),
+        () => format!("planned {} to {}/s", number_text(least), number_text(most)),
+    }
+}
+
+fn assertions(result: &RunResult) -> Markup {
+    html! {
+        @if !result.assertions.is_empty() {
+            h2 { "Thresholds" }
+            div.box { table {
+                tr { th { "threshold" } th { "found" } th { "" } }
+                @for assertion in &result.assertions {
+                    tr {
+                        td { code { (assertion.text) } }
+                        td { (assertion.found) }
+                        td { @if assertion.holds { span.badge.good { "holds" } } @else { span.badge.bad { "does not hold" } } }
+                    }
+                }
+            } }
+        }
+    }
+}
+
+fn latency(totals: &Totals) -> Markup {
+    let all = &totals.all;
+    let mut curves: Vec<(&str, Ink, &Hist)> = vec![
+        ("response time", Ink::Series(0), &all.response),
+        ("service time", Ink::Dashed(0), &all.service),
+    ];
+    let single = totals.classes.len() < 2;
+    if !single {
+        let classes = totals.classes.iter().take(CURVES_MAX).enumerate();
+        curves.extend(classes.map(|(n, (name, class))| (name.as_str(), Ink::Series(n + 1), &class.response)));
+    }
+    let caption = "Response time runs from when a request should have been sent, service time from when it was. They \
+                   part where the proxy made requests wait.";
+    html! {
+        h2 { "Latency" }
+        @if let Some(chart) = figures::percentiles(&curves) { (figure("Time by percentile", &chart, caption)) }
+        div.box { table {
+            (class_head())
+            @if !single { (class_row("all", all, totals.duration_s, true)) }
+            @for (name, class) in totals.classes.iter().take(ROWS_MAX) { (class_row(name, class, totals.duration_s, single)) }
+        } }
+        (further_times(totals))
+    }
+}
+
+fn class_head() -> Markup {
+    html! {
+        tr {
+            th { "response time by class" }
+            @for name in ["rate", "p50", "p90", "p99", "p99.9", "max", "service p99", "errors", "down", "up"] { th.n { (name) } }
+        }
+    }
+}
+
+fn class_row(name: &str, class: &ClassResult, duration_s: f64, sum: bool) -> Markup {
+    let rate = if duration_s > 0.0 { class.ended() as f64 / duration_s } else { 0.0 };
+    let errors = Totals::error_share(class);
+    html! {
+        tr class=[sum.then_some("sum")] {
+            td { (name) }
+            td.n { (number_text(rate)) "/s" }
+            @for quantile in [0.5, 0.9, 0.99, 0.999, 1.0] { td.n { (time_text(class.response.quantile_us(quantile))) } }
+            td.n { (time_text(class.service.quantile_us(0.99))) }
+            td.n.bad[errors.is_some_and(|share| share > 0.0)] { (errors.map_or("–".into(), share_text)) }
+            td.n { (bytes_text(class.bytes_down as f64)) }
+            td.n { (bytes_text(class.bytes_up as f64)) }
+        }
+    }
+}
+
+/// Times beside response and service: to connect, between events, of echoes.
+fn further_times(totals: &Totals) -> Markup {
+    let rows: Vec<(&str, &str, &Hist)> = totals
+        .classes
+        .iter()
+        .flat_map(|(class, result)| {
+            result.extra.iter().map(move |(name, hist)| (class.as_str(), name.as_str(), hist))
+        })
+        .filter(|(_, _, hist)| !hist.is_empty())
+        .take(ROWS_MAX)
+        .collect();
+    html! {
+        @if !rows.is_empty() {
+            div.box { table {
+                tr { th { "further times" } th { "" } @for name in ["count", "p50", "p90", "p99", "p99.9", "max"] { th.n { (name) } } }
+                @for (class, name, hist) in rows {
+                    tr {
+                        td { (class) } td { (name) } td.n { (number_text(hist.count() as f64)) }
+                        @for quantile in [0.5, 0.9, 0.99, 0.999, 1.0] { td.n { (time_text(hist.quantile_us(quantile))) } }
+                    }
+                }
+            } }
+        }
+    }
+}
+
+fn over_time(result: &RunResult, columns: &[Column]) -> Markup {
+    let heat_caption = "Each column is a stretch of time, each cell a range of response times a quarter of an octave high; the \
+                        stronger its colour, the more requests, by powers of ten.";
+    html! {
+        @if !columns.is_empty() {
+            h2 { "Over time" }
+            (figure("Requests per second", &figures::rates(result, columns), &phase_caption(result)))
+            @if let Some(chart) = figures::times(result, columns) { (figure("Response times", &chart, "")) }
+            @if let Some(chart) = figures::heat(result, columns) { (figure("Spread of response times", &chart, heat_caption)) }
+            @if let Some(chart) = figures::backlog(result, columns) {
+                (figure("Waiting to be sent", &chart, "Due by the plan, but no connection was free. Their wait is in their response time."))
+            }
+        }
+    }
+}
+
+fn phase_caption(result: &RunResult) -> String {
+    let names: Vec<String> = result
+        .phases
+        .iter()
+        .take(ROWS_MAX)
+        .map(|phase| {
+            let word = if phase.warmup { ", not measured" } else { "" };
+            format!("{} ({} s{word})", phase.name, number_text(phase.duration_s))
+        })
+        .collect();
+    if names.len() > 1 { format!("Phases: {}.", names.join(", ")) } else { String::new() }
+}
+
+fn errors(all: &ClassResult) -> Markup {
+    let mut errors: Vec<_> = all.errors.iter().collect();
+    errors.sort_by_key(|error| std::cmp::Reverse(error.count));
+    let most = errors.first().map_or(1, |error| error.count.max(1)) as f64;
+    html! {
+        h2 { "Errors and statuses" }
+        @if errors.is_empty() && all.unsent + all.unfinished == 0 {
+            p.good { "Every request ended as it should." }
+        } @else {
+            div.box { table {
+                tr { th { "error" } th { "said by" } th.n { "count" } th { "" } }
+                @for error in errors.iter().take(ROWS_MAX) {
+                    tr {
+                        td { (error.code) } td { (error.source) } td.n { (number_text(error.count as f64)) }
+                        td { (bar(error.count as f64 / most)) }
+                    }
+                }
+                @if errors.len() > ROWS_MAX { tr { td colspan="4" { (errors.len() - ROWS_MAX) " more kinds" } } }
+                @if all.unsent > 0 { tr { td { "never sent: no connection was free" } td { "plan" } td.n { (number_text(all.unsent as f64)) } td {} } }
+                @if all.unfinished > 0 { tr { td { "no answer by the end" } td { "plan" } td.n { (number_text(all.unfinished as f64)) } td {} } }
+            } }
+        }
+        @if !all.statuses.is_empty() {
+            p.quiet {
+                "Answers by status: "
+                @for (at, (status, count)) in all.statuses.iter().enumerate() {
+                    @if at > 0 { ", " } (status) " × " (number_text(*count as f64))
+                }
+                @if all.refused_rightly > 0 { ". Bad credentials refused as they should be: " (number_text(all.refused_rightly as f64)) }
+                "."
+            }
+        }
+    }
+}
+
+fn proxy(result: &RunResult, totals: &Totals, columns: &[Column]) -> Markup {
+    let lag = &totals.send_lag;
+    let lag_text = if lag.is_empty() {
+        String::new()
+    } else {
+        let (p99, most) = (time_text(lag.quantile_us(0.99)), time_text(lag.quantile_us(1.0)));
+        format!("The load generator sent 99% of requests within {p99} of their time, the latest {most} late.")
+    };
+    html! {
+        h2 { "Client and proxy" }
+        div.grid {
+            @if let Some(chart) = figures::cpu(result, columns) { (figure("CPU, percent of one core", &chart, &lag_text)) }
+            @if let Some(server) = &result.server {
+                @if let Some(chart) = figures::moved(result, server) { (figure("Bytes per second", &chart, &moved_text(totals))) }
+            }
+        }
+        @if let Some(server) = &result.server { (counters(server)) }
+    }
+}
+
+fn moved_text(totals: &Totals) -> String {
+    totals.moved().map_or(String::new(), |(copied, spliced)| {
+        let share =
+            totals.spliced_share().map_or(String::new(), |share| format!(", {} of all", share_text(share)));
+        format!("{} spliced{share}; {} copied.", bytes_text(spliced), bytes_text(copied))
+    })
+}
+
+fn counters(server: &ServerCounters) -> Markup {
+    let gained = server.gained();
+    html! {
+        details {
+            summary { "The proxy's own counters: " (gained.len()) " moved" }
+            @if let Some(failure) = &server.last_failure {
+                p.note { (server.failures) " scrapes failed, the last one: " (failure) }
+            }
+            div.box { table {
+                tr { th { "counter" } th.n { "gained" } }
+                @for (name, gain) in gained.iter().take(ROWS_MAX) { tr { td { code { (name) } } td.n { (number_text(*gain)) } } }
+                @if gained.len() > ROWS_MAX { tr { td colspan="2" { (gained.len() - ROWS_MAX) " more" } } }
+            } }
+        }
+    }
+}
+
+fn phases(result: &RunResult) -> Markup {
+    html! {
+        @if result.phases.len() > 1 {
+            h2 { "Phases" }
+            div.box { table {
+                tr {
+                    th { "phase" } th { "kind" }
+                    @for name in ["seconds", "planned", "rate", "p50", "p99", "max", "errors", "proxy CPU"] { th.n { (name) } }
+                }
+                @for phase in result.phases.iter().take(ROWS_MAX) { (phase_row(phase)) }
+            } }
+        }
+    }
+}
+
+fn phase_row(phase: &PhaseResult) -> Markup {
+    let total = phase.total();
+    let planned = match phase.planned_rate {
+        None => "–".into(),
+        Some((from, to)) if from == to => format!("{}/s", number_text(to)),
+        Some((from, to)) => format!("{} to {}/s", number_text(from), number_text(to)),
+    };
+    let cpu =
+        phase.proxy.as_ref().map_or("–".into(), |proxy| format!("{:.1} µs", proxy.cpu_us_per_request));
+    html! {
+        tr {
+            td { (phase.name) @if phase.warmup { " " span.quiet { "not measured" } } }
+            td { (phase.kind) }
+            td.n { (number_text((phase.duration_s * 10.0).round() / 10.0)) }
+            td.n { (planned) }
+            td.n { (number_text(phase.rate())) "/s" }
+            @for quantile in [0.5, 0.99, 1.0] { td.n { (time_text(total.response.quantile_us(quantile))) } }
+            td.n { (Totals::error_share(&total).map_or("–".into(), share_text)) }
+            td.n { (cpu) }
+        }
+    }
+}
+
+fn churn(result: &RunResult) -> Markup {
+    let rows: Vec<_> = result
+        .phases
+        .iter()
+        .flat_map(|phase| phase.churn.iter().map(move |churn| (phase, churn)))
+        .take(ROWS_MAX)
+        .collect();
+    let ms = |value: Option<f64>| value.map_or("not seen".into(), |ms| time_text(ms * 1e3));
+    html! {
+        @if !rows.is_empty() {
+            h2 { "Changes under load" }
+            div.box { table {
+                tr { th { "change" } th { "phase" } th.n { "at" } th.n { "pulled in" } th.n { "felt after" } th.n { "well again after" } th.n { "probes" } }
+                @for (phase, churn) in rows {
+                    tr {
+                        td { (churn.name) @if let Some(error) = &churn.error { " " span.bad { (error) } } }
+                        td { (phase.name) }
+                        td.n { (format!("{:.1} s", churn.at_s)) }
+                        td.n { (time_text(churn.action_ms * 1e3)) }
+                        td.n { (ms(churn.effect_ms)) }
+                        td.n { (churn.recovered_ms.map_or("–".into(), |ms| time_text(ms * 1e3))) }
+                        td.n { (number_text(churn.probes as f64)) }
+                    }
+                }
+            } }
+            p.quiet { "Marked in the charts over time." }
+        }
+    }
+}
+
+fn idle(result: &RunResult) -> Markup {
+    let rows: Vec<_> = result.phases.iter().filter_map(|phase| Some((phase, phase.idle.as_ref()?))).collect();
+    html! {
+        @if !rows.is_empty() {
+            h2 { "Idle connections" }
+            div.box { table {
+                tr { th { "phase" } @for name in ["planned", "open at the end", "failed", "lost while idle", "connects/s", "connect p50", "connect p99", "memory"] { th.n { (name) } } }
+                @for (phase, idle) in rows {
+                    tr {
+                        td { (phase.name) }
+                        @for count in [idle.planned, idle.open, idle.failed, idle.lost] { td.n { (number_text(count as f64)) } }
+                        td.n { (number_text(idle.connects_per_s)) }
+                        @for quantile in [0.5, 0.99] { td.n { (time_text(idle.connect.quantile_us(quantile))) } }
+                        td.n { (phase.proxy.as_ref().map_or("–".into(), |proxy| bytes_text(proxy.memory_max_bytes as f64))) }
+                    }
+                }
+            } }
+        }
+    }
+}
+
+fn search(result: &RunResult) -> Markup {
+    html! {
+        @if let Some(search) = &result.search {
+            h2 { "Highest rate with " (search.bound) }
+            p {
+                @match search.rate {
+                    Some(rate) => { b { (number_text(rate)) "/s" } " held." },
+                    None => "Not even the lowest rate held.",
+                }
+            }
+            div.box { table {
+                tr { th.n { "rate" } th.n { "achieved" } th.n { "p99" } th.n { "errors" } th { "" } }
+                @for step in &search.steps {
+                    tr {
+                        td.n { (number_text(step.rate)) "/s" } td.n { (number_text(step.achieved)) "/s" }
+                        td.n { (time_text(step.p99_us)) } td.n { (share_text(step.error_share)) }
+                        td {
+                            @if step.invalid { span.badge.warn { "load generator at its limit" } }
+                            @else if step.held { span.badge.good { "held" } }
+                            @else { span.badge.bad { "did not hold" } }
+                        }
+                    }
+                }
+            } }
+        }
+    }
+}
+
+fn setup(result: &RunResult) -> Markup {
+    let (meta, config) = (&result.meta, &result.config);
+    html! {
+        h2 { "How it was measured" }
+        div.box { table {
+            tr { td { "command" } td { code { (meta.command.join(" ")) } } }
+            tr { td { "from" } td { (meta.started_at) " to " (meta.ended_at) } }
+            tr { td { "target" } td { (config.target) } }
+            tr { td { "seed" } td { (config.seed) } }
+            @for client in meta.clients.iter().take(ROWS_MAX) {
+                tr {
+                    td { "load generator" }
+                    td { (client.hostname) ", Linux " (client.kernel) ", " (client.threads) " threads on " (client.cpu_count) " CPUs" }
+                }
+            }
+            @for proxy in result.measured().filter_map(|phase| phase.proxy.as_ref()).take(1) {
+                tr { td { "proxy CPU from" } td { (proxy.source) } }
+            }
+            @if let Some(server) = &result.server { tr { td { "counters from" } td { (server.url) } } }
+            @for (name, value) in config.settings.iter().take(ROWS_MAX) { tr { td { (name) } td { (value) } } }
+        } }
+        p.quiet { "Format " (result.format) ", loadtest " (meta.version) "." }
+    }
+}

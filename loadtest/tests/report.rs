@@ -1,0 +1,267 @@
+//! Reports of results that are known beforehand: what other tools and browsers get to read.
+
+mod synthetic;
+
+use hdrhistogram::serialization::Deserializer;
+use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
+use loadtest::report::{self, Outputs};
+use loadtest::result::{ChurnResult, IdleResult, Reason, RunResult, Search, SearchStep};
+use std::collections::BTreeMap;
+use synthetic::{Recipe, run};
+
+/// A result in which everything that can be shown is there.
+fn full() -> RunResult {
+    let mut result = run(&Recipe { errors: 0.01, ..Recipe::default() });
+    let phase = &mut result.phases[1];
+    phase.timeline.points[10].backlog = 100;
+    phase.churn.push(ChurnResult {
+        name: "restart runner".into(),
+        at_s: 9.5,
+        effect_ms: Some(3.0),
+        ..ChurnResult::default()
+    });
+    phase.idle = Some(IdleResult { planned: 1000, open: 998, ..IdleResult::default() });
+    let class = phase.classes.get_mut("get:1k").expect("the class");
+    class.unsent = 3;
+    class.extra.entry("connect".into()).or_default().record_ns(80_000);
+    let step = SearchStep {
+        phase: "1".into(),
+        rate: 1000.0,
+        achieved: 999.0,
+        p99_us: 900.0,
+        held: true,
+        ..SearchStep::default()
+    };
+    result.search = Some(Search { bound: "p99<5ms".into(), rate: Some(1000.0), steps: vec![step] });
+    result.validity.reasons.push(Reason {
+        code: "noise".into(),
+        message: "the machine was busy".into(),
+        fatal: false,
+    });
+    let holds = Outputs { assert: vec!["p99<1s,err<0.1%".parse().expect("good")], ..Outputs::default() }
+        .finish(&mut result);
+    assert_eq!(holds.ok(), Some(false));
+    result
+}
+
+#[test]
+fn an_hlog_reads_back_to_the_same_histograms() {
+    let result = full();
+    let mut bytes = Vec::new();
+    report::write_hlog(&result, &mut bytes).expect("memory takes it");
+    let text = std::str::from_utf8(&bytes).expect("text");
+    assert!(text.starts_with("#[Histogram log format version 1.3]\n"), "{}", &text[..100]);
+    assert!(text.contains("#[StartTime: 1767323045.000 (seconds since epoch)]\n"));
+    let mut read = BTreeMap::new();
+    for entry in IntervalLogIterator::new(&bytes) {
+        if let LogEntry::Interval(interval) = entry.expect("a good line") {
+            let encoded = base64::Engine::decode(
+                &base64::engine::general_purpose::STANDARD,
+                interval.encoded_histogram(),
+            );
+            let histogram: hdrhistogram::Histogram<u64> = Deserializer::new()
+                .deserialize(&mut encoded.expect("base64").as_slice())
+                .expect("a histogram");
+            let tag = interval.tag().expect("a tag").as_str().to_owned();
+            assert_eq!(interval.start_timestamp().as_secs(), if tag.starts_with("warmup.") { 0 } else { 2 });
+            assert!(
+                (interval.max() - histogram.max() as f64 / 1e6).abs() < 0.001,
+                "the readable maximum is in ms"
+            );
+            read.insert(tag, histogram);
+        }
+    }
+    let names: Vec<&str> = read.keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        [
+            "get:1k.connect",
+            "get:1k.response",
+            "get:1k.service",
+            "upload.response",
+            "upload.service",
+            "warmup.get:1k.response",
+            "warmup.get:1k.service",
+            "warmup.upload.response",
+            "warmup.upload.service",
+        ]
+    );
+    let classes = &result.phases[1].classes;
+    assert_eq!(&read["get:1k.response"], classes["get:1k"].response.histogram());
+    assert_eq!(&read["upload.service"], classes["upload"].service.histogram());
+}
+
+#[test]
+fn tags_of_odd_class_names_stay_one_field() {
+    let mut result = run(&Recipe { seconds: 1, ..Recipe::default() });
+    let class = result.phases[1].classes.remove("upload").expect("the class");
+    result.phases[1].classes.insert("a, b\nc".into(), class);
+    result.phases[1].name = "x\n#[StartTime: 0".into();
+    let mut bytes = Vec::new();
+    report::write_hlog(&result, &mut bytes).expect("memory takes it");
+    let text = String::from_utf8(bytes).expect("text");
+    assert!(text.contains("\nTag=a__b_c.response,") && text.contains("#[phase x #[StartTime: 0]\n"));
+}
+
+/// Everything in the page that could make a browser fetch something.
+fn references(html: &str) -> Vec<String> {
+    let lower = html.to_ascii_lowercase();
+    let attributes = [
+        " src=",
+        " href=",
+        " srcset=",
+        " action=",
+        " data=",
+        " poster=",
+        " background=",
+        " xmlns",
+        "url(",
+        "@import",
+    ];
+    let tags =
+        ["<script", "<link", "<img", "<iframe", "<object", "<embed", "<base", "<form", "<image", "<use"];
+    let found = attributes.iter().chain(&tags).filter(|needle| lower.contains(**needle));
+    found.map(|needle| (*needle).to_owned()).collect()
+}
+
+#[test]
+fn the_page_fetches_nothing_and_its_policy_allows_only_its_own_style() {
+    let html = report::html(&full());
+    assert_eq!(references(&html), Vec::<String>::new());
+    let style = html.split("<style>").nth(1).and_then(|rest| rest.split("</style>").next()).expect("a style");
+    let hash = <sha2::Sha256 as sha2::Digest>::digest(style.as_bytes());
+    let hash = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, hash);
+    let policy = format!(
+        "content=\"default-src 'none'; style-src 'sha256-{hash}'; base-uri 'none'; form-action 'none'\""
+    );
+    assert!(html.contains(&policy), "the policy names the style by its hash");
+    assert!(!html.contains(" style=\""), "inline styles would be refused");
+    assert!(html.len() < 1_500_000, "{} bytes", html.len());
+}
+
+#[test]
+fn the_page_shows_every_part_of_a_result() {
+    let html = report::html(&full());
+    for text in [
+        "Thresholds",
+        "does not hold",
+        "Time by percentile",
+        "Requests per second",
+        "Response times",
+        "Spread of response times",
+        "Waiting to be sent",
+        "RUNNER_UNREACHABLE",
+        "CPU, percent of one core",
+        "Bytes per second",
+        "spliced",
+        "90.0%",
+        "Phases",
+        "Changes under load",
+        "Idle connections",
+        "Highest rate with p99&lt;5ms",
+        "the machine was busy",
+        "further times",
+        "class=\"heat8\"",
+        "class=\"hover\"",
+        "never sent",
+        "requests per core",
+    ] {
+        assert!(html.contains(text), "{text}");
+    }
+}
+
+#[test]
+fn text_from_a_result_is_text_in_every_report() {
+    let evil = "<script>alert(1)</script>\"'&|`*";
+    let mut result = full();
+    result.meta.name = evil.into();
+    result.meta.command = vec![evil.into()];
+    result.config.target = evil.into();
+    result.config.settings = vec![(evil.into(), evil.into())];
+    result.validity.reasons[0].message = evil.into();
+    result.assertions[0].text = evil.into();
+    result.assertions[0].found = evil.into();
+    let phase = &mut result.phases[1];
+    phase.name = evil.into();
+    phase.churn[0].name = evil.into();
+    let mut class = phase.classes.remove("upload").expect("the class");
+    class.errors[0].code = evil.into();
+    class.errors[0].source = evil.into();
+    phase.classes.insert(evil.into(), class);
+    let server = result.server.as_mut().expect("counters");
+    server.after.insert(evil.into(), 5.0);
+    server.last_failure = Some(evil.into());
+    server.url = evil.into();
+    result.search.as_mut().expect("a search").bound = evil.into();
+    let html = report::html(&result);
+    assert!(!html.contains("<script") && html.contains("&lt;script&gt;alert(1)"));
+    assert_eq!(references(&html), Vec::<String>::new());
+    let markdown = report::markdown(&result);
+    // Between backticks Markdown takes nothing for markup.
+    let outside = markdown.lines().filter(|line| !line.starts_with("| `")).collect::<String>();
+    assert!(!outside.contains("<script"), "{markdown}");
+    assert!(
+        markdown
+            .lines()
+            .filter(|line| line.starts_with("| &lt;"))
+            .all(|line| line.matches(" | ").count() <= 8)
+    );
+}
+
+#[test]
+fn a_result_without_anything_makes_a_report_all_the_same() {
+    let empty = RunResult::default();
+    assert!(report::html(&empty).contains("</html>"));
+    assert!(report::markdown(&empty).contains("| **all** |"));
+    report::write_hlog(&empty, &mut Vec::new()).expect("memory takes it");
+}
+
+#[test]
+fn a_markdown_summary_has_figures_thresholds_and_errors() {
+    let markdown = report::markdown(&full());
+    for text in [
+        "| **all** | 500/s |",
+        "| get:1k |",
+        "| `err<0.1%` |",
+        "❌",
+        "| RUNNER\\_UNREACHABLE | runner |",
+        "µs CPU per request",
+        "Bytes spliced: 90.0%.",
+    ] {
+        assert!(markdown.contains(text), "{text}\n{markdown}");
+    }
+}
+
+#[test]
+fn saved_results_are_read_back_and_others_refused_with_their_name() {
+    let folder = std::env::temp_dir().join(format!("loadtest-report-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let json = folder.join("run.json");
+    let outputs = Outputs {
+        json: Some(json.clone()),
+        html: Some(folder.join("run.html")),
+        hlog: Some(folder.join("run.hlog")),
+        markdown: Some(folder.join("run.md")),
+        assert: vec!["p99<1s".parse().expect("good")],
+    };
+    let mut result = run(&Recipe::default());
+    assert!(outputs.finish(&mut result).expect("written"));
+    let read = report::load(&json).expect("its own");
+    assert_eq!(read.phases[1].classes["upload"].response, result.phases[1].classes["upload"].response);
+    assert_eq!(read.assertions, result.assertions);
+    assert_eq!(std::fs::read_dir(&folder).expect("the folder").count(), 4, "no temporary file stays");
+
+    for (text, told) in [("{}", "no result"), ("", "no result"), ("nonsense", "no result")] {
+        std::fs::write(&json, text).expect("written");
+        let why = report::load(&json).expect_err(text);
+        assert!(why.contains(told) && why.contains("run.json"), "{why}");
+    }
+    let later =
+        serde_json::to_string(&RunResult { format: 99, ..run(&Recipe { seconds: 1, ..Recipe::default() }) });
+    std::fs::write(&json, later.expect("JSON")).expect("written");
+    assert!(report::load(&json).expect_err("a later format").contains("its format is 99"));
+    assert!(report::load(&folder.join("none")).expect_err("not there").contains("none"));
+    let nowhere = Outputs { html: Some(folder.join("no/such/folder.html")), ..Outputs::default() };
+    assert!(nowhere.finish(&mut result).expect_err("no folder").to_string().contains("folder.html"));
+    std::fs::remove_dir_all(&folder).expect("cleaned up");
+}
