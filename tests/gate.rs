@@ -14,6 +14,10 @@ mod kernel;
 mod life;
 #[path = "gate/proofs.rs"]
 mod proofs;
+#[path = "gate/revocation.rs"]
+mod revocation;
+#[path = "gate/shared.rs"]
+mod shared;
 #[path = "gate/smuggling.rs"]
 mod smuggling;
 #[path = "gate/strict.rs"]
