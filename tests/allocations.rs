@@ -72,7 +72,8 @@ fn a_request_the_caches_know_finds_its_way_without_allocation() {
 
 #[test]
 fn a_session_is_checked_without_allocation() {
-    let (world, bytes) = (World::new(), inputs::with_session());
+    let world = World::new();
+    let bytes = inputs::cookie_request(&world.shard.cookie_keys);
     world.warm(&bytes);
     let head = inputs::request(&bytes, &world.limits);
     let route = inputs::routed(&head);

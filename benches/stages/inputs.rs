@@ -1,7 +1,7 @@
 //! What the stages are measured with: heads as browsers, SDKs and apps send them, and a shard that has seen them before.
 
 use sandgate::config::{Config, Environment};
-use sandgate::cookie::{AUTH_PREFIX, CookieKeys, escape};
+use sandgate::cookie::CookieKeys;
 use sandgate::deadlines::Watch;
 use sandgate::forward::{Confine, RequestPlan, ResponsePlan, RunnerPath};
 use sandgate::framing::ResponseBody;
@@ -56,16 +56,6 @@ Content-Length: 31\r\n\
 User-Agent: daytona-sdk/0.190\r\n\
 Accept: */*\r\n\r\n";
 
-/// A browser that has logged in, as [`BROWSER`] otherwise.
-pub fn with_session() -> Vec<u8> {
-    let (sandbox, name) = ("private0123456789abc", format!("{AUTH_PREFIX}private0123456789abc"));
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
-    let cookie = CookieKeys::new(API_KEY, []).seal(&name, sandbox.as_bytes(), now);
-    let text = String::from_utf8_lossy(BROWSER).replace("public0123456789abcd", sandbox);
-    let cookie = format!("theme=dark; {name}={};", escape(cookie.as_bytes()));
-    text.replace("theme=dark;", &cookie).into_bytes()
-}
-
 /// What an app answers: 8 fields.
 pub const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\n\
 Content-Type: text/javascript; charset=utf-8\r\n\
@@ -77,9 +67,20 @@ Vary: Origin\r\n\
 Connection: keep-alive\r\n\
 Keep-Alive: timeout=5\r\n\r\n";
 
-const API_KEY: &str = "a-key-that-opens-nothing-anywhere-0";
 pub const REQUEST_ID: &str = "0199-inputs-are-no-secret-and-36-long";
 pub const CLIENT_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
+
+/// A page's own request to a private sandbox, with the session cookie a login left.
+pub fn cookie_request(keys: &CookieKeys) -> Vec<u8> {
+    let name = "daytona-sandbox-auth-private0123456789abc";
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
+    let cookie = sandgate::cookie::escape(keys.seal(name, b"private0123456789abc", now).as_bytes());
+    format!(
+        "GET /api/items HTTP/1.1\r\nHost: 8080-private0123456789abc.preview.example\r\nAccept: */*\r\n\
+         Sec-Fetch-Site: same-origin\r\nSec-Fetch-Mode: cors\r\nCookie: theme=dark; {name}={cookie}\r\n\r\n"
+    )
+    .into_bytes()
+}
 
 /// `count` chunks of `size` bytes and the end.
 pub fn chunked(count: usize, size: usize) -> Vec<u8> {
@@ -132,6 +133,8 @@ pub fn response_plan() -> ResponsePlan<'static> {
         request_id: REQUEST_ID,
         set_cookie: None,
         confine: Some(Confine { authority: b"3000-public0123456789abcd.proxy.example.com", own_host: true }),
+        sharing: None,
+        redirect_prefix: None,
     }
 }
 
@@ -139,11 +142,9 @@ pub fn config() -> Arc<Config> {
     let environment: Environment = [
         ("PROXY_PORT", "4000"),
         ("PROXY_PROTOCOL", "https"),
-        ("PROXY_API_KEY", API_KEY),
+        ("PROXY_API_KEY", "a-key-that-opens-nothing-anywhere-0"),
         ("DAYTONA_API_URL", "http://127.0.0.1:1/api"),
         ("SANDGATE_VERDICT_TTL_SEC", "600"),
-        ("SANDGATE_SIGNED_TTL_SEC", "60"),
-        ("SANDGATE_NEGATIVE_TTL_SEC", "60"),
         ("SANDGATE_PUBLIC_TTL_SEC", "120"),
         ("SANDGATE_RUNNER_TTL_SEC", "3600"),
     ]
@@ -197,7 +198,7 @@ impl World {
     }
 
     fn asker(&self) -> Asker<'_> {
-        Asker { shard: &self.shard, watch: &self.watch, ip: CLIENT_IP, now: self.now }
+        Asker::new(&self.shard, &self.watch, CLIENT_IP, self.now)
     }
 
     /// Lets the shard see this request once, so that its caches know all about it.
