@@ -141,7 +141,7 @@ pub struct ErrorCount {
     /// The proxy's own code (`X-Preview-Error-Code`), `HTTP 502`, or what happened to the connection: `connect refused`,
     /// `reset`, `timeout`, `truncated`, `malformed`, `let in` (a bad credential was taken).
     pub code: String,
-    /// Who says so: the proxy's `X-Preview-Error-Source`, or `answer`, `network`, `client`.
+    /// Who says so: the proxy's `X-Preview-Error-Source`, or `answer`, `network`, `load generator`.
     pub source: String,
     pub count: u64,
 }

@@ -1,5 +1,6 @@
 //! Adds up what threads report, and judges in the end whether it can be believed.
 
+use crate::failure::Failure;
 use crate::plan::{Load, Plan};
 use crate::result::{
     ChurnResult, ClassResult, ClientHost, ClientUse, ErrorCount, FORMAT, HEAT_BUCKETS, Hist, IdleResult,
@@ -353,8 +354,12 @@ fn reasons(plan: &Plan, phases: &[PhaseResult], partial: bool) -> Vec<Reason> {
                 add(false, "unsent", text);
             }
         }
-        let own: u64 =
-            total.errors.iter().filter(|error| error.source == "client").map(|error| error.count).sum();
+        let own: u64 = total
+            .errors
+            .iter()
+            .filter(|error| error.source == Failure::OWN_SOURCE)
+            .map(|error| error.count)
+            .sum();
         if own > 0 {
             add(
                 true,

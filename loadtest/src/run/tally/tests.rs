@@ -72,6 +72,20 @@ fn one_busy_thread_makes_the_result_invalid_however_idle_the_others_are() {
 }
 
 #[test]
+fn only_errors_of_its_own_making_make_the_result_invalid() {
+    let plan = plan(Load::Hold { rate: 20.0 });
+    for (source, codes_) in [(Failure::OWN_SOURCE, &["client_limit"][..]), ("client", &[])] {
+        let mut tally = Tally::new(&plan, 1);
+        let mut class = ClassResult { failed: 1, ..ClassResult::default() };
+        class.count_error("AUTH_REQUIRED", source, 1);
+        let done = Done { classes: vec![vec![class]], lag: vec![Hist::default()], idle: vec![None] };
+        tally.take(0, Report::Done(Box::new(done))).expect("planned");
+        let result = tally.finish(&plan, Vec::new(), SystemTime::now(), false, None, Vec::new(), Vec::new());
+        assert_eq!(codes(&result), codes_, "a proxy's `client` is the visitor, not us");
+    }
+}
+
+#[test]
 fn seconds_of_all_threads_are_one_point() {
     let result = result(Load::Hold { rate: 20.0 }, &[(1, 5); 30], Vec::new());
     let points = &result.phases[0].timeline.points;
