@@ -129,7 +129,8 @@ impl Control {
             .transpose()?;
         let api = Api::new(&api_base, &api_key, timeout, log.clone()).map_err(StartError::Setting)?;
         let api = Arc::new(api);
-        let login = Login::new(login, Arc::clone(&api), timeout, log).map_err(StartError::Setting)?;
+        let login =
+            Login::new(login, Arc::clone(&api), redis.clone(), timeout, log).map_err(StartError::Setting)?;
         Ok(Self {
             redis,
             api,
