@@ -2,7 +2,7 @@
 //!
 //! Labels come from closed lists of ours: never a sandbox, a host or anything else a client names.
 
-use super::stats::{Operation, Stats, TROUBLES};
+use super::stats::{LOGIN_RESULTS, LOGIN_STEPS, Operation, Stats, TROUBLES};
 use crate::counters::{AuthResult, CacheKind, Class, Counters, DURATION_BOUNDS_MS};
 use crate::error::Source;
 use crate::head::Reject;
@@ -155,7 +155,7 @@ fn labelled(page: &mut Page, sum: Sum<'_>) {
 }
 
 fn control_plane(page: &mut Page, stats: &Stats) {
-    let Stats { flight_seconds, troubles, joined, flights_open, answers_waiting, redis } = stats;
+    let Stats { flight_seconds, troubles, logins, joined, flights_open, answers_waiting, redis } = stats;
     let load = |atomic: &AtomicU64| atomic.load(Relaxed);
     let name = "preview_controlplane_seconds";
     page.family(name, "histogram", "How long questions took that went to the API, all tries together.");
@@ -167,6 +167,13 @@ fn control_plane(page: &mut Page, stats: &Stats) {
     page.family(name, "counter", "Questions that found no answer, by why.");
     for (trouble, count) in TROUBLES.into_iter().zip(troubles) {
         page.sample(name, &[("trouble", trouble)], load(count));
+    }
+    let name = "preview_login_total";
+    page.family(name, "counter", "Steps of logins, by how they ended.");
+    for (step, results) in LOGIN_STEPS.into_iter().zip(logins) {
+        for (result, count) in LOGIN_RESULTS.into_iter().zip(results) {
+            page.sample(name, &[("step", step), ("result", result)], load(count));
+        }
     }
     let name = "preview_questions_joined_total";
     page.family(name, "counter", "Questions that shared the call of an equal one.").sample(
