@@ -71,6 +71,7 @@ impl Client {
             Some(Fired::ClientRead) => Cause::BodyStalled,
             Some(Fired::ClientWrite | Fired::ClientGone) => Cause::ClientGone,
             Some(Fired::Runner) => Cause::RunnerTimeout,
+            Some(Fired::Revoked) => Cause::Revoked,
             None => cause,
         }
     }
@@ -266,7 +267,7 @@ async fn staged(
     stamps.granted = Some(Instant::now());
     stamps.auth = Some(grant.auth());
     let target = target::locate(&asker, &grant, false).await.map_err(early)?;
-    let outgoing = Outgoing { head, rest, grant: &grant, request_id };
+    let outgoing = Outgoing { head, rest, grant: &grant, request_id, ip: asker.ip };
     exchange::exchange(client, &asker, target, &outgoing).await
 }
 

@@ -40,6 +40,8 @@ pub enum Cause {
     Overloaded,
     /// Our own fault: out of descriptors or memory.
     Internal,
+    /// What let the client in holds no more: its connection is cut.
+    Revoked,
     /// The client left before an answer; nothing is sent, it is only logged and counted.
     ClientGone,
 }
@@ -123,6 +125,13 @@ impl Cause {
                     "the connection was closed; correct the request and send it again",
                 )
             }
+            Self::Revoked => row(
+                401,
+                "GRANT_REVOKED",
+                Client,
+                "what let this connection in holds no more",
+                "connect again with a proof that holds",
+            ),
             Self::HeadTimeout => row(
                 408,
                 "REQUEST_TIMEOUT",

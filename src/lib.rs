@@ -13,6 +13,7 @@
 pub mod access_log;
 pub mod buffers;
 pub mod cache;
+pub mod changes;
 pub mod chunked;
 pub mod cli;
 pub mod client;
@@ -32,6 +33,7 @@ pub mod head;
 pub mod ids;
 pub mod initiator;
 pub mod limits;
+pub mod live;
 pub mod log;
 pub mod log_writer;
 pub mod login;

@@ -6,7 +6,7 @@ use crate::error::Cause;
 use crate::forward::RunnerPath;
 use crate::grant::{Access, Asker, Grant};
 use crate::ids::SandboxId;
-use crate::mailbox::{Answer, Question, Reply, Trouble};
+use crate::mailbox::{Answer, Question, Trouble};
 use crate::pool::Runner;
 use crate::questions::{Left, ask};
 use std::fmt::Write as _;
@@ -40,12 +40,12 @@ pub async fn locate(asker: &Asker<'_>, grant: &Grant, fresh: bool) -> Result<Tar
         Access::BuildLogs { of, follow, bearer } => {
             let question =
                 Question::BuildLogs { of: of.clone(), bearer: bearer.clone(), client_ip: asker.ip };
-            let (address, snapshot_ref) = match ask(asker.shard, asker.watch, question).await {
-                Err(Left) => return Err(Cause::ClientGone),
-                Ok(Ok(Answer::BuildLogs { runner, snapshot_ref })) => (runner, snapshot_ref),
-                Ok(Ok(Answer::No)) => return Err(Cause::AuthInvalid),
-                Ok(Ok(_)) => return Err(Cause::NotFound),
-                Ok(Err(trouble)) => return Err(Cause::Api(trouble)),
+            let told = ask(asker.shard, asker.watch, question).await.map_err(|Left| Cause::ClientGone)?;
+            let (address, snapshot_ref) = match told.reply {
+                Ok(Answer::BuildLogs { runner, snapshot_ref }) => (runner, snapshot_ref),
+                Ok(Answer::No) => return Err(Cause::AuthInvalid),
+                Ok(_) => return Err(Cause::NotFound),
+                Err(trouble) => return Err(Cause::Api(trouble)),
             };
             let runner = asker.shard.pool.runner(address).ok_or(Cause::Api(Trouble::RunnerUrl))?;
             let mut target = String::from("/snapshots/logs?snapshotRef=");
@@ -67,20 +67,17 @@ async fn runner_of(asker: &Asker<'_>, sandbox: &SandboxId, fresh: bool) -> Resul
         return place.clone().ok_or(Cause::SandboxNotRunning);
     }
     add(&shard.counters.cache_misses[CacheKind::Runner as usize], 1);
-    let reply: Reply = match ask(shard, asker.watch, Question::Runner { sandbox: *sandbox, fresh }).await {
-        Err(Left) => return Err(Cause::ClientGone),
-        Ok(reply) => reply,
-    };
-    let (place, ttl) = match reply {
+    let question = Question::Runner { sandbox: *sandbox, fresh };
+    let told = ask(shard, asker.watch, question).await.map_err(|Left| Cause::ClientGone)?;
+    let place = match told.reply {
         Ok(Answer::Runner(address)) => {
-            let runner = shard.pool.runner(address).ok_or(Cause::Api(Trouble::RunnerUrl))?;
-            (Some(runner), shard.config.ttl_runner)
+            Some(shard.pool.runner(address).ok_or(Cause::Api(Trouble::RunnerUrl))?)
         }
-        Ok(Answer::NotFound | Answer::No) => (None, shard.config.ttl_negative),
+        Ok(Answer::NotFound | Answer::No) => None,
         Ok(_) => return Err(Cause::Api(Trouble::ApiGarbage)),
         Err(trouble) => return Err(Cause::Api(trouble)),
     };
-    shard.places.borrow_mut().insert(*sandbox, place.clone(), ttl, Instant::now());
+    shard.places.borrow_mut().insert(*sandbox, place.clone(), told.keep, Instant::now());
     place.ok_or(Cause::SandboxNotRunning)
 }
 

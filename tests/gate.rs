@@ -12,6 +12,10 @@ mod harness;
 mod kernel;
 #[path = "gate/life.rs"]
 mod life;
+#[path = "gate/revocation.rs"]
+mod revocation;
+#[path = "gate/shared.rs"]
+mod shared;
 #[path = "gate/smuggling.rs"]
 mod smuggling;
 #[path = "gate/strict.rs"]

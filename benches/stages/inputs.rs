@@ -18,7 +18,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// An asset, as a browser asks for it: 12 fields.
@@ -210,7 +210,8 @@ impl World {
                 return done;
             }
             while let Ok(ToControl::Ask { ticket, question, .. }) = self.questions.borrow_mut().try_recv() {
-                self.shard.questions.answer(ticket, Ok(answer(&question, &self.runner)));
+                let reply = Ok(answer(&question, &self.runner));
+                self.shard.questions.answer(ticket, reply, Duration::from_secs(3600));
             }
         }
     }

@@ -81,10 +81,13 @@ pub struct Config {
     pub ttl_signed: Duration,
     /// and any "no".
     pub ttl_negative: Duration,
+    /// The first two where Redis tells of changes.
+    pub ttl_public_pushed: Duration,
+    pub ttl_runner_pushed: Duration,
     pub limits: Limits,
     pub oidc: Oidc,
     pub cookie_mode: CookieMode,
-    /// Not used yet: shared caches.
+    /// `None`: every proxy is on its own.
     pub redis: Option<Redis>,
     /// For the cookies of [`CookieMode::Shared`]; `None`: per host.
     pub cookie_domain: Option<String>,
@@ -227,7 +230,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let cookie_domain = cookie_domain(reader);
     let cookie_mode = cookie_mode(reader, protocol, &mut warnings);
     let preview_warning = reader.flag("PREVIEW_WARNING_ENABLED");
-    warnings.extend(without_effect(reader, preview_warning));
+    warnings.extend(without_effect(preview_warning));
     let trusted_proxies = reader.networks("SANDGATE_TRUSTED_PROXIES");
     if trusted_proxies.iter().any(|network| network.prefix_len() == 0) {
         warnings
@@ -252,6 +255,8 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let ttl_verdict = reader.seconds("SANDGATE_VERDICT_TTL_SEC");
     let ttl_signed = reader.seconds("SANDGATE_SIGNED_TTL_SEC");
     let ttl_negative = reader.seconds("SANDGATE_NEGATIVE_TTL_SEC");
+    let ttl_public_pushed = reader.seconds("SANDGATE_PUSHED_PUBLIC_TTL_SEC");
+    let ttl_runner_pushed = reader.seconds("SANDGATE_PUSHED_RUNNER_TTL_SEC");
     Some(Config {
         listen: SocketAddr::new(listen, port?),
         protocol: protocol?,
@@ -275,6 +280,8 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         ttl_verdict,
         ttl_signed,
         ttl_negative,
+        ttl_public_pushed,
+        ttl_runner_pushed,
         limits,
         oidc,
         redis,
@@ -453,18 +460,8 @@ fn cookie_domain(reader: &mut Reader<'_>) -> Option<String> {
 }
 
 /// One sentence for each variable that is set and does nothing yet.
-fn without_effect(reader: &Reader<'_>, preview_warning: bool) -> impl Iterator<Item = String> {
-    let names = table::VARIABLES.iter().map(|variable| variable.name);
-    let set = names.filter(|name| match *name {
-        "PREVIEW_WARNING_ENABLED" => preview_warning,
-        // Says nothing without a host.
-        "REDIS_PORT" | "REDIS_USERNAME" | "REDIS_PASSWORD" | "REDIS_TLS" => {
-            reader.is_set("REDIS_HOST") && reader.is_set(name)
-        }
-        "REDIS_HOST" => reader.is_set(name),
-        _ => false,
-    });
-    set.map(no_effect).collect::<Vec<_>>().into_iter()
+fn without_effect(preview_warning: bool) -> Option<String> {
+    preview_warning.then(|| no_effect("PREVIEW_WARNING_ENABLED"))
 }
 
 fn no_effect(name: &str) -> String {

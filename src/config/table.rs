@@ -148,11 +148,21 @@ pub const VARIABLES: &[Variable] = &[
     row("OIDC_DOMAIN", Url, Unset("the API's"), "The login provider as this process reaches it."),
     row("OIDC_PUBLIC_DOMAIN", Url, Unset("OIDC_DOMAIN"), "The login provider as browsers reach it."),
     row("OIDC_AUDIENCE", Text, Unset("the API's"), "Whom access tokens are asked for: the API."),
-    row("REDIS_HOST", Text, Unset("caches in memory only"), "Accepted, has no effect in this version."),
-    row("REDIS_PORT", number(1, 65_535, ""), Unset("6379"), "Accepted, has no effect in this version."),
-    row("REDIS_USERNAME", Text, Unset("none"), "Accepted, has no effect in this version."),
-    row("REDIS_PASSWORD", Secret, Unset("none"), "Accepted, has no effect in this version."),
-    row("REDIS_TLS", Flag, Value("false"), "Accepted, has no effect in this version."),
+    row(
+        "REDIS_HOST",
+        Text,
+        Unset("caches in memory only"),
+        "The Redis of the API, 6 or newer: caches shared with other proxies, changes heard of as they happen.",
+    ),
+    row("REDIS_PORT", number(1, 65_535, ""), Unset("6379"), "Its port."),
+    row("REDIS_USERNAME", Text, Unset("none"), "ACL user."),
+    row("REDIS_PASSWORD", Secret, Unset("none"), "Password of the user, or of the server."),
+    row(
+        "REDIS_TLS",
+        Flag,
+        Value("false"),
+        "TLS, with the system's trusted certificates or those in SSL_CERT_FILE.",
+    ),
     // Our own.
     row("SANDGATE_LISTEN", Address, Value("0.0.0.0"), "Address to listen on; [::] takes IPv4 and IPv6."),
     row(
@@ -245,6 +255,18 @@ pub const VARIABLES: &[Variable] = &[
         number(1, 60, "s"),
         Value("5"),
         "How long a refusal is remembered, so that repeating it does not reach the API.",
+    ),
+    row(
+        "SANDGATE_PUSHED_PUBLIC_TTL_SEC",
+        number(1, 3600, "s"),
+        Value("120"),
+        "SANDGATE_PUBLIC_TTL_SEC where Redis tells of changes within milliseconds.",
+    ),
+    row(
+        "SANDGATE_PUSHED_RUNNER_TTL_SEC",
+        number(1, 86_400, "s"),
+        Value("3600"),
+        "SANDGATE_RUNNER_TTL_SEC where Redis tells of changes within milliseconds.",
     ),
     row(
         "SANDGATE_HEAD_BYTES_MAX",

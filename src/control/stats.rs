@@ -149,6 +149,42 @@ pub struct Stats {
     /// Answers that found a shard's queue full and wait (gauge).
     pub answers_waiting: AtomicU64,
     pub redis: RedisStats,
+    pub push: PushStats,
+    /// Look-ups in the shared cache, by [`SharedResult`].
+    pub shared: [AtomicU64; SharedResult::ALL.len()],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SharedResult {
+    Hit,
+    Miss,
+    /// Something stands there that is not what it should be, or may be too old.
+    Unusable,
+}
+
+impl SharedResult {
+    pub const ALL: &'static [Self] = &[Self::Hit, Self::Miss, Self::Unusable];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Unusable => "unusable",
+        }
+    }
+}
+
+/// News from Redis.
+#[derive(Default)]
+pub struct PushStats {
+    /// Gauge: 1 while news are known to arrive.
+    pub trusted: AtomicU64,
+    /// Changes of sandboxes heard of.
+    pub changes: AtomicU64,
+    /// Messages on the API's channel that name no sandbox.
+    pub unreadable: AtomicU64,
+    /// Changes there was no room for; everything was forgotten in their place.
+    pub lost: AtomicU64,
 }
 
 /// Operations on the shared Redis.
@@ -181,6 +217,10 @@ impl Stats {
         if let Err(trouble) = reply {
             self.trouble(*trouble);
         }
+    }
+
+    pub fn shared(&self, result: SharedResult) {
+        self.shared[result as usize].fetch_add(1, Relaxed);
     }
 
     pub fn trouble(&self, trouble: Trouble) {

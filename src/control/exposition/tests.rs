@@ -61,6 +61,9 @@ fn cells(counters: &Counters) -> Vec<&Cell<u64>> {
         cache_hits,
         cache_misses,
         cache_entries,
+        invalidation_lags,
+        revoked,
+        invalidation_lag_sum_us,
         questions_asked,
         questions_open,
         runner_connects,
@@ -88,6 +91,7 @@ fn cells(counters: &Counters) -> Vec<&Cell<u64>> {
         connections_shed,
         accept_failures,
         requests_active,
+        invalidation_lag_sum_us,
         questions_asked,
         questions_open,
         runner_connects,
@@ -111,7 +115,7 @@ fn cells(counters: &Counters) -> Vec<&Cell<u64>> {
     ];
     cells.extend(requests.iter().flatten().chain(durations.iter().flatten()).chain(duration_sum_us));
     cells.extend(rejects.iter().chain(errors).chain(auth).chain(cache_hits).chain(cache_misses));
-    cells.extend(cache_entries);
+    cells.extend(cache_entries.iter().chain(invalidation_lags).chain(revoked));
     cells
 }
 

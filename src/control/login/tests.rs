@@ -2,15 +2,11 @@
 
 use super::*;
 use crate::control::fake_api::within;
+use crate::control::redis_server::{self, RedisServer};
 use crate::demo::spec::{Account, ApiMood, SandboxSpec, WorldSpec};
 use crate::demo::world::World;
 use crate::request_id::RequestIds;
-use redis_server::RedisServer;
 use url::Url;
-
-#[path = "../../../tests/support/redis_server.rs"]
-#[allow(dead_code, reason = "a part of it is used here")]
-mod redis_server;
 
 const KEY: &str = "a-key-of-these-tests-and-of-nothing-else";
 const HOST: &str = "3000-priv.proxy.localhost:4000";
@@ -430,8 +426,9 @@ async fn gates_with_one_redis_count_together_and_each_alone_without_it() {
         tls: false,
     };
     let gate = || {
-        let redis = Redis::new(&settings, Arc::<crate::control::stats::Stats>::default(), Log::discard())
-            .expect("good settings");
+        let redis =
+            Redis::new(&settings, None, Arc::<crate::control::stats::Stats>::default(), Log::discard())
+                .expect("good settings");
         let keeping = tokio::spawn(redis.clone().keep());
         (Used::new(Some(redis.clone())), redis, keeping)
     };
@@ -443,7 +440,9 @@ async fn gates_with_one_redis_count_together_and_each_alone_without_it() {
     assert!(!two.first(id(1), 300, 0).await, "it was used at the other gate");
     assert!(two.first(id(2), 300, 0).await);
     let ttl: u64 =
-        server.cli(&["TTL", &format!("sandgate:login-used:{}", flow::hex(&id(1)))]).parse().expect("digits");
+        redis_server::cli(server.port, &["TTL", &format!("sandgate:login-used:{}", flow::hex(&id(1)))])
+            .parse()
+            .expect("digits");
     assert!((1..=300).contains(&ttl), "{ttl}");
     drop(server);
     assert!(one.first(id(3), 300, 0).await, "a login does not need Redis");
