@@ -1,5 +1,6 @@
 //! What a shard counts. Plain cells of one thread; the control plane asks for a copy and adds the copies up.
 
+use crate::admission::Limit;
 use crate::error::Source;
 use crate::head::Reject;
 use std::cell::Cell;
@@ -187,6 +188,10 @@ pub struct Counters {
     /// Bodies cut short by the runner and therefore cut short to the client.
     pub truncated: Count,
     pub deadlines: Count,
+    /// Mentions of sandboxes in use that the mailbox had no room for.
+    pub activity_dropped: Count,
+    /// Refused because a client or sandbox used too much, by limit.
+    pub limited: [Count; Limit::ALL.len()],
     pub log_lines: Count,
     pub log_lines_dropped: Count,
     /// Longest time between two looks at the ring since the last report, microseconds (gauge).

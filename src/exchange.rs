@@ -7,6 +7,7 @@
 
 use crate::chunked::{self, ChunkReader};
 use crate::client::Client;
+use crate::cors::Sharing;
 use crate::counters::add;
 use crate::deadlines::Fired;
 use crate::error::Cause;
@@ -72,6 +73,8 @@ pub struct Outgoing<'a, 'b> {
     pub rest: &'a [u8],
     pub grant: &'a Grant,
     pub request_id: &'a str,
+    /// A page of another origin asked.
+    pub sharing: Option<Sharing<'a>>,
     /// The visitor's.
     pub ip: IpAddr,
 }
@@ -603,6 +606,11 @@ fn response_plan<'a>(
         request_id: outgoing.request_id,
         set_cookie: grant.set_cookie(),
         confine: shard.config.confine_apps.then_some(confine),
+        sharing: outgoing.sharing,
+        redirect_prefix: match grant.access() {
+            Access::Toolbox { sandbox, .. } => Some(*sandbox),
+            Access::Preview { .. } | Access::BuildLogs { .. } => None,
+        },
     }
 }
 

@@ -10,6 +10,7 @@ mod verdicts;
 pub use basis::{Basis, Holds, holds};
 pub use verdicts::Verdicts;
 
+use crate::admission::{Exceeded, Limit};
 use crate::changes::AsOf;
 use crate::counters::{AuthResult, CacheKind, add};
 use crate::deadlines::Watch;
@@ -22,7 +23,8 @@ use crate::questions::{Left, Told, ask};
 use crate::route::{BuildLogsOf, Route};
 use crate::shard::Shard;
 use decision::{Finding, Findings, Proof, Step, decide};
-use std::net::IpAddr;
+use std::cell::Cell;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 use verdicts::{Known, ProofKey};
 
@@ -84,6 +86,33 @@ pub struct Asker<'a> {
     /// The visitor's address, for the API's own limits.
     pub ip: IpAddr,
     pub now: Instant,
+    /// Questions asked on the client's account and not paid back.
+    asked: Cell<u32>,
+}
+
+impl<'a> Asker<'a> {
+    pub fn new(shard: &'a Shard, watch: &'a Watch, ip: IpAddr, now: Instant) -> Self {
+        Self { shard, watch, ip, now, asked: Cell::new(0) }
+    }
+
+    /// Asks the control plane on the client's account: who asks too much in vain is not asked for any more.
+    pub async fn ask(&self, question: Question) -> Result<Told, Cause> {
+        if let Err(Exceeded(seconds)) = self.shard.admission.look_up(self.ip.into(), self.now) {
+            add(&self.shard.counters.limited[Limit::LookUps as usize], 1);
+            let as_of = self.shard.changes.now();
+            return Ok(Told { reply: Err(Trouble::ClientLimited(seconds)), keep: Duration::ZERO, as_of });
+        }
+        self.asked.set(self.asked.get() + 1);
+        ask(self.shard, self.watch, question).await.map_err(|Left| Cause::ClientGone)
+    }
+
+    /// The questions so far were not in vain: the client was let in.
+    pub fn repay(&self) {
+        let asked = self.asked.take();
+        if asked > 0 {
+            self.shard.admission.looked_up_well(self.ip.into(), asked, self.now);
+        }
+    }
 }
 
 /// `Route::Health` and the steps of a login need no grant and must not be given here.
@@ -126,7 +155,11 @@ async fn search(asker: &Asker<'_>, route: &Route, head: &RequestHead<'_>) -> Res
 fn is_down(trouble: Trouble) -> bool {
     matches!(
         trouble,
-        Trouble::ApiUnreachable | Trouble::ApiTimeout | Trouble::ApiStatus(502..=504) | Trouble::Overloaded
+        Trouble::ApiUnreachable
+            | Trouble::ApiTimeout
+            | Trouble::ApiStatus(502..=504)
+            | Trouble::Overloaded
+            | Trouble::ClientLimited(_)
     )
 }
 
@@ -233,7 +266,12 @@ impl About<'_> {
             return Ok(good_or_bad(known.verdict));
         }
         let Some(token) = Token::parse(token) else { return Ok(Finding::Bad) };
-        let question = Question::Verdict { proof, sandbox: *self.sandbox, token, client_ip: self.asker.ip };
+        let client_ip = match proof {
+            ProofKind::Bearer => self.asker.ip,
+            // Asked with our key, whoever shows it: so equal questions of all clients are one.
+            ProofKind::PreviewToken => Ipv4Addr::UNSPECIFIED.into(),
+        };
+        let question = Question::Verdict { proof, sandbox: *self.sandbox, token, client_ip };
         let Told { reply, keep, as_of } = self.ask(question).await?;
         Ok(yes_or_no(reply, |verdict| {
             shard.verdicts.borrow_mut().proofs.insert(key, Known { verdict, as_of }, keep, Instant::now());
@@ -272,7 +310,7 @@ impl About<'_> {
             let as_of = self.asker.shard.changes.now();
             return Ok(Told { reply: Err(trouble), keep: Duration::ZERO, as_of });
         }
-        ask(self.asker.shard, self.asker.watch, question).await.map_err(|Left| Cause::ClientGone)
+        self.asker.ask(question).await
     }
 
     fn count(&self, cache: CacheKind, hit: bool) {

@@ -11,6 +11,8 @@
 //! modules ([`head`], [`framing`], [`chunked`], [`route`], [`forward`]) know no socket, no clock and no configuration.
 
 pub mod access_log;
+pub mod activity;
+pub mod admission;
 pub mod buffers;
 pub mod cache;
 pub mod changes;
@@ -20,6 +22,7 @@ pub mod client;
 pub mod config;
 pub mod control;
 pub mod cookie;
+pub mod cors;
 pub mod counters;
 pub mod deadlines;
 pub mod demo;
@@ -40,6 +43,7 @@ pub mod login;
 pub mod mailbox;
 pub mod pool;
 pub mod questions;
+pub mod rate;
 pub mod relay;
 pub mod request_id;
 pub mod ring;
@@ -50,3 +54,4 @@ pub mod socket;
 pub mod sys;
 pub mod target;
 pub mod tunnel;
+pub mod warning;

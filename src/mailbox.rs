@@ -159,6 +159,8 @@ pub enum Trouble {
     RunnerUrl,
     /// The mailbox or the table of open questions is full.
     Overloaded,
+    /// The client has made the gate ask too much in vain; seconds to wait. Nobody was asked.
+    ClientLimited(u32),
 }
 
 pub type Reply = Result<Answer, Trouble>;
@@ -175,6 +177,10 @@ pub enum ToControl {
     Cancel {
         shard: usize,
         ticket: u64,
+    },
+    /// The sandbox is in use: its auto-stop timer is to start anew. Has no answer.
+    Active {
+        sandbox: SandboxId,
     },
     /// The shard has no connection left after [`ToShard::Drain`].
     Drained {

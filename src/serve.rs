@@ -136,6 +136,7 @@ fn settings(config: &Config) -> Settings {
         api_key: config.api_key.clone(),
         timeout: config.api_timeout,
         metrics: config.metrics,
+        activity_interval: config.activity_interval,
         redis: config.redis.clone(),
         lifetimes: Lifetimes::of(config),
         flights_max: config.limits.questions_max,

@@ -1,6 +1,8 @@
 //! A shard: one pinned thread with one ring and one of everything. Nothing in it is shared with another.
 
 use crate::access_log::Log;
+use crate::activity::Activity;
+use crate::admission::{Admission, Limit};
 use crate::buffers::Buffers;
 use crate::changes::Record;
 use crate::client::{self, Client};
@@ -49,6 +51,8 @@ pub struct Shard {
     pub verdicts: RefCell<Verdicts>,
     pub cookie_keys: CookieKeys,
     pub places: RefCell<Places>,
+    pub activity: Rc<Activity>,
+    pub admission: Admission,
     pub live: Rc<Live>,
     /// What was learnt before these is old.
     pub changes: Record,
@@ -84,6 +88,8 @@ impl Shard {
                 config.cookie_keys.iter().map(|key| key.expose()),
             ),
             places: RefCell::new(Places::new(limits.sandbox_cache_max)),
+            activity: Activity::new(config.activity_interval, config.tunnel_activity_bytes),
+            admission: Admission::new(&config.admission),
             changes: Record::new(CHANGES_MAX),
             questions: Questions::new(up, limits.questions_max),
             request_ids: RequestIds::new(),
@@ -225,22 +231,43 @@ fn accepted(shard: &Rc<Shard>, fd: OwnedFd, peer: std::net::IpAddr) {
         shed(shard, &fd);
         return;
     }
+    let trusted = shard.config.trusted_proxies.iter().any(|net| net.contains(&peer));
+    // A trusted peer's connections are many clients'.
+    let held = match shard.admission.client_connection(peer.into()) {
+        _ if trusted => None,
+        Ok(held) => held.map(Box::new),
+        Err(_) => {
+            add(&shard.counters.limited[Limit::ClientConnections as usize], 1);
+            turn_away(
+                &fd,
+                429,
+                "Too Many Requests",
+                "CLIENT_LIMIT",
+                "too many connections from your address",
+            );
+            return;
+        }
+    };
     let socket = socket::set_stream_options(fd.as_fd()).and_then(|()| Socket::new(fd));
     match socket {
         Ok(socket) => {
-            let client = Client::new(shard, socket, peer);
+            let client = Client::new(shard, socket, peer, trusted, held);
             monoio::spawn(client::serve(shard.clone(), client));
         }
         Err(_) => add(&shard.counters.accept_failures, 1),
     }
 }
 
-/// One try, no wait: who is turned away for want of room must not cost any.
 fn shed(shard: &Shard, fd: &OwnedFd) {
     add(&shard.counters.connections_shed, 1);
-    let body = r#"{"statusCode":503,"message":"too much is going on here","code":"OVERLOADED"}"#;
+    turn_away(fd, 503, "Service Unavailable", "OVERLOADED", "too much is going on here");
+}
+
+/// One try, no wait: who is turned away for want of room must not cost any.
+fn turn_away(fd: &OwnedFd, status: u16, reason: &str, code: &str, message: &str) {
+    let body = format!(r#"{{"statusCode":{status},"message":"{message}","code":"{code}"}}"#);
     let answer = format!(
-        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+        "HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
          Retry-After: 1\r\nConnection: close\r\n\r\n{body}",
         body.len()
     );
@@ -258,6 +285,7 @@ async fn tick(shard: Rc<Shard>) {
         let counters = &shard.counters;
         counters.loop_stall_us.set(counters.loop_stall_us.get().max(late));
         add(&counters.deadlines, shard.deadlines.sweep(shard.draining.get()));
+        shard.activity.look(shard.deadlines.now(), &shard.questions, counters);
         shard.live.tick(&shard);
         if shard.deadlines.now().is_multiple_of(POOL_SWEEP_TICKS) {
             shard.pool.sweep(shard.deadlines.now(), counters);

@@ -120,6 +120,8 @@ pub fn response_plan() -> ResponsePlan<'static> {
         request_id: REQUEST_ID,
         set_cookie: None,
         confine: Some(Confine { authority: b"3000-public0123456789abcd.proxy.example.com", own_host: true }),
+        sharing: None,
+        redirect_prefix: None,
     }
 }
 
@@ -180,7 +182,7 @@ impl World {
     }
 
     fn asker(&self) -> Asker<'_> {
-        Asker { shard: &self.shard, watch: &self.watch, ip: CLIENT_IP, now: self.now }
+        Asker::new(&self.shard, &self.watch, CLIENT_IP, self.now)
     }
 
     /// Lets the shard see this request once, so that its caches know all about it.

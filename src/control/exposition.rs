@@ -2,7 +2,8 @@
 //!
 //! Labels come from closed lists of ours: never a sandbox, a host or anything else a client names.
 
-use super::stats::{LOGIN_RESULTS, LOGIN_STEPS, Operation, SharedResult, Stats, TROUBLES};
+use super::stats::{ActivityResult, LOGIN_RESULTS, LOGIN_STEPS, Operation, SharedResult, Stats, TROUBLES};
+use crate::admission::Limit;
 use crate::counters::{AuthResult, CacheKind, Class, Counters, DURATION_BOUNDS_MS, LAG_BOUNDS_US, Revoked};
 use crate::error::Source;
 use crate::head::Reject;
@@ -31,6 +32,9 @@ const TOTALS: &[(&str, &str, Field)] = &[
     ("preview_splice_calls_total", "Calls of splice(2).", |c| &c.splice_calls),
     ("preview_truncated_total", "Bodies a runner cut short.", |c| &c.truncated),
     ("preview_deadlines_total", "Deadlines that ran out.", |c| &c.deadlines),
+    ("preview_activity_unsaid_total", "Mentions of sandboxes in use that found the mailbox full.", |c| {
+        &c.activity_dropped
+    }),
     ("preview_log_lines_total", "Access log lines handed to the writer.", |c| &c.log_lines),
     ("preview_log_lines_dropped_total", "Access log lines dropped because the writer lagged.", |c| {
         &c.log_lines_dropped
@@ -125,6 +129,11 @@ fn labelled(page: &mut Page, sum: Sum<'_>) {
     for (n, result) in AuthResult::ALL.iter().enumerate() {
         page.sample(name, &[("result", result.as_str())], sum(&|c| &c.auth[n]));
     }
+    let name = "preview_limited_total";
+    page.family(name, "counter", "Requests, connections and look-ups refused because of a limit.");
+    for (n, limit) in Limit::ALL.iter().enumerate() {
+        page.sample(name, &[("limit", limit.as_str())], sum(&|c| &c.limited[n]));
+    }
     let name = "preview_cache_total";
     page.family(name, "counter", "Look-ups in the shards' caches.");
     for (n, cache) in CacheKind::ALL.iter().map(|cache| ("cache", cache.as_str())).enumerate() {
@@ -175,6 +184,7 @@ fn control_plane(page: &mut Page, stats: &Stats) {
         flight_seconds,
         troubles,
         logins,
+        activity,
         joined,
         flights_open,
         answers_waiting,
@@ -200,6 +210,11 @@ fn control_plane(page: &mut Page, stats: &Stats) {
         for (result, count) in LOGIN_RESULTS.into_iter().zip(results) {
             page.sample(name, &[("step", step), ("result", result)], load(count));
         }
+    }
+    let name = "preview_activity_total";
+    page.family(name, "counter", "Mentions by shards that a sandbox is in use, by what became of them.");
+    for (result, count) in ActivityResult::ALL.iter().zip(activity) {
+        page.sample(name, &[("result", result.as_str())], load(count));
     }
     let name = "preview_questions_joined_total";
     page.family(name, "counter", "Questions that shared the call of an equal one.").sample(

@@ -3,7 +3,9 @@
 //! Takes questions from all shards, lets equal ones share a call to the API, and answers each asker exactly once.
 //! Runs on a tokio current-thread runtime (name lookups go to its blocking pool). Knows no client connection.
 
+mod activity;
 pub(crate) mod api;
+mod echo;
 mod exposition;
 #[cfg(test)]
 mod fake_api;
@@ -25,7 +27,9 @@ mod tests;
 use crate::config::{self, Secret};
 use crate::log::{self, Level, Log};
 use crate::mailbox::{Down, Question, Reply, ToControl, ToShard, Trouble};
+use activity::{Mentions, Reporter};
 use api::Api;
+use echo::Echo;
 use flights::{Asked, Flights, Waiter};
 use login::Login;
 pub use login::LoginSettings;
@@ -57,6 +61,8 @@ pub struct Settings {
     /// Where the metrics page listens; `None`: nowhere. It has no access control: a loopback address, unless the
     /// network keeps strangers away.
     pub metrics: Option<SocketAddr>,
+    /// Least time between two reports that a sandbox is in use.
+    pub activity_interval: Duration,
     /// What API and proxies share; `None`: every proxy is on its own.
     pub redis: Option<config::Redis>,
     pub lifetimes: Lifetimes,
@@ -94,8 +100,12 @@ pub struct Control {
     redis: Option<Shared>,
     inbox: mpsc::Receiver<ToControl>,
     flights: Flights,
+    echo: Echo,
     tasks: JoinSet<Landed>,
     outbox: Outbox,
+    mentions: Mentions,
+    /// Until [`Self::run`].
+    reporter: Option<Reporter>,
     stats: Arc<Stats>,
     metrics: Option<metrics::Server>,
     /// By shard.
@@ -112,6 +122,7 @@ struct Shared {
 
 /// What a flight brings home.
 struct Landed {
+    question: Arc<Question>,
     operation: Operation,
     took: Duration,
     found: Found,
@@ -133,7 +144,17 @@ impl Control {
         downs: Vec<Arc<Down>>,
         log: Log,
     ) -> Result<Self, StartError> {
-        let Settings { api_base, api_key, timeout, metrics, redis, lifetimes, flights_max, login } = settings;
+        let Settings {
+            api_base,
+            api_key,
+            timeout,
+            metrics,
+            redis,
+            activity_interval,
+            lifetimes,
+            flights_max,
+            login,
+        } = settings;
         let stats = Arc::<Stats>::default();
         let metrics = metrics
             .map(|addr| {
@@ -145,6 +166,9 @@ impl Control {
         let api = Api::new(&api_base, &api_key, timeout, log.clone()).map_err(StartError::Setting)?;
         let api = Arc::new(api);
         let shared = redis.as_ref().map(|shared| (shared.redis.clone(), Arc::clone(&shared.push)));
+        let client = redis.as_ref().map(|shared| shared.redis.clone());
+        let (mentions, reporter) =
+            Reporter::new(Arc::clone(&api), client, activity_interval, Arc::clone(&stats));
         let used_at = redis.as_ref().map(|shared| shared.redis.clone());
         let login =
             Login::new(login, Arc::clone(&api), used_at, timeout, log).map_err(StartError::Setting)?;
@@ -153,7 +177,10 @@ impl Control {
             redis,
             login: Arc::new(login),
             inbox,
+            mentions,
+            reporter: Some(reporter),
             flights: Flights::new(flights_max),
+            echo: Echo::new(),
             tasks: JoinSet::new(),
             drained: vec![false; downs.len()],
             outbox: Outbox::new(downs),
@@ -181,6 +208,9 @@ impl Control {
         if let Some(server) = self.metrics.take() {
             servers.spawn(server.run());
         }
+        if let Some(reporter) = self.reporter.take() {
+            servers.spawn(reporter.run());
+        }
         let mut told = None;
         if let Some(Shared { redis, push, told: receiver }) = self.redis.take() {
             servers.spawn(redis.clone().keep());
@@ -207,6 +237,7 @@ impl Control {
         match message {
             ToControl::Ask { shard, ticket, question } => self.ask(Waiter { shard, ticket }, question),
             ToControl::Cancel { shard, ticket } => self.flights.cancel(Waiter { shard, ticket }),
+            ToControl::Active { sandbox } => self.mentions.mention(sandbox),
             ToControl::Drained { shard } => {
                 if let Some(drained) = self.drained.get_mut(shard) {
                     *drained = true;
@@ -219,6 +250,12 @@ impl Control {
     }
 
     fn ask(&mut self, waiter: Waiter, question: Question) {
+        if let Some(heard) = self.echo.of(&question, Instant::now())
+            && !self.lookup.is_outdated(&question, heard.began)
+        {
+            self.stats.joined.fetch_add(1, Relaxed);
+            return self.outbox.answer(waiter, heard.reply, heard.keep);
+        }
         let Self { flights, tasks, lookup, login, .. } = self;
         if let Some(began) = flights.began(&question)
             && lookup.is_outdated(&question, began)
@@ -236,7 +273,7 @@ impl Control {
                     }
                     question => lookup.answer(question).await,
                 };
-                Landed { operation: Operation::of(&question), took: start.elapsed(), found }
+                Landed { operation: Operation::of(&question), took: start.elapsed(), question, found }
             })
         });
         match asked {
@@ -253,8 +290,9 @@ impl Control {
 
     fn land(&mut self, ended: Result<(Id, Landed), JoinError>) {
         let (id, found) = match ended {
-            Ok((id, Landed { operation, took, found })) => {
+            Ok((id, Landed { question, operation, took, found })) => {
                 self.stats.landed(operation, took, &found.reply);
+                self.echo.hear(question, &found, took, Instant::now());
                 (id, found)
             }
             // Cancelled ones have left the table: nobody is told.

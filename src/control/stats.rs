@@ -61,6 +61,36 @@ impl Operation {
     }
 }
 
+/// What became of a mention that a sandbox is in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ActivityResult {
+    /// The API has taken the report.
+    Reported,
+    /// Reported less than an interval ago: nothing to do.
+    Recent,
+    /// The API does not know the sandbox, or not our key.
+    Refused,
+    /// The API could not be told in time.
+    Failed,
+    /// No room.
+    Dropped,
+}
+
+impl ActivityResult {
+    pub const ALL: &'static [Self] =
+        &[Self::Reported, Self::Recent, Self::Refused, Self::Failed, Self::Dropped];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reported => "reported",
+            Self::Recent => "recent",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
 /// Labels of the troubles, in the order of [`Stats::troubles`].
 pub const TROUBLES: [&str; 7] =
     ["unreachable", "timeout", "status", "rate_limited", "garbage", "runner_url", "overloaded"];
@@ -73,7 +103,8 @@ fn trouble_index(trouble: Trouble) -> usize {
         Trouble::ApiRateLimited(_) => 3,
         Trouble::ApiGarbage => 4,
         Trouble::RunnerUrl => 5,
-        Trouble::Overloaded => 6,
+        // Shards do not ask then: it never gets here.
+        Trouble::Overloaded | Trouble::ClientLimited(_) => 6,
     }
 }
 
@@ -142,6 +173,8 @@ pub struct Stats {
     pub troubles: [AtomicU64; TROUBLES.len()],
     /// By [`LOGIN_STEPS`], then by [`LOGIN_RESULTS`].
     pub logins: [[AtomicU64; LOGIN_RESULTS.len()]; LOGIN_STEPS.len()],
+    /// By [`ActivityResult`].
+    pub activity: [AtomicU64; ActivityResult::ALL.len()],
     /// Questions that joined a flight under way.
     pub joined: AtomicU64,
     /// Gauge.
@@ -217,6 +250,10 @@ impl Stats {
         if let Err(trouble) = reply {
             self.trouble(*trouble);
         }
+    }
+
+    pub fn activity(&self, result: ActivityResult) {
+        self.activity[result as usize].fetch_add(1, Relaxed);
     }
 
     pub fn shared(&self, result: SharedResult) {

@@ -81,6 +81,8 @@ fn cells(counters: &Counters) -> Vec<&Cell<u64>> {
         splice_calls,
         truncated,
         deadlines,
+        activity_dropped,
+        limited,
         log_lines,
         log_lines_dropped,
         loop_stall_us,
@@ -109,6 +111,7 @@ fn cells(counters: &Counters) -> Vec<&Cell<u64>> {
         splice_calls,
         truncated,
         deadlines,
+        activity_dropped,
         log_lines,
         log_lines_dropped,
         loop_stall_us,
@@ -116,6 +119,7 @@ fn cells(counters: &Counters) -> Vec<&Cell<u64>> {
     cells.extend(requests.iter().flatten().chain(durations.iter().flatten()).chain(duration_sum_us));
     cells.extend(rejects.iter().chain(errors).chain(auth).chain(cache_hits).chain(cache_misses));
     cells.extend(cache_entries.iter().chain(invalidation_lags).chain(revoked));
+    cells.extend(limited);
     cells
 }
 
