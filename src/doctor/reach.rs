@@ -168,7 +168,7 @@ async fn redis(settings: &config::Redis) -> Finding {
     let said = Said::default();
     let writer = LogWriter::spawn("doctor", Box::new(said.clone()), 16).ok();
     let log = Log::new(writer.as_ref().map(LogWriter::sender));
-    let client = match Redis::new(settings, Arc::default(), log) {
+    let client = match Redis::new(settings, None, Arc::default(), log) {
         Ok(client) => client,
         Err(why) => return Finding::fail("redis", format!("{place}: {why}"), "correct the setting"),
     };
