@@ -333,6 +333,7 @@ fn points_text(difference: f64) -> String {
     match points.abs() {
         p if p < 0.0005 => "0 pp".into(),
         p if p < 0.1 => format!("{points:+.3} pp"),
+        p if p < 1.0 => format!("{points:+.2} pp"),
         _ => format!("{points:+.1} pp"),
     }
 }
