@@ -160,7 +160,7 @@ fn the_page_shows_every_part_of_a_result() {
         "Idle connections",
         "Highest rate with p99&lt;5ms",
         "the machine was busy",
-        "further times",
+        "Further times",
         "class=\"heat8\"",
         "class=\"hover\"",
         "never sent",

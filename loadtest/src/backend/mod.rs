@@ -95,6 +95,11 @@ impl Backend {
     /// # Errors
     /// An address cannot be listened on, or a thread cannot be started.
     pub fn start(args: &BackendArgs) -> io::Result<Self> {
+        if args.listen.is_unspecified() {
+            let why =
+                "the API tells the proxy where the runner is: listen on an address the proxy can connect to";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
         let available = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let threads = args.threads.unwrap_or_else(available).get();
         let (api, api_listeners) = listeners(SocketAddr::new(args.listen, args.api_port), threads)?;
