@@ -4,13 +4,21 @@ use crate::assertion;
 use crate::backend::{self, BackendArgs};
 use crate::compare::{self, CompareArgs};
 use crate::console::{self, Lines};
+use crate::interleave;
+use crate::live::Screen;
+use crate::plan::Plan;
 use crate::population::{AuthKind, Population, Sandbox};
+use crate::report::Outputs;
 use crate::result::RunResult;
-use crate::run;
-use crate::run_args::{OutputArgs, RunArgs};
+use crate::run::{self, Moment, Observation};
+use crate::run_args::{
+    AgentArgs, ClientArgs, FindMaxArgs, InterleaveArgs, ObserveArgs, OutputArgs, RunArgs, ScenarioArgs,
+    read_key,
+};
 use crate::saved::{self, AssertArgs, ReportArgs};
+use crate::{agent, find_max, scenario};
 use clap::{Args, Parser, Subcommand};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -27,6 +35,16 @@ pub struct Cli {
 enum Command {
     /// Put a load on a proxy (or any server) and say what it did
     Run(Box<RunArgs>),
+    /// Run phases, mixes and changes under load from a file, or one of the scenarios that come along
+    Scenario(Box<ScenarioArgs>),
+    /// Say which scenarios come along
+    Scenarios,
+    /// Search the highest rate whose 99th percentile stays under a bound
+    FindMax(Box<FindMaxArgs>),
+    /// Measure two targets in turns, A B A B, so that a noisy machine is noisy for both
+    Interleave(Box<InterleaveArgs>),
+    /// Make load for a coordinator on another host
+    Agent(AgentArgs),
     /// Stand in for the API and the runners, so that a proxy can be measured with nothing else installed
     Backend(BackendArgs),
     /// Make reports out of a saved result
@@ -59,6 +77,11 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         match self.command {
             Command::Run(args) => report_error(run_once(&args)),
+            Command::Scenario(args) => report_error(run_scenario(&args)),
+            Command::Scenarios => report_error(list_scenarios()),
+            Command::FindMax(args) => report_error(find_maximum(&args)),
+            Command::Interleave(args) => report_error(take_turns(&args)),
+            Command::Agent(args) => report_error(serve_agent(&args)),
             Command::Backend(args) => backend::run(&args),
             Command::Report(args) => report_error(saved::report(&args)),
             Command::Compare(args) => report_error(compare::run(&args)),
@@ -89,20 +112,100 @@ fn report_error(outcome: Result<ExitCode, String>) -> ExitCode {
 }
 
 fn run_once(args: &RunArgs) -> Result<ExitCode, String> {
-    let plan = Arc::new(args.plan()?);
-    let stop = stop_on_signals()?;
-    if !args.output.quiet {
-        eprintln!("{}", console::announcement(&plan));
+    let plan = args.load.plan(args.pace.phases(&args.load.mix())?)?;
+    let runner = Runner::new(&args.load.client, args.output.quiet)?;
+    conclude(runner.run(plan, &args.load.observe.observation())?, &args.output)
+}
+
+fn run_scenario(args: &ScenarioArgs) -> Result<ExitCode, String> {
+    let plan = args.plan()?;
+    let runner = Runner::new(&args.client, args.output.quiet)?;
+    conclude(runner.run(plan, &args.observe.observation())?, &args.output)
+}
+
+fn list_scenarios() -> Result<ExitCode, String> {
+    for (name, _) in scenario::SHIPPED {
+        println!("{name:<14} {}", scenario::Scenario::load(name)?.about);
     }
-    let mut lines = Lines::new();
-    let quiet = args.output.quiet;
-    let mut watch = |moment: &run::Moment<'_>| {
-        if !quiet {
-            lines.show(moment);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn find_maximum(args: &FindMaxArgs) -> Result<ExitCode, String> {
+    let bound = args.bound()?;
+    let template = args.template()?;
+    let runner = Runner::new(&args.load.client, true)?;
+    let observation = args.load.observe.observation();
+    let mut tell = |step: &crate::result::SearchStep| {
+        if !args.output.quiet {
+            eprintln!("{}", console::search_step(step));
         }
     };
-    let result = run::run(&plan, &args.load.observe.observation(), &stop, &mut watch)?;
+    let result = find_max::search(&template, &bound, &mut |plan| runner.run(plan, &observation), &mut tell)?;
     conclude(result, &args.output)
+}
+
+fn take_turns(args: &InterleaveArgs) -> Result<ExitCode, String> {
+    let a = args.load.plan(args.pace.phases(&args.load.mix())?)?;
+    let mut b = a.clone();
+    (b.name, b.target.url) = (args.with.clone(), args.with.clone());
+    let of_b =
+        ObserveArgs { proxy_pid: args.with_proxy_pid.clone(), metrics_url: args.with_metrics_url.clone() };
+    let observations = [args.load.observe.observation(), of_b.observation()];
+    let runner = Runner::new(&args.load.client, true)?;
+    let mut tell = |round: u32, target: usize, result: &RunResult| {
+        if !args.quiet {
+            eprintln!("{}", console::round(round, target, result));
+        }
+    };
+    let mut run = |plan: &Plan, target: usize| runner.run(plan.clone(), &observations[target]);
+    let mut results = interleave::run([a, b], args.rounds, &mut run, &mut tell)?;
+    for (file, result) in [&args.json_a, &args.json_b].into_iter().zip(&mut results) {
+        result.meta.command = std::env::args().collect();
+        Outputs { json: file.clone(), ..Outputs::default() }
+            .finish(result)
+            .map_err(|error| error.to_string())?;
+    }
+    let [a, b] = results;
+    // Nobody may be reading; the files are written.
+    drop(io::stdout().write_all(console::against(&a, &b).as_bytes()));
+    let valid = a.validity.valid && b.validity.valid;
+    Ok(if valid { ExitCode::SUCCESS } else { ExitCode::from(EXIT_INVALID) })
+}
+
+fn serve_agent(args: &AgentArgs) -> Result<ExitCode, String> {
+    let key = read_key(&args.key_file)?;
+    let listener =
+        std::net::TcpListener::bind(args.listen).map_err(|error| format!("{}: {error}", args.listen))?;
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    println!("agent on {address}");
+    agent::serve(&listener, &key, args.once).map_err(|error| error.to_string())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs plans here or on agents, with the live view.
+struct Runner {
+    agents: Option<run::Agents>,
+    stop: Arc<AtomicBool>,
+    quiet: bool,
+}
+
+impl Runner {
+    fn new(client: &ClientArgs, quiet: bool) -> Result<Self, String> {
+        Ok(Self { agents: client.agents()?, stop: stop_on_signals()?, quiet })
+    }
+
+    fn run(&self, plan: Plan, observation: &Observation) -> Result<RunResult, String> {
+        let plan = Arc::new(plan);
+        if !self.quiet {
+            eprintln!("{}", console::announcement(&plan));
+        }
+        let mut view = View::new(self.quiet);
+        let mut watch = |moment: &Moment<'_>| view.show(moment);
+        match &self.agents {
+            Some(agents) => run::run_on(agents, &plan, observation, &self.stop, &mut watch),
+            None => run::run(&plan, observation, &self.stop, &mut watch),
+        }
+    }
 }
 
 /// Writes what was asked for and chooses the exit code.
@@ -117,6 +220,34 @@ fn conclude(mut result: RunResult, output: &OutputArgs) -> Result<ExitCode, Stri
         (true, false) => ExitCode::from(EXIT_INVALID),
         (true, true) => ExitCode::SUCCESS,
     })
+}
+
+/// What is shown while a run goes on.
+enum View {
+    Nothing,
+    Lines(Lines),
+    Screen(Screen),
+}
+
+impl View {
+    /// A screen on terminals, else lines.
+    fn new(quiet: bool) -> Self {
+        if quiet {
+            return Self::Nothing;
+        }
+        match io::stderr().is_terminal().then(Screen::open) {
+            Some(Ok(screen)) => Self::Screen(screen),
+            _ => Self::Lines(Lines::new()),
+        }
+    }
+
+    fn show(&mut self, moment: &Moment<'_>) {
+        match self {
+            Self::Nothing => {}
+            Self::Lines(lines) => lines.show(moment),
+            Self::Screen(screen) => screen.show(moment),
+        }
+    }
 }
 
 /// The first SIGINT or SIGTERM ends the run with what there is, the second ends the process.

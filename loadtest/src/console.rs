@@ -1,7 +1,7 @@
 //! What a run says on the terminal: a line now and then, a summary at the end.
 
 use crate::plan::Plan;
-use crate::result::{ClassResult, Hist, PhaseResult, RunResult};
+use crate::result::{ClassResult, Hist, PhaseResult, RunResult, SearchStep};
 use crate::run::Moment;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -67,10 +67,11 @@ pub fn summary(result: &RunResult) -> String {
     for phase in &result.phases {
         add_phase(&mut text, phase);
     }
-    for reason in &result.validity.reasons {
-        let kind = if reason.fatal { "NOT VALID" } else { "note" };
-        let _infallible = writeln!(text, "{kind}: {} ({})", reason.message, reason.code);
+    if let Some(search) = &result.search {
+        let found = search.rate.map_or("none held".into(), |rate| format!("{rate:.0} requests/s"));
+        let _infallible = writeln!(text, "\nhighest rate with {}: {found}", search.bound);
     }
+    add_reasons(&mut text, "", result);
     text
 }
 
@@ -178,6 +179,85 @@ fn row(text: &mut String, name: &str, hist: &Hist) {
         time(q.p999_us),
         time(q.max_us),
     );
+}
+
+/// One step of a search.
+pub fn search_step(step: &SearchStep) -> String {
+    format!(
+        "{:>10.0}/s: p99 {:>10}, {:.2} % failed or unsent, {:.0}/s ended: {}{}",
+        step.rate,
+        time(step.p99_us),
+        step.error_share * 100.0,
+        step.achieved,
+        if step.held { "holds" } else { "does not hold" },
+        if step.invalid { " (the load generator was in the way)" } else { "" },
+    )
+}
+
+/// One target's turn.
+pub fn round(round: u32, target: usize, result: &RunResult) -> String {
+    let name = ["A", "B"][target.min(1)];
+    let Some(phase) = result.measured().next() else { return format!("round {round} {name}: nothing") };
+    let total = phase.total();
+    let cpu =
+        phase.proxy.as_ref().map_or(String::new(), |used| format!(", {:.2} us CPU", used.cpu_us_per_request));
+    format!(
+        "round {round} {name}: {:.0}/s, p50 {}, p99 {}, {} failed{cpu}",
+        phase.rate(),
+        time(total.response.quantile_us(0.5)),
+        time(total.response.quantile_us(0.99)),
+        total.failed,
+    )
+}
+
+/// Two results side by side: the medians of their rounds and the ratio of the two.
+pub fn against(a: &RunResult, b: &RunResult) -> String {
+    let mut text = format!("A {}\nB {}\n\n", a.config.target, b.config.target);
+    let _infallible = writeln!(
+        text,
+        "  {:<18} {:>12} {:>12} {:>8}   [lowest-highest ratio of a round]",
+        "", "A", "B", "B/A"
+    );
+    type Measure = fn(&PhaseResult) -> Option<f64>;
+    let rows: [(&str, Measure); 5] = [
+        ("ended/s", |phase| Some(phase.rate())),
+        ("p50 us", |phase| Some(phase.total().response.quantile_us(0.5))),
+        ("p99 us", |phase| Some(phase.total().response.quantile_us(0.99))),
+        ("failed", |phase| Some(phase.total().failed as f64)),
+        ("CPU us/request", |phase| phase.proxy.as_ref().map(|used| used.cpu_us_per_request)),
+    ];
+    for (name, measure) in rows {
+        let of = |result: &RunResult| result.measured().filter_map(measure).collect::<Vec<_>>();
+        let (a, b) = (of(a), of(b));
+        if a.is_empty() || b.is_empty() {
+            continue;
+        }
+        let ratios: Vec<f64> = a.iter().zip(&b).filter(|(a, _)| **a > 0.0).map(|(a, b)| b / a).collect();
+        let spread =
+            ratios.iter().fold((f64::INFINITY, 0.0f64), |(low, high), r| (low.min(*r), high.max(*r)));
+        let ratio = if ratios.is_empty() {
+            String::new()
+        } else {
+            format!("{:>8.2}   [{:.2}-{:.2}]", median(ratios), spread.0, spread.1)
+        };
+        let _infallible = writeln!(text, "  {name:<18} {:>12.1} {:>12.1} {ratio}", median(a), median(b));
+    }
+    for (name, result) in [("A", a), ("B", b)] {
+        add_reasons(&mut text, &format!("{name}: "), result);
+    }
+    text
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+fn add_reasons(text: &mut String, prefix: &str, result: &RunResult) {
+    for reason in &result.validity.reasons {
+        let kind = if reason.fatal { "NOT VALID" } else { "note" };
+        let _infallible = writeln!(text, "{prefix}{kind}: {} ({})", reason.message, reason.code);
+    }
 }
 
 /// What is about to be done, in one line.

@@ -2,6 +2,7 @@
 //!
 //! * [`plan`]: what to do, complete and checked.
 //! * [`run`]: carries it out and puts the result together.
+//! * [`scenario`], [`find_max`], [`interleave`], [`agent`]: ways of making and using plans.
 //! * [`worker`]: one thread of load; [`schedule`] says when, [`aim`] for whom.
 //! * [`population`]: sandboxes and their credentials out of a seed; shared by the load and the backend.
 //! * [`measure`]: numbers about a result by name; [`assertion`]: thresholds on them.
@@ -11,6 +12,7 @@
 //! * [`world`]: the paths both sides agree on.
 //! * [`result`]: what a run found out, as data: written to JSON, read by reports and comparisons.
 
+pub mod agent;
 pub mod aim;
 mod alarm;
 pub mod assertion;
@@ -20,8 +22,11 @@ pub mod cli;
 pub mod compare;
 mod console;
 pub mod failure;
+pub mod find_max;
 pub mod host;
 pub mod http1;
+pub mod interleave;
+mod live;
 pub mod measure;
 pub mod plan;
 pub mod population;
@@ -32,6 +37,7 @@ pub mod result;
 pub mod run;
 mod run_args;
 mod saved;
+pub mod scenario;
 pub mod schedule;
 mod scrape;
 pub mod transport;

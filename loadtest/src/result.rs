@@ -523,6 +523,40 @@ impl PhaseResult {
 }
 
 impl RunResult {
+    /// Adds a later run of the same target: its phases follow these.
+    pub fn append(&mut self, later: Self) {
+        const SAMPLES_MAX: usize = 1200;
+        let offset = self.phases.last().map_or(0.0, |phase| phase.start_s + phase.duration_s);
+        let moved =
+            later.phases.into_iter().map(|phase| PhaseResult { start_s: phase.start_s + offset, ..phase });
+        self.phases.extend(moved);
+        self.meta.ended_at = later.meta.ended_at;
+        self.meta.partial |= later.meta.partial;
+        match (&mut self.server, later.server) {
+            (Some(server), Some(later)) => {
+                server.after = later.after;
+                server.failures += later.failures;
+                server.last_failure = later.last_failure.or(server.last_failure.take());
+                let moved = |sample: ServerSample| ServerSample { at_s: sample.at_s + offset, ..sample };
+                server.samples.extend(later.samples.into_iter().map(moved));
+                while server.samples.len() > SAMPLES_MAX {
+                    let mut n = 0;
+                    server.samples.retain(|_| {
+                        n += 1;
+                        n % 2 == 1
+                    });
+                }
+            }
+            (server, later) => *server = server.take().or(later),
+        }
+        for reason in later.validity.reasons {
+            if !self.validity.reasons.contains(&reason) {
+                self.validity.reasons.push(reason);
+            }
+        }
+        self.validity.valid &= later.validity.valid;
+    }
+
     /// The phases that count: all but warm-ups.
     pub fn measured(&self) -> impl Iterator<Item = &PhaseResult> {
         self.phases.iter().filter(|phase| !phase.warmup)

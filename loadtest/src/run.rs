@@ -2,6 +2,7 @@
 
 mod tally;
 
+use crate::agent::Remote;
 use crate::host::{self, Meter, ProxySource, Usage};
 use crate::plan::{Plan, Share};
 use crate::result::{ProxyUse, RunResult, ServerCounters};
@@ -50,6 +51,32 @@ pub fn run(
 ) -> Result<RunResult, String> {
     let (sender, reports) = channel();
     let mut crew = Local::spawn(plan, Share::WHOLE, sender)?;
+    conduct(plan, &mut crew, &reports, observation, stop, watch)
+}
+
+/// Load generators on other hosts and the key they know.
+#[derive(Clone)]
+pub struct Agents {
+    /// `host:port`
+    pub names: Vec<String>,
+    pub key: String,
+}
+
+/// As [`run`], with the load made by agents. What is watched is watched from here.
+pub fn run_on(
+    agents: &Agents,
+    plan: &Arc<Plan>,
+    observation: &Observation,
+    stop: &Arc<AtomicBool>,
+    watch: &mut dyn FnMut(&Moment<'_>),
+) -> Result<RunResult, String> {
+    let mistakes = plan.mistakes();
+    if !mistakes.is_empty() {
+        return Err(mistakes.join("\n"));
+    }
+    let (sender, reports) = channel();
+    let mut crew = Remote::connect(&agents.names, &agents.key, plan, &sender)?;
+    drop(sender);
     conduct(plan, &mut crew, &reports, observation, stop, watch)
 }
 

@@ -1,19 +1,21 @@
 //! The flags that describe a load, and the plan they make.
 
+use crate::find_max::Bound;
 use crate::host::ProxySource;
 use crate::plan::{Class, Client, Idle, Load, Phase, Plan, Target, Workload};
 use crate::population::AuthKind;
 use crate::quantity::{self, Span};
 use crate::report::Outputs;
-use crate::run::Observation;
+use crate::run::{Agents, Observation};
+use crate::scenario::{ClientSetting, Scenario, Setting};
 use clap::Args;
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Where the load goes and how the load generator works: the same for every way of using it.
+/// Where the load goes.
 #[derive(Clone, Debug, Args)]
-pub struct LoadArgs {
+pub struct TargetArgs {
     /// The proxy: http://host:port, or https
     pub url: String,
     /// Preview domain: requests go to {port}-{sandbox}.DOMAIN; without it to the URL's own host, as for any server
@@ -28,6 +30,92 @@ pub struct LoadArgs {
     /// Trust any certificate
     #[arg(long, conflicts_with = "ca", help_heading = "Target")]
     pub insecure: bool,
+    /// Seed of the population: the backend's
+    #[arg(long, default_value_t = 1, help_heading = "Target")]
+    pub population: u64,
+    /// File with the proxy's API key, which signs cookies; needed for `--auth cookie`
+    #[arg(long, value_name = "FILE", help_heading = "Target")]
+    pub proxy_key_file: Option<PathBuf>,
+}
+
+impl TargetArgs {
+    pub fn target(&self) -> Target {
+        Target {
+            url: self.url.clone(),
+            domain: self.domain.clone(),
+            http2: self.http2,
+            ca: self.ca.clone(),
+            insecure: self.insecure,
+        }
+    }
+
+    pub fn proxy_key(&self) -> Result<Option<String>, String> {
+        self.proxy_key_file.as_deref().map(read_key).transpose()
+    }
+}
+
+/// A key out of a file: keys on the command line are seen by everybody.
+pub fn read_key(file: &Path) -> Result<String, String> {
+    let text = std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
+    match text.trim() {
+        "" => Err(format!("{}: empty", file.display())),
+        key => Ok(key.to_owned()),
+    }
+}
+
+/// The load generator itself.
+#[derive(Clone, Debug, Args)]
+pub struct ClientArgs {
+    /// Threads [default: half of the CPUs]
+    #[arg(long, short, help_heading = "Load generator")]
+    pub threads: Option<u32>,
+    /// CPUs to pin the threads to: 0,2
+    #[arg(long, value_delimiter = ',', help_heading = "Load generator")]
+    pub cpus: Vec<usize>,
+    /// Source addresses in turn, for more than 28,000 connections: 127.0.0.2-127.0.0.9 or a list
+    #[arg(long, value_parser = sources, help_heading = "Load generator")]
+    pub sources: Option<Sources>,
+    /// Seed of everything drawn
+    #[arg(long, default_value_t = 1, help_heading = "Load generator")]
+    pub seed: u64,
+    /// The result is not valid if the load generator itself sends later than this (p99) [default: 2ms]
+    #[arg(long, help_heading = "Load generator")]
+    pub lag_max: Option<Span>,
+    /// Agents that make the load instead of this process: host:port,... (see `loadtest agent`)
+    #[arg(long, value_delimiter = ',', requires = "agent_key_file", help_heading = "Load generator")]
+    pub agents: Vec<String>,
+    /// File with the key the agents know
+    #[arg(long, value_name = "FILE", help_heading = "Load generator")]
+    pub agent_key_file: Option<PathBuf>,
+}
+
+impl ClientArgs {
+    pub fn setting(&self) -> ClientSetting {
+        ClientSetting {
+            threads: self.threads,
+            cpus: self.cpus.clone(),
+            sources: self.sources.clone().map(|sources| sources.0).unwrap_or_default(),
+            seed: self.seed,
+            lag_max: self.lag_max,
+        }
+    }
+
+    /// Agents with their key, if there are any.
+    pub fn agents(&self) -> Result<Option<Agents>, String> {
+        match &self.agent_key_file {
+            Some(file) if !self.agents.is_empty() => {
+                Ok(Some(Agents { names: self.agents.clone(), key: read_key(file)? }))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Sandboxes, credentials, classes: one load, however it is used.
+#[derive(Clone, Debug, Args)]
+pub struct LoadArgs {
+    #[command(flatten)]
+    pub target: TargetArgs,
 
     /// How many sandboxes there are: 500, 100k, 1M
     #[arg(long, value_parser = quantity::count, default_value = "100", help_heading = "Sandboxes")]
@@ -50,12 +138,6 @@ pub struct LoadArgs {
     /// Share of requests in the form /toolbox/{sandbox}/...
     #[arg(long, value_parser = quantity::share, default_value = "0", help_heading = "Sandboxes")]
     pub toolbox: f64,
-    /// Seed of the population: the backend's
-    #[arg(long, default_value_t = 1, help_heading = "Sandboxes")]
-    pub population: u64,
-    /// File with the proxy's API key, which signs cookies; needed for `--auth cookie`
-    #[arg(long, value_name = "FILE", help_heading = "Sandboxes")]
-    pub proxy_key_file: Option<PathBuf>,
 
     /// Classes of requests by weight: get:1k, upload:64k, exec:500ms, sse:10x100ms, ws:10x32, page:20x8k, path:/x
     /// [default: get:1k, without --domain the URL's path]
@@ -79,26 +161,12 @@ pub struct LoadArgs {
     /// Longest wait for an answer
     #[arg(long, default_value = "30s", help_heading = "Load")]
     pub timeout: Span,
-
-    /// Threads [default: half of the CPUs]
-    #[arg(long, short, help_heading = "Load generator")]
-    pub threads: Option<u32>,
-    /// CPUs to pin the threads to: 0,2
-    #[arg(long, value_delimiter = ',', help_heading = "Load generator")]
-    pub cpus: Vec<usize>,
-    /// Source addresses in turn, for more than 28,000 connections: 127.0.0.2-127.0.0.9 or a list
-    #[arg(long, value_parser = sources, help_heading = "Load generator")]
-    pub sources: Option<Sources>,
-    /// Seed of everything drawn
-    #[arg(long, default_value_t = 1, help_heading = "Load generator")]
-    pub seed: u64,
-    /// The result is not valid if the load generator itself sends later than this (p99)
-    #[arg(long, default_value = "2ms", help_heading = "Load generator")]
-    pub lag_max: Span,
     /// How long answers may still come when the load is over
-    #[arg(long, default_value = "5s", help_heading = "Load generator")]
+    #[arg(long, default_value = "5s", help_heading = "Load")]
     pub grace: Span,
 
+    #[command(flatten)]
+    pub client: ClientArgs,
     #[command(flatten)]
     pub observe: ObserveArgs,
 }
@@ -183,36 +251,22 @@ pub fn source_addresses(text: &str) -> Result<Vec<IpAddr>, String> {
 impl LoadArgs {
     /// Target, client and workload; the phases are the caller's.
     pub fn plan(&self, phases: Vec<Phase>) -> Result<Plan, String> {
-        let proxy_key = match &self.proxy_key_file {
-            None => None,
-            Some(file) => {
-                let text =
-                    std::fs::read_to_string(file).map_err(|error| format!("{}: {error}", file.display()))?;
-                Some(text.trim().to_owned())
-            }
-        };
-        let defaults = Client::default();
+        let (client, defaults) = (self.client.setting(), Client::default());
         Ok(Plan {
-            name: self.url.clone(),
-            target: Target {
-                url: self.url.clone(),
-                domain: self.domain.clone(),
-                http2: self.http2,
-                ca: self.ca.clone(),
-                insecure: self.insecure,
-            },
+            name: self.target.url.clone(),
+            target: self.target.target(),
             client: Client {
-                threads: self.threads.unwrap_or(defaults.threads),
-                cpus: self.cpus.clone(),
+                threads: client.threads.unwrap_or(defaults.threads),
+                cpus: client.cpus,
                 connections: self.connections,
                 streams: self.streams,
                 sessions_max: self.sessions_max,
-                sources: self.sources.clone().map(|sources| sources.0).unwrap_or_default(),
-                seed: self.seed,
+                sources: client.sources,
+                seed: client.seed,
                 timeout: self.timeout,
                 grace: self.grace,
                 poisson: self.poisson,
-                lag_max: self.lag_max,
+                lag_max: client.lag_max.unwrap_or(defaults.lag_max),
             },
             workload: Workload {
                 sandboxes: self.sandboxes,
@@ -223,8 +277,8 @@ impl LoadArgs {
                 cold: self.cold,
                 fresh: self.fresh,
                 toolbox: self.toolbox,
-                population: self.population,
-                proxy_key,
+                population: self.target.population,
+                proxy_key: self.target.proxy_key()?,
             },
             phases,
         })
@@ -232,7 +286,7 @@ impl LoadArgs {
 
     /// The classes asked for: without a preview domain, what the URL names.
     pub fn mix(&self) -> Vec<(Class, f64)> {
-        match (&self.mix, &self.domain) {
+        match (&self.mix, &self.target.domain) {
             (Some(mix), _) => mix.0.clone(),
             (None, Some(_)) => vec![(Class::Get { bytes: 1024 }, 1.0)],
             (None, None) => vec![(Class::Path("/".into()), 1.0)],
@@ -245,6 +299,15 @@ impl LoadArgs {
 pub struct RunArgs {
     #[command(flatten)]
     pub load: LoadArgs,
+    #[command(flatten)]
+    pub pace: PaceArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// How much, and for how long.
+#[derive(Clone, Debug, Args)]
+pub struct PaceArgs {
     /// Requests per second, whatever the answers do; latency counts from when each should have been sent
     #[arg(long, short, value_parser = quantity::rate, help_heading = "Load", conflicts_with = "closed")]
     pub rate: Option<f64>,
@@ -264,8 +327,159 @@ pub struct RunArgs {
     /// How many of them to open per second
     #[arg(long, value_parser = quantity::rate, default_value = "1000", help_heading = "Load")]
     pub idle_rate: f64,
+}
+
+/// `loadtest interleave`.
+#[derive(Clone, Debug, Args)]
+pub struct InterleaveArgs {
+    #[command(flatten)]
+    pub load: LoadArgs,
+    #[command(flatten)]
+    pub pace: PaceArgs,
+    /// The other target, B; the first is A
+    #[arg(long, value_name = "URL", help_heading = "Other target")]
+    pub with: String,
+    /// B's process or cgroup
+    #[arg(long, value_name = "PID|CGROUP", help_heading = "Other target")]
+    pub with_proxy_pid: Option<ProxySource>,
+    /// B's metrics page
+    #[arg(long, value_name = "URL", help_heading = "Other target")]
+    pub with_metrics_url: Option<String>,
+    /// How often each is measured
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "Load")]
+    pub rounds: u32,
+    /// Write A's result as JSON
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub json_a: Option<PathBuf>,
+    /// Write B's result as JSON
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub json_b: Option<PathBuf>,
+    /// Only the summary at the end
+    #[arg(long, short, help_heading = "Output")]
+    pub quiet: bool,
+}
+
+/// `loadtest find-max`.
+#[derive(Clone, Debug, Args)]
+pub struct FindMaxArgs {
+    #[command(flatten)]
+    pub load: LoadArgs,
+    /// Longest 99th percentile of response time
+    #[arg(long, default_value = "5ms", help_heading = "Search")]
+    pub p99: Span,
+    /// Highest share of requests that fail, or are not sent for want of a free connection
+    #[arg(long, value_parser = quantity::share, default_value = "0.1%", help_heading = "Search")]
+    pub errors: f64,
+    /// Lowest rate to try
+    #[arg(long, value_parser = quantity::rate, default_value = "100", help_heading = "Search")]
+    pub from: f64,
+    /// Highest rate to try
+    #[arg(long, value_parser = quantity::rate, default_value = "1M", help_heading = "Search")]
+    pub to: f64,
+    /// How long each rate is held
+    #[arg(long, value_name = "TIME", default_value = "5s", help_heading = "Search")]
+    pub step: Span,
+    /// Stop when what holds and what does not are as near
+    #[arg(long, value_parser = quantity::share, default_value = "5%", help_heading = "Search")]
+    pub precision: f64,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+impl FindMaxArgs {
+    /// A plan whose phase has only its classes.
+    pub fn template(&self) -> Result<Plan, String> {
+        self.load.plan(vec![Phase {
+            name: "template".into(),
+            load: Load::Quiet,
+            length: self.step,
+            mix: self.load.mix(),
+            warmup: false,
+            churn: Vec::new(),
+            idle: None,
+        }])
+    }
+
+    pub fn bound(&self) -> Result<Bound, String> {
+        let bound = Bound {
+            p99: self.p99.0,
+            errors: self.errors,
+            from: self.from,
+            to: self.to,
+            step: self.step,
+            precision: self.precision,
+        };
+        match bound.mistake() {
+            Some(mistake) => Err(mistake.into()),
+            None => Ok(bound),
+        }
+    }
+}
+
+/// `loadtest scenario`.
+#[derive(Clone, Debug, Args)]
+pub struct ScenarioArgs {
+    /// One that comes along (`loadtest scenarios` lists them) or a file
+    #[arg(value_name = "NAME|FILE")]
+    pub scenario: String,
+    #[command(flatten)]
+    pub target: TargetArgs,
+    /// The backend's API, whose levers change things under load: http://host:port
+    #[arg(long, value_name = "URL", help_heading = "Target")]
+    pub levers: Option<String>,
+    /// Factor on all rates and idle counts
+    #[arg(long, default_value_t = 1.0, help_heading = "Load")]
+    pub rate_scale: f64,
+    /// Factor on all times
+    #[arg(long, default_value_t = 1.0, help_heading = "Load")]
+    pub time_scale: f64,
+    /// How many sandboxes instead of the scenario's
+    #[arg(long, value_parser = quantity::count, help_heading = "Load")]
+    pub sandboxes: Option<u64>,
+    /// Kept connections instead of the scenario's
+    #[arg(long, short, help_heading = "Load")]
+    pub connections: Option<u32>,
+    #[command(flatten)]
+    pub client: ClientArgs,
+    #[command(flatten)]
+    pub observe: ObserveArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+impl ScenarioArgs {
+    pub fn plan(&self) -> Result<Plan, String> {
+        let target = &self.target;
+        let scale = |scale: f64| scale > 0.0 && scale <= 1000.0;
+        if !scale(self.rate_scale) || !scale(self.time_scale) {
+            return Err("--rate-scale and --time-scale: above 0, at most 1000".into());
+        }
+        Scenario::load(&self.scenario)?.plan(&Setting {
+            target: target.target(),
+            levers: self.levers.clone(),
+            rate_scale: self.rate_scale,
+            time_scale: self.time_scale,
+            sandboxes: self.sandboxes,
+            connections: self.connections,
+            population: target.population,
+            proxy_key: target.proxy_key()?,
+            client: self.client.setting(),
+        })
+    }
+}
+
+/// `loadtest agent`.
+#[derive(Clone, Debug, Args)]
+pub struct AgentArgs {
+    /// Address and port to listen on; port 0: any, it is printed
+    #[arg(long, default_value = "127.0.0.1:7878")]
+    pub listen: std::net::SocketAddr,
+    /// File with the key coordinators must know: whoever has it decides where this host's load goes
+    #[arg(long, value_name = "FILE")]
+    pub key_file: PathBuf,
+    /// Serve one coordinator and end
+    #[arg(long)]
+    pub once: bool,
 }
 
 /// Where the result goes.
@@ -278,9 +492,9 @@ pub struct OutputArgs {
     pub quiet: bool,
 }
 
-impl RunArgs {
-    /// The plan of one measured phase, and a warm-up before it if one is wanted.
-    pub fn plan(&self) -> Result<Plan, String> {
+impl PaceArgs {
+    /// One measured phase, and a warm-up before it if one is wanted.
+    pub fn phases(&self, mix: &[(Class, f64)]) -> Result<Vec<Phase>, String> {
         let load = match (self.rate, self.closed, self.idle) {
             (_, true, _) => Load::Closed,
             (Some(rate), ..) => Load::Hold { rate },
@@ -293,7 +507,7 @@ impl RunArgs {
             name: name.into(),
             load,
             length,
-            mix: self.load.mix(),
+            mix: mix.to_vec(),
             warmup,
             churn: Vec::new(),
             idle: None,
@@ -304,7 +518,7 @@ impl RunArgs {
         }
         let idle = self.idle.map(|count| Idle { count, rate: self.idle_rate });
         phases.push(Phase { idle, ..phase("measured", self.length, false) });
-        self.load.plan(phases)
+        Ok(phases)
     }
 }
 

@@ -56,18 +56,11 @@ pub struct Running {
 
 impl Running {
     fn spawn(program: Option<Program>, command: &mut Command, ready: SocketAddr) -> io::Result<Self> {
-        let mut running =
-            Self { program, child: command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()? };
-        let end = Instant::now() + Duration::from_secs(10);
-        while TcpStream::connect(ready).is_err() {
-            if let Some(status) = running.child.try_wait()? {
-                return Err(io::Error::other(format!("{command:?} ended: {status}")));
-            }
-            if Instant::now() > end {
-                return Err(io::Error::other(format!("{command:?} does not listen")));
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        // The kernel takes a ring down after its process has ended, and the listener with it.
+        stands(ready, false)?;
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+        let running = Self { program, child };
+        stands(ready, true).map_err(|error| io::Error::new(error.kind(), format!("{command:?}: {error}")))?;
         Ok(running)
     }
 
@@ -92,6 +85,21 @@ impl Running {
         };
         family(self.child.id()).into_iter().map(of).sum()
     }
+}
+
+/// Waits until connections to `addr` are taken, or refused, several times on end.
+fn stands(addr: SocketAddr, wanted: bool) -> io::Result<()> {
+    const ON_END: u32 = 5;
+    let (end, mut seen) = (Instant::now() + Duration::from_secs(10), 0);
+    while seen < ON_END {
+        seen = if TcpStream::connect(addr).is_ok() == wanted { seen + 1 } else { 0 };
+        if Instant::now() > end {
+            let word = if wanted { "nobody listens on" } else { "somebody else listens on" };
+            return Err(io::Error::other(format!("{word} {addr}")));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 impl Drop for Running {

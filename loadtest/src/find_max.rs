@@ -1,0 +1,241 @@
+//! The highest rate a target does within a bound: doubles until it fails, then halves the gap (as a ratio).
+
+use crate::plan::{Load, Phase, Plan};
+use crate::quantity::Span;
+use crate::result::{PhaseResult, Reason, RunResult, Search, SearchStep, Validity};
+use std::time::Duration;
+
+/// What to look for.
+#[derive(Clone, Debug)]
+pub struct Bound {
+    /// Response time's 99th percentile at most.
+    pub p99: Duration,
+    /// Share of failures at most.
+    pub errors: f64,
+    pub from: f64,
+    pub to: f64,
+    pub step: Span,
+    /// Found when the gap between what holds and what does not is at most this share.
+    pub precision: f64,
+}
+
+impl Bound {
+    /// What is wrong with it, for the operator.
+    pub fn mistake(&self) -> Option<&'static str> {
+        match self {
+            bound if bound.from <= 0.0 || bound.from > bound.to => {
+                Some("--from must be above 0 and at most --to")
+            }
+            bound if !(0.001..=1.0).contains(&bound.precision) => Some("--precision: 0.1% to 100%"),
+            bound if bound.p99.is_zero() || bound.step.0.is_zero() => Some("--p99 and --step: above 0"),
+            _ => None,
+        }
+    }
+
+    fn text(&self) -> String {
+        format!("p99 <= {}, errors <= {} %", humantime::format_duration(self.p99), self.errors * 100.0)
+    }
+}
+
+/// Searches with `run`, which runs one plan. `template` gives everything but rate and phase. The result has every step
+/// as a phase. A rate that fails gets a second chance: one bad second on a shared machine is not the target's limit.
+pub fn search(
+    template: &Plan,
+    bound: &Bound,
+    run: &mut dyn FnMut(Plan) -> Result<RunResult, String>,
+    tell: &mut dyn FnMut(&SearchStep),
+) -> Result<RunResult, String> {
+    let mut whole: Option<RunResult> = None;
+    let mut search = Search { bound: bound.text(), ..Search::default() };
+    let mut gap = Gap { low: None, high: None };
+    while let Some(rate) = gap.next(bound) {
+        let mut held = false;
+        for attempt in 1..=2 {
+            let name = format!("{rate:.0}/s{}", if attempt == 1 { "" } else { ", again" });
+            let result = run(step_plan(template, bound, &name, rate))?;
+            let step = judge(&result, bound, &name, rate);
+            tell(&step);
+            held = step.held;
+            let stopped = result.meta.partial;
+            search.steps.push(step);
+            match &mut whole {
+                None => whole = Some(result),
+                Some(whole) => whole.append(result),
+            }
+            if stopped {
+                return whole.map(|whole| finish(whole, search)).ok_or_else(|| "stopped".into());
+            }
+            if held {
+                break;
+            }
+        }
+        *(if held { &mut gap.low } else { &mut gap.high }) = Some(rate);
+        search.rate = gap.low;
+    }
+    whole.map(|whole| finish(whole, search)).ok_or_else(|| "nothing was tried".into())
+}
+
+/// The highest rate that held and the lowest that did not.
+struct Gap {
+    low: Option<f64>,
+    high: Option<f64>,
+}
+
+impl Gap {
+    /// The next rate to try, `None`: found.
+    fn next(&self, bound: &Bound) -> Option<f64> {
+        match (self.low, self.high) {
+            (None, None) => Some(bound.from),
+            // Not even the lowest.
+            (None, Some(_)) => None,
+            (Some(low), None) if low >= bound.to => None,
+            (Some(low), None) => Some((low * 2.0).min(bound.to)),
+            (Some(low), Some(high)) if high / low <= 1.0 + bound.precision => None,
+            (Some(low), Some(high)) => Some((low * high).sqrt()),
+        }
+    }
+}
+
+fn step_plan(template: &Plan, bound: &Bound, name: &str, rate: f64) -> Plan {
+    let phase = |name: &str, length, warmup| Phase {
+        name: name.into(),
+        load: Load::Hold { rate },
+        length,
+        mix: template.phases[0].mix.clone(),
+        warmup,
+        churn: Vec::new(),
+        idle: None,
+    };
+    // A little of the rate before, so that connections and caches are warm.
+    let warmup = Span((bound.step.0 / 5).min(Duration::from_secs(1)));
+    Plan { phases: vec![phase("warm-up", warmup, true), phase(name, bound.step, false)], ..template.clone() }
+}
+
+fn judge(result: &RunResult, bound: &Bound, name: &str, rate: f64) -> SearchStep {
+    let measured = result.measured().next();
+    let total = measured.map(PhaseResult::total).unwrap_or_default();
+    let ended = total.ended();
+    let missing = total.unsent + total.unfinished;
+    let bad = total.failed + missing;
+    let error_share = if ended + missing > 0 { bad as f64 / (ended + missing) as f64 } else { 1.0 };
+    let p99_us = total.response.quantile_us(0.99);
+    SearchStep {
+        phase: name.into(),
+        rate,
+        achieved: measured.map_or(0.0, PhaseResult::rate),
+        p99_us,
+        error_share,
+        held: ended > 0 && error_share <= bound.errors && p99_us <= bound.p99.as_secs_f64() * 1e6,
+        invalid: !result.validity.valid,
+    }
+}
+
+/// What invalidates a step does not invalidate the search: a rate that held although the load generator was in the way
+/// holds. One that did not is a limit of the wrong party, and then the result is only a lower bound.
+fn finish(mut whole: RunResult, search: Search) -> RunResult {
+    let mut reasons: Vec<Reason> = Vec::new();
+    if search.steps.iter().any(|step| step.invalid && !step.held) {
+        reasons.push(Reason {
+            code: "client_limit".into(),
+            message: "rates were given up at which the load generator itself was late or busy: the target may do more".into(),
+            fatal: true,
+        });
+    }
+    if search.rate.is_none() {
+        let message = "not even the lowest rate held".into();
+        reasons.push(Reason { code: "nothing_held".into(), message, fatal: false });
+    }
+    if whole.meta.partial {
+        reasons.push(Reason {
+            code: "partial".into(),
+            message: "ended before its time".into(),
+            fatal: false,
+        });
+    }
+    whole.validity = Validity::of(reasons);
+    whole.search = Some(search);
+    whole
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Class, Client, Target, Workload};
+    use crate::result::ClassResult;
+
+    fn bound(from: f64, to: f64) -> Bound {
+        Bound {
+            p99: Duration::from_millis(10),
+            errors: 0.01,
+            from,
+            to,
+            step: Span(Duration::from_secs(1)),
+            precision: 0.05,
+        }
+    }
+
+    fn template() -> Plan {
+        let phase = Phase {
+            name: String::new(),
+            load: Load::Quiet,
+            length: Span::default(),
+            mix: vec![(Class::Get { bytes: 1 }, 1.0)],
+            warmup: false,
+            churn: Vec::new(),
+            idle: None,
+        };
+        Plan {
+            name: "x".into(),
+            target: Target::default(),
+            client: Client::default(),
+            workload: Workload::default(),
+            phases: vec![phase],
+        }
+    }
+
+    /// A target that is fast up to `capacity`. `hiccups`: so many steps fail for no reason.
+    fn search_at(capacity: f64, bound: &Bound, mut hiccups: u32) -> (Search, Validity) {
+        let mut run = |plan: Plan| {
+            let phase = &plan.phases[1];
+            let Load::Hold { rate } = phase.load else { panic!("a held rate") };
+            let hiccup = hiccups > 0;
+            hiccups = hiccups.saturating_sub(1);
+            let mut class = ClassResult { ok: 100, sent: 100, planned: 100, ..ClassResult::default() };
+            let ms = if rate <= capacity && !hiccup { 1 } else { 50 };
+            (0..100).for_each(|_| class.response.record_ns(ms * 1_000_000));
+            let mut measured =
+                PhaseResult { name: phase.name.clone(), duration_s: 1.0, ..PhaseResult::default() };
+            measured.classes.insert("get:1".into(), class);
+            let validity = Validity { valid: true, ..Validity::default() };
+            Ok(RunResult { phases: vec![measured], validity, ..RunResult::default() })
+        };
+        let result = search(&template(), bound, &mut run, &mut |_| {}).expect("it ran");
+        assert_eq!(result.phases.len(), result.search.as_ref().map_or(0, |search| search.steps.len()));
+        (result.search.expect("a search"), result.validity)
+    }
+
+    #[test]
+    fn the_limit_is_found_within_the_precision() {
+        for capacity in [130.0, 1000.0, 7777.0] {
+            let (search, validity) = search_at(capacity, &bound(100.0, 100_000.0), 0);
+            let rate = search.rate.expect("found");
+            assert!(rate <= capacity && rate >= capacity / 1.06, "{rate} of {capacity}");
+            assert!(search.steps.len() < 30 && validity.valid);
+        }
+    }
+
+    #[test]
+    fn one_bad_step_is_tried_again() {
+        let (search, _) = search_at(1000.0, &bound(100.0, 10_000.0), 1);
+        assert!(search.rate.is_some_and(|rate| rate > 940.0), "{:?}", search.rate);
+        assert!(!search.steps[0].held && search.steps[1].held);
+    }
+
+    #[test]
+    fn bounds_of_the_search_are_kept() {
+        assert_eq!(search_at(1e9, &bound(100.0, 1000.0), 0).0.rate, Some(1000.0));
+        let (search, validity) = search_at(10.0, &bound(100.0, 1000.0), 0);
+        assert_eq!((search.rate, search.steps.len()), (None, 2));
+        assert_eq!(validity.reasons[0].code, "nothing_held");
+    }
+}

@@ -1,0 +1,393 @@
+//! Scenario files: a day's load in TOML, from phases, mixes and changes under load. See `loadtest/scenarios/`.
+
+use crate::plan::{
+    Action, Churn, Class, Client, Expectation, Idle, Load, Phase, Plan, Probe, Target, Workload,
+};
+use crate::population::{AuthKind, Population, Sandbox};
+use crate::quantity::{self, Span};
+use crate::run_args::{auth_weights, mix_weights};
+use crate::world;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+/// Those that come along, by name.
+pub const SHIPPED: [(&str, &str); 6] = [
+    ("smoke", include_str!("../scenarios/smoke.toml")),
+    ("browser-day", include_str!("../scenarios/browser-day.toml")),
+    ("api-storm", include_str!("../scenarios/api-storm.toml")),
+    ("agents", include_str!("../scenarios/agents.toml")),
+    ("idle-tunnels", include_str!("../scenarios/idle-tunnels.toml")),
+    ("soak", include_str!("../scenarios/soak.toml")),
+];
+
+/// A scenario as it stands in its file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    pub name: String,
+    /// For whom reads the list.
+    pub about: String,
+    #[serde(default)]
+    workload: WorkloadTable,
+    #[serde(default)]
+    client: ClientTable,
+    phase: Vec<PhaseTable>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WorkloadTable {
+    sandboxes: Option<Number>,
+    zipf: Option<f64>,
+    ports: Option<Vec<u16>>,
+    auth: Option<String>,
+    bad: Option<Number>,
+    cold: Option<Number>,
+    fresh: Option<Number>,
+    toolbox: Option<Number>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ClientTable {
+    connections: Option<u32>,
+    sessions_max: Option<u32>,
+    timeout: Option<Span>,
+    grace: Option<Span>,
+    poisson: Option<bool>,
+    lag_max: Option<Span>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PhaseTable {
+    name: String,
+    #[serde(rename = "for")]
+    length: Span,
+    rate: Option<Number>,
+    soak: Option<Number>,
+    ramp: Option<[Number; 2]>,
+    burst: Option<BurstTable>,
+    #[serde(default)]
+    closed: bool,
+    /// Class and weight; a phase without one takes the former phase's.
+    mix: Option<BTreeMap<String, f64>>,
+    #[serde(default)]
+    warmup: bool,
+    idle: Option<IdleTable>,
+    #[serde(default)]
+    churn: Vec<ChurnTable>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BurstTable {
+    size: u32,
+    every: Span,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IdleTable {
+    count: Number,
+    rate: Number,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ChurnTable {
+    name: String,
+    at: Span,
+    /// `private`, `public` (of the probed sandbox) or `restart-runner`: levers of `loadtest backend`.
+    lever: Option<Lever>,
+    /// Anything else: a shell command.
+    command: Option<String>,
+    /// Index of the sandbox that is changed and probed.
+    #[serde(default)]
+    sandbox: u64,
+    #[serde(default = "public")]
+    auth: String,
+    effect: Expectation,
+    /// Look further, until it is as before.
+    #[serde(default)]
+    recovery: bool,
+    #[serde(default = "ten_seconds")]
+    within: Span,
+    #[serde(default = "two_milliseconds")]
+    every: Span,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Lever {
+    Private,
+    Public,
+    RestartRunner,
+}
+
+fn public() -> String {
+    "public".into()
+}
+
+fn ten_seconds() -> Span {
+    Span(Duration::from_secs(10))
+}
+
+fn two_milliseconds() -> Span {
+    Span(Duration::from_millis(2))
+}
+
+/// A number, or a text with a unit.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum Number {
+    Whole(u64),
+    Real(f64),
+    Text(String),
+}
+
+impl Number {
+    fn text(&self) -> String {
+        match self {
+            Self::Whole(number) => number.to_string(),
+            Self::Real(number) => number.to_string(),
+            Self::Text(text) => text.clone(),
+        }
+    }
+}
+
+/// What the command line adds to a scenario.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    pub target: Target,
+    /// Base URL of the backend's API, whose levers churn pulls; without it a scenario with levers is refused.
+    pub levers: Option<String>,
+    /// Factor on all rates and idle counts.
+    pub rate_scale: f64,
+    /// Factor on all lengths and times.
+    pub time_scale: f64,
+    pub sandboxes: Option<u64>,
+    pub connections: Option<u32>,
+    pub population: u64,
+    pub proxy_key: Option<String>,
+    /// Replaces the scenario's.
+    pub client: ClientSetting,
+}
+
+/// The load generator's own.
+#[derive(Clone, Debug, Default)]
+pub struct ClientSetting {
+    pub threads: Option<u32>,
+    pub cpus: Vec<usize>,
+    pub sources: Vec<std::net::IpAddr>,
+    pub seed: u64,
+    pub lag_max: Option<Span>,
+}
+
+impl Scenario {
+    /// One that comes along, or a file.
+    pub fn load(name: &str) -> Result<Self, String> {
+        let text = match SHIPPED.iter().find(|(shipped, _)| *shipped == name) {
+            Some((_, text)) => (*text).to_owned(),
+            None => std::fs::read_to_string(Path::new(name)).map_err(|error| {
+                format!("scenario `{name}`: not one that comes along, and no file: {error}")
+            })?,
+        };
+        Self::parse(&text).map_err(|error| format!("scenario `{name}`: {error}"))
+    }
+
+    pub fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| error.to_string())
+    }
+
+    /// The plan against this target.
+    pub fn plan(&self, setting: &Setting) -> Result<Plan, String> {
+        let mut mix: Vec<(Class, f64)> = Vec::new();
+        let mut phases = Vec::new();
+        for table in &self.phase {
+            if let Some(classes) = &table.mix {
+                let classes = classes.iter().map(|(class, weight)| format!("{class}={weight}"));
+                mix = mix_weights(&classes.collect::<Vec<_>>().join(","))?;
+            }
+            let wrong = |error: String| format!("phase {}: {error}", table.name);
+            phases.push(Phase { mix: mix.clone(), ..self.phase(table, setting).map_err(wrong)? });
+        }
+        Ok(Plan {
+            name: self.name.clone(),
+            target: setting.target.clone(),
+            client: self.client(setting),
+            workload: self.workload(setting)?,
+            phases,
+        })
+    }
+
+    fn client(&self, setting: &Setting) -> Client {
+        let (table, ours, defaults) = (&self.client, &setting.client, Client::default());
+        Client {
+            threads: ours.threads.unwrap_or(defaults.threads),
+            cpus: ours.cpus.clone(),
+            connections: setting.connections.or(table.connections).unwrap_or(defaults.connections),
+            sessions_max: table.sessions_max.unwrap_or(defaults.sessions_max),
+            sources: ours.sources.clone(),
+            seed: ours.seed,
+            timeout: table.timeout.unwrap_or(defaults.timeout),
+            grace: table.grace.unwrap_or(defaults.grace),
+            poisson: table.poisson.unwrap_or(defaults.poisson),
+            lag_max: ours.lag_max.or(table.lag_max).unwrap_or(defaults.lag_max),
+            streams: defaults.streams,
+        }
+    }
+
+    fn workload(&self, setting: &Setting) -> Result<Workload, String> {
+        let (table, defaults) = (&self.workload, Workload::default());
+        let share = |number: &Option<Number>| number.as_ref().map_or(Ok(0.0), |n| quantity::share(&n.text()));
+        let sandboxes = table.sandboxes.as_ref().map(|number| quantity::count(&number.text())).transpose()?;
+        Ok(Workload {
+            sandboxes: setting.sandboxes.or(sandboxes).unwrap_or(defaults.sandboxes),
+            zipf: table.zipf.unwrap_or(defaults.zipf),
+            ports: table.ports.clone().unwrap_or(defaults.ports),
+            auth: table.auth.as_deref().map(auth_weights).transpose()?.unwrap_or(defaults.auth),
+            bad: share(&table.bad)?,
+            cold: share(&table.cold)?,
+            fresh: share(&table.fresh)?,
+            toolbox: share(&table.toolbox)?,
+            population: setting.population,
+            proxy_key: setting.proxy_key.clone(),
+        })
+    }
+
+    fn phase(&self, table: &PhaseTable, setting: &Setting) -> Result<Phase, String> {
+        let rate = |number: &Number| quantity::rate(&number.text()).map(|rate| rate * setting.rate_scale);
+        // A ramp may begin or end at nothing.
+        let ramp_rate = |number: &Number| if number.text() == "0" { Ok(0.0) } else { rate(number) };
+        let scaled = |span: Span| Span(span.0.mul_f64(setting.time_scale));
+        let mut loads = Vec::new();
+        loads.extend(table.rate.as_ref().map(|number| Ok(Load::Hold { rate: rate(number)? })));
+        loads.extend(table.soak.as_ref().map(|number| Ok(Load::Soak { rate: rate(number)? })));
+        loads.extend(
+            table
+                .ramp
+                .as_ref()
+                .map(|[from, to]| Ok(Load::Ramp { from: ramp_rate(from)?, to: ramp_rate(to)? })),
+        );
+        loads.extend(table.burst.as_ref().map(|burst| {
+            let size = (f64::from(burst.size) * setting.rate_scale).round().max(1.0) as u32;
+            Ok::<_, String>(Load::Burst { size, every: scaled(burst.every) })
+        }));
+        loads.extend(table.closed.then_some(Ok(Load::Closed)));
+        let load = match loads.pop() {
+            None => Load::Quiet,
+            Some(load) if loads.is_empty() => load?,
+            Some(_) => return Err("one of rate, ramp, burst, soak and closed".into()),
+        };
+        let idle = table.idle.as_ref().map(|idle| {
+            let count = quantity::count(&idle.count.text())? as f64 * setting.rate_scale;
+            Ok::<_, String>(Idle { count: count.round().max(1.0) as u64, rate: rate(&idle.rate)? })
+        });
+        let churn = table.churn.iter().map(|churn| churn_of(churn, setting, &scaled));
+        Ok(Phase {
+            name: table.name.clone(),
+            load,
+            length: scaled(table.length),
+            mix: Vec::new(),
+            warmup: table.warmup,
+            churn: churn.collect::<Result<_, _>>()?,
+            idle: idle.transpose()?,
+        })
+    }
+}
+
+fn churn_of(table: &ChurnTable, setting: &Setting, scaled: &dyn Fn(Span) -> Span) -> Result<Churn, String> {
+    let kinds = auth_weights(&table.auth)?;
+    let kind = kinds.first().map_or(AuthKind::Public, |(kind, _)| *kind);
+    let sandbox = Sandbox { index: table.sandbox, public: kind == AuthKind::Public };
+    let action = match (&table.lever, &table.command) {
+        (None, Some(command)) => Action::Command(command.clone()),
+        (Some(lever), None) => {
+            let Some(base) = &setting.levers else {
+                return Err(format!("churn {}: --levers must name the backend's API", table.name));
+            };
+            let id = Population::new(setting.population).id(sandbox);
+            let base = base.trim_end_matches('/');
+            Action::Post(match lever {
+                Lever::Private => format!("{base}{}{id}/visibility?public=false", world::LEVER_SANDBOXES),
+                Lever::Public => format!("{base}{}{id}/visibility?public=true", world::LEVER_SANDBOXES),
+                Lever::RestartRunner => format!("{base}{}?down_ms=500", world::LEVER_RESTART_RUNNER),
+            })
+        }
+        _ => return Err(format!("churn {}: either a lever or a command", table.name)),
+    };
+    let probe = Probe {
+        sandbox: setting.target.domain.is_some().then_some((table.sandbox, kind)),
+        path: Class::Get { bytes: 1 }.path(),
+        effect: table.effect,
+        recovery: table.recovery,
+        every: table.every,
+    };
+    Ok(Churn { name: table.name.clone(), at: scaled(table.at), action, probe, within: table.within })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn setting() -> Setting {
+        Setting {
+            target: Target {
+                url: "http://127.0.0.1:1".into(),
+                domain: Some("preview.test".into()),
+                ..Target::default()
+            },
+            levers: Some("http://127.0.0.1:2".into()),
+            rate_scale: 1.0,
+            time_scale: 1.0,
+            sandboxes: None,
+            connections: None,
+            population: 1,
+            proxy_key: Some("key".into()),
+            client: ClientSetting::default(),
+        }
+    }
+
+    #[test]
+    fn every_shipped_scenario_makes_a_plan_without_mistakes() {
+        for (name, _) in SHIPPED {
+            let scenario = Scenario::load(name).unwrap_or_else(|error| panic!("{error}"));
+            let plan = scenario.plan(&setting()).unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert_eq!(plan.mistakes(), Vec::<String>::new(), "{name}");
+            assert!(!scenario.about.is_empty() && plan.phases.iter().any(|phase| !phase.warmup), "{name}");
+        }
+    }
+
+    #[test]
+    fn scales_reach_rates_and_times() {
+        let text = "name = 'x'\nabout = 'x'\n[[phase]]\nname = 'a'\nfor = '10s'\nramp = [0, '1k']\nmix = { 'get:1k' = 1 }\n\
+                    [[phase]]\nname = 'b'\nfor = '1m'\nburst = { size = 100, every = '2s' }\nidle = { count = '10k', rate = 500 }\n";
+        let setting = Setting { rate_scale: 0.1, time_scale: 0.5, ..setting() };
+        let plan = Scenario::parse(text).and_then(|scenario| scenario.plan(&setting)).expect("a plan");
+        assert_eq!(plan.phases[0].load, Load::Ramp { from: 0.0, to: 100.0 });
+        assert_eq!(plan.phases[0].length.0, Duration::from_secs(5));
+        assert_eq!(plan.phases[1].load, Load::Burst { size: 10, every: Span(Duration::from_secs(1)) });
+        assert_eq!(plan.phases[1].idle, Some(Idle { count: 1000, rate: 50.0 }));
+        assert_eq!(plan.phases[1].mix, plan.phases[0].mix, "kept from the phase before");
+    }
+
+    #[test]
+    fn mistakes_name_their_phase_or_key() {
+        let error = |phase: &str, setting: &Setting| {
+            let text = format!("name = 'x'\nabout = 'x'\n[[phase]]\nname = 'p'\nfor = '1s'\n{phase}");
+            Scenario::parse(&text).and_then(|scenario| scenario.plan(setting)).expect_err("a mistake")
+        };
+        let setting = setting();
+        assert!(error("rate = 1\nclosed = true", &setting).contains("phase p: one of"));
+        assert!(error("rat = 1", &setting).contains("rat"));
+        assert!(error("rate = 'fast'", &setting).contains("fast"));
+        assert!(error("rate = 1\nmix = { 'got:1' = 1 }", &setting).contains("got:1"));
+        let churn = "rate = 1\n[[phase.churn]]\nname = 'c'\nat = '1s'\neffect = 'refused'\n";
+        assert!(error(churn, &setting).contains("churn c: either"));
+        let unlevered = Setting { levers: None, ..setting };
+        assert!(error(&format!("{churn}lever = 'private'\n"), &unlevered).contains("--levers"));
+    }
+}

@@ -1,0 +1,12 @@
+//! The load generator against real sockets: is what it says what was there?
+
+mod load {
+    mod agents;
+    mod churn;
+    mod command;
+    mod honesty;
+    mod peer;
+    mod search;
+    mod sessions;
+    mod tls;
+}

@@ -1,0 +1,125 @@
+//! The binary: exit codes, files, signals.
+
+use super::peer::{Server, ok};
+use loadtest::result::RunResult;
+use rustix::process::{Pid, Signal, kill_process};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::Ordering::SeqCst;
+use std::thread;
+use std::time::{Duration, Instant};
+
+fn loadtest(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn output(child: Child) -> (Output, String) {
+    let output = child.wait_with_output().expect("it ends");
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    (output, text)
+}
+
+fn file(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("loadtest-{}-{name}.json", std::process::id()))
+}
+
+fn read(path: &PathBuf) -> RunResult {
+    let text = std::fs::read(path).expect("it was written");
+    std::fs::remove_file(path).expect("ours");
+    serde_json::from_slice(&text).expect("a result")
+}
+
+#[test]
+fn ctrl_c_ends_a_run_with_a_valid_partial_report() {
+    let server = Server::start(|_| ok());
+    let json = file("ctrl-c");
+    let json_text = json.to_str().expect("UTF-8");
+    let arguments =
+        ["run", &server.url(), "--rate", "50", "--for", "10m", "--lag-max", "1s", "--json", json_text, "-q"];
+    let child = loadtest(&arguments).spawn().expect("it starts");
+    let pid = Pid::from_child(&child);
+    let begun = Instant::now();
+    while server.requests.load(SeqCst) < 30 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "no load");
+        thread::sleep(Duration::from_millis(5));
+    }
+    kill_process(pid, Signal::INT).expect("it lives");
+    let (output, text) = output(child);
+    assert!(output.status.success(), "{text}");
+    assert!(begun.elapsed() < Duration::from_secs(60));
+    let result = read(&json);
+    assert!(result.meta.partial && result.validity.valid);
+    assert_eq!(result.phases[0].total().ok, server.requests.load(SeqCst));
+    assert!(text.contains("ended before its time"), "{text}");
+}
+
+#[test]
+fn the_proxy_s_cpu_and_counters_are_in_the_report() {
+    let server = Server::start(|asked| match asked.line.as_str() {
+        "GET /metrics" => super::peer::Answer::Say(200, format!("requests_total {}\n", asked.number)),
+        _ => ok(),
+    });
+    let json = file("counters");
+    let (pid, metrics) = (std::process::id().to_string(), format!("{}metrics", server.url()));
+    let arguments = [
+        "run",
+        &server.url(),
+        "--rate",
+        "100",
+        "--for",
+        "1200ms",
+        "--lag-max",
+        "1s",
+        "--proxy-pid",
+        &pid,
+        "--metrics-url",
+        &metrics,
+        "--json",
+        json.to_str().expect("UTF-8"),
+    ];
+    let (output, text) = output(loadtest(&arguments).spawn().expect("it starts"));
+    assert!(output.status.success(), "{text}");
+    let result = read(&json);
+    let proxy = result.phases[0].proxy.clone().expect("watched");
+    assert!(proxy.cpu_s > 0.0 && proxy.cpu_us_per_request > 0.0 && proxy.memory_max_bytes > 0, "{proxy:?}");
+    let counters = result.server.expect("scraped");
+    assert!(counters.gained()["requests_total"] >= 120.0, "{:?}", counters.gained());
+    assert!(!counters.samples.is_empty() && counters.failures == 0);
+    assert!(text.contains("us CPU per request"), "{text}");
+}
+
+#[test]
+fn a_target_that_is_not_there_is_an_invalid_result_and_a_wrong_command_none() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", free.local_addr().expect("bound"));
+    drop(free);
+    let arguments = ["run", &url, "--rate", "20", "--for", "500ms", "--lag-max", "1s"];
+    let (output_, text) = output(loadtest(&arguments).spawn().expect("it starts"));
+    assert!(text.contains("connect refused"), "{text}");
+    assert_eq!(output_.status.code(), Some(0), "failing is what the target does: {text}");
+    for (arguments, said) in [
+        (&["run", "ftp://x", "--rate", "1"][..], "neither http nor https"),
+        (&["run", "http://127.0.0.1:1"], "--rate"),
+        (
+            &["run", "http://127.0.0.1:1", "--rate", "1", "--auth", "cookie:1", "--domain", "x"],
+            "--proxy-key-file",
+        ),
+        (&["scenario", "no-such-one", "http://127.0.0.1:1"], "no-such-one"),
+    ] {
+        let (output, text) = output(loadtest(arguments).spawn().expect("it starts"));
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert!(text.contains(said), "{text}");
+    }
+}
+
+#[test]
+fn shipped_scenarios_are_listed() {
+    let (output, text) = output(loadtest(&["scenarios"]).spawn().expect("it starts"));
+    assert!(output.status.success());
+    for name in ["smoke", "browser-day", "api-storm", "agents", "idle-tunnels", "soak"] {
+        assert!(text.contains(name), "{text}");
+    }
+}

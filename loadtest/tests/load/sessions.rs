@@ -1,0 +1,125 @@
+//! What lives longer than an exchange: WebSockets, event streams, pages, idle tunnels.
+
+use super::peer::{Answer, Asked, Server, codes, ok, plan, run};
+use loadtest::plan::{Class, Idle, Load};
+use loadtest::quantity::Span;
+use loadtest::result::ClassResult;
+use std::collections::HashSet;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+fn class(text: &str) -> Class {
+    text.parse().expect("a class")
+}
+
+fn of(server: &Server, name: &str, rate: f64) -> ClassResult {
+    let mut plan = plan(&server.url(), Load::Hold { rate }, 1000);
+    plan.phases[0].mix = vec![(class(name), 1.0)];
+    run(plan).phases[0].classes[name].clone()
+}
+
+fn is(asked: &Asked, field: &str) -> bool {
+    asked.head.to_ascii_lowercase().contains(field)
+}
+
+#[test]
+fn websockets_are_timed_by_handshake_and_by_echo() {
+    let server = Server::start(|asked| {
+        assert!(is(asked, "upgrade: websocket") && is(asked, "sec-websocket-version: 13"));
+        Answer::Echo { corrupt_after: u32::MAX }
+    });
+    let result = of(&server, "ws:7x32", 20.0);
+    assert_eq!((result.planned, result.ok, result.failed), (20, 20, 0), "{:?}", result.errors);
+    assert_eq!((result.extra["ws_echo"].count(), result.extra["ws_connect"].count()), (140, 20));
+    assert_eq!(result.statuses[&101], 20);
+    assert_eq!(server.connections.load(SeqCst) - 16, 20, "each has a connection of its own");
+}
+
+#[test]
+fn an_echo_that_is_not_what_was_sent_is_a_failure() {
+    let server = Server::start(|_| Answer::Echo { corrupt_after: 3 });
+    let result = of(&server, "ws:7x32", 20.0);
+    assert_eq!((result.ok, result.failed, result.errors[0].code.as_str()), (0, 20, "wrong content"));
+}
+
+#[test]
+fn a_websocket_answered_with_200_is_no_websocket() {
+    let server = Server::start(|_| ok());
+    assert_eq!(of(&server, "ws:1x32", 20.0).errors[0].code, "wrong content");
+}
+
+#[test]
+fn events_are_timed_by_their_gaps_and_a_missing_one_is_a_failure() {
+    let server = Server::start(|asked| {
+        assert!(asked.line.starts_with("GET /events?count=4&every_ms=20"), "{}", asked.line);
+        let events = if asked.number % 2 == 0 { 4 } else { 3 };
+        let body = "id: 1\ndata: x\n\n".repeat(events);
+        Answer::Raw(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into())
+    });
+    let result = of(&server, "sse:4x20ms", 20.0);
+    // Those to the pool's connections are none: all requests are sessions.
+    assert_eq!((result.ok, result.failed), (10, 10), "{:?}", result.errors);
+    assert_eq!(result.errors[0].code, "wrong content");
+    assert_eq!(result.extra["event_gap"].count(), 10 * 3 + 10 * 2);
+}
+
+#[test]
+fn a_page_loads_its_assets_over_six_connections() {
+    let seen = Arc::new(Mutex::new((HashSet::new(), 0)));
+    let watched = seen.clone();
+    let server = Server::start(move |asked| {
+        let mut seen = watched.lock().expect("not poisoned");
+        if asked.line == "GET /bytes/100" {
+            seen.0.insert(asked.peer);
+            seen.1 += 1;
+        }
+        drop(seen);
+        thread::sleep(Duration::from_millis(5));
+        Answer::Say(200, "x".repeat(100))
+    });
+    let mut plan = plan(&server.url(), Load::Burst { size: 1, every: Span(Duration::from_secs(5)) }, 500);
+    plan.phases[0].mix = vec![(class("page:20x100"), 1.0)];
+    let result = run(plan).phases[0].classes["page:20x100"].clone();
+    assert_eq!((result.ok, result.failed), (1, 0), "{:?}", result.errors);
+    let seen = seen.lock().expect("not poisoned");
+    assert_eq!((seen.0.len(), seen.1), (6, 20));
+    // A page, then 20 assets six at a time: five rounds of 5 ms at least.
+    assert!(result.response.quantile_us(0.5) >= 24_000.0, "{:?}", result.response.quantiles());
+}
+
+#[test]
+fn sessions_beyond_the_bound_are_unsent_and_make_the_result_invalid() {
+    let server = Server::start(|_| {
+        thread::sleep(Duration::from_secs(2));
+        Answer::Echo { corrupt_after: u32::MAX }
+    });
+    let mut plan = plan(&server.url(), Load::Hold { rate: 20.0 }, 500);
+    plan.phases[0].mix = vec![(class("ws:1x8"), 1.0)];
+    plan.client.sessions_max = 3;
+    plan.client.grace = Span(Duration::from_millis(100));
+    let result = run(plan);
+    let total = result.phases[0].total();
+    assert_eq!((total.sent, total.unsent, total.unfinished), (3, 7, 3));
+    assert!(codes(&result).contains(&"sessions_max".into()) && !result.validity.valid);
+}
+
+#[test]
+fn idle_tunnels_come_from_all_source_addresses_and_cut_ones_are_counted() {
+    let sources = Arc::new(Mutex::new(HashSet::new()));
+    let seen = sources.clone();
+    let server = Server::start(move |asked| {
+        seen.lock().expect("not poisoned").insert(asked.peer.ip());
+        Answer::Hold { cut_after: (asked.number < 10).then_some(Duration::from_millis(300)) }
+    });
+    let mut plan = plan(&server.url(), Load::Quiet, 1500);
+    plan.phases[0].idle = Some(Idle { count: 120, rate: 400.0 });
+    plan.client.sources = (2..6).map(|n| std::net::IpAddr::from([127, 0, 0, n])).collect();
+    plan.client.connections = 1;
+    let result = run(plan);
+    let idle = result.phases[0].idle.clone().expect("held");
+    assert_eq!((idle.planned, idle.open, idle.lost, idle.failed), (120, 110, 10, 0), "{:?}", idle.errors);
+    assert_eq!((idle.connect.count(), sources.lock().expect("not poisoned").len()), (120, 4));
+    assert!((200.0..=410.0).contains(&idle.connects_per_s), "{}", idle.connects_per_s);
+}
