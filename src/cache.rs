@@ -68,6 +68,11 @@ impl<K: Hash + Eq + Clone, V> TtlMap<K, V> {
         }
     }
 
+    pub fn clear(&mut self) {
+        self.index.clear();
+        self.slots.clear();
+    }
+
     pub fn len(&self) -> usize {
         self.slots.len()
     }

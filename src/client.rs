@@ -5,25 +5,32 @@
 //! transport is plain or the protocol HTTP/1.1.
 
 use crate::access_log::Line;
-use crate::counters::{Class, add, less};
+use crate::activity::InUse;
+use crate::admission::{Exceeded, Held, Limit};
+use crate::cors::{self, Decision, Preflight, Relation, Sharing};
+use crate::counters::{AuthResult, Class, add, less};
 use crate::deadlines::{Fired, Watch};
 use crate::error::{Cause, Source};
 use crate::exchange::{self, Failed, Next, Outgoing};
-use crate::grant::{Asker, authorize};
-use crate::head::{Method, RequestHead};
+use crate::grant::{Asker, Grant, authorize};
+use crate::head::{FieldId, Method, RequestHead};
+use crate::ids::SandboxId;
+use crate::initiator;
 use crate::login::navigation::{self, Asks};
 use crate::login::{self, page};
+use crate::rate::ClientNet;
 use crate::relay::Means;
 use crate::request_id::RequestId;
-use crate::route::{Route, route};
+use crate::route::{NoRoute, Route, route};
 use crate::shard::Shard;
 use crate::socket::{Moved, Socket};
 use crate::target;
 use crate::tunnel;
+use crate::warning;
 use rustix::net::Shutdown;
 use std::cell::Cell;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -38,6 +45,12 @@ pub struct Client {
     /// The peer may speak for others.
     pub trusted: bool,
     first_byte: Cell<Option<Instant>>,
+    /// What keeps the sandbox of the request or tunnel from being stopped.
+    in_use: Cell<Option<InUse>>,
+    /// The sandbox's count of what is under way, when it is limited.
+    sandbox_slot: Cell<Option<Box<Held<SandboxId>>>>,
+    /// Dropped with it.
+    _held: Option<Box<Held<ClientNet>>>,
 }
 
 impl Client {
@@ -47,7 +60,7 @@ impl Client {
 
     pub fn means<'a>(&'a self, shard: &'a Shard) -> Means<'a> {
         let stall = shard.config.limits.client_stall;
-        Means { buffers: &shard.buffers, counters: &shard.counters, watch: &self.watch, stall }
+        Means { buffers: &shard.buffers, counters: &shard.counters, watch: &self.watch, stall, in_use: None }
     }
 
     /// Heads and small answers.
@@ -71,6 +84,7 @@ impl Client {
             Some(Fired::ClientRead) => Cause::BodyStalled,
             Some(Fired::ClientWrite | Fired::ClientGone) => Cause::ClientGone,
             Some(Fired::Runner) => Cause::RunnerTimeout,
+            Some(Fired::Revoked) => Cause::Revoked,
             None => cause,
         }
     }
@@ -83,10 +97,24 @@ impl Client {
 
 impl Client {
     /// An accepted connection. Made outside of its task, which would else keep room for every part of it twice.
-    pub fn new(shard: &Shard, socket: Socket, peer: IpAddr) -> Self {
-        let watch = shard.deadlines.watch(socket.raw_fd());
-        let trusted = shard.config.trusted_proxies.iter().any(|net| net.contains(&peer));
-        Self { watch, transport: socket, peer, trusted, first_byte: Cell::new(None) }
+    /// `held`: its place among its client's, where these are limited.
+    pub fn new(
+        shard: &Shard,
+        socket: Socket,
+        peer: IpAddr,
+        trusted: bool,
+        held: Option<Box<Held<ClientNet>>>,
+    ) -> Self {
+        Self {
+            watch: shard.deadlines.watch(socket.raw_fd()),
+            transport: socket,
+            peer,
+            trusted,
+            first_byte: Cell::new(None),
+            in_use: Cell::new(None),
+            sandbox_slot: Cell::new(None),
+            _held: held,
+        }
     }
 }
 
@@ -105,13 +133,20 @@ pub fn serve(shard: Rc<Shard>, client: Client) -> impl Future<Output = ()> {
                 Next::Tunnel(tunnel) => {
                     client.watch.busy();
                     // Apart, so that connections that never become tunnels do not carry its state.
-                    Box::pin(tunnel::run(&client.transport, tunnel, client.means(&shard))).await;
+                    Box::pin(tunnelled(&shard, &client, tunnel)).await;
                     break;
                 }
             }
         }
         less(&shard.counters.connections_open);
     }
+}
+
+async fn tunnelled(shard: &Shard, client: &Client, tunnel: tunnel::Tunnel) {
+    let in_use = client.in_use.take();
+    in_use.iter().for_each(InUse::is_tunnel);
+    let means = Means { in_use: in_use.as_ref(), ..client.means(shard) };
+    tunnel::run(&client.transport, tunnel, means).await;
 }
 
 /// Serves the requests that are here, until the connection has no byte left to interpret.
@@ -193,7 +228,21 @@ async fn request(
     let request_id = std::str::from_utf8(&request_id).expect("hex digits and dashes");
     client.first_byte.set(None);
     let mut stamps = Stamps { started, granted: None, class: Class::Own, auth: None };
-    let outcome = staged(shard, client, head, rest, request_id, &mut stamps).await;
+    let routed = route(head, shard.route_rules);
+    let mut sharing = None;
+    let outcome = match cors::decide(head, shard.config.cors, |origin| relation(shard, head, &routed, origin))
+    {
+        Decision::Preflight(preflight) => {
+            Box::pin(answer_preflight(shard, client, head, rest, request_id, preflight)).await
+        }
+        decision => {
+            if let Decision::Share(with) = decision {
+                sharing = Some(with);
+            }
+            let decided = Decided { routed, sharing };
+            staged(shard, client, head, rest, request_id, decided, &mut stamps).await
+        }
+    };
     let (next, used, overread, status, cause) = match outcome {
         Ok(done) => {
             if done.early {
@@ -208,7 +257,7 @@ async fn request(
                 add(&shard.counters.rejects[reject as usize], 1);
             }
             let status = if answerable { cause.answer().status } else { 0 };
-            let stays = answerable && answer(shard, client, head, rest, cause, request_id).await;
+            let stays = answerable && answer(shard, client, head, rest, cause, request_id, sharing).await;
             if reset {
                 let linger = socket2::SockRef::from(&client.transport.fd()).set_linger(Some(Duration::ZERO));
                 // A socket that is gone already needs no reset.
@@ -219,6 +268,10 @@ async fn request(
         }
     };
     client.watch.waits_for_others(false);
+    if !matches!(next, Next::Tunnel(_)) {
+        client.in_use.set(None);
+        client.sandbox_slot.set(None);
+    }
     less(&shard.counters.requests_active);
     finish(shard, client, head, request_id, &stamps, status, cause);
     (next, used, overread)
@@ -228,7 +281,14 @@ struct Stamps {
     started: Instant,
     granted: Option<Instant>,
     class: Class,
-    auth: Option<crate::counters::AuthResult>,
+    auth: Option<AuthResult>,
+}
+
+/// What follows from the head alone.
+struct Decided<'b> {
+    routed: Result<Route, NoRoute>,
+    /// A page of another origin asks.
+    sharing: Option<Sharing<'b>>,
 }
 
 async fn staged(
@@ -237,10 +297,15 @@ async fn staged(
     head: &RequestHead<'_>,
     rest: &[u8],
     request_id: &str,
+    decided: Decided<'_>,
     stamps: &mut Stamps,
 ) -> Result<exchange::Done, Failed> {
+    let Decided { routed, sharing } = decided;
     let early = |cause| Failed { cause, answerable: true, reset: false };
-    let route = route(head, shard.route_rules).map_err(|no| early(Cause::NoRoute(no)))?;
+    if shard.config.preview_warning && warns(head, &routed) {
+        return Box::pin(warn(shard, client, head, rest, request_id)).await;
+    }
+    let route = routed.map_err(|no| early(Cause::NoRoute(no)))?;
     stamps.class = match &route {
         Route::Preview { .. } | Route::Toolbox { .. } if head.websocket => Class::WebSocket,
         Route::Preview { .. } => Class::Preview,
@@ -251,7 +316,15 @@ async fn staged(
     if route == Route::Health {
         return health(shard, client, head, rest, request_id).await;
     }
-    let asker = Asker { shard, watch: &client.watch, ip: client.visitor(shard, head), now: stamps.started };
+    let asker = Asker::new(shard, &client.watch, client.visitor(shard, head), stamps.started);
+    let limited = |limit, exceeded: Exceeded| {
+        add(&shard.counters.limited[limit as usize], 1);
+        early(Cause::Limited(limit, exceeded.0))
+    };
+    shard
+        .admission
+        .client_request(asker.ip.into(), asker.now)
+        .map_err(|exceeded| limited(Limit::ClientRequests, exceeded))?;
     let granted = match &route {
         Route::Callback | Route::Handoff => Err(None),
         route => authorize(&asker, route, head).await.map_err(Some),
@@ -266,8 +339,87 @@ async fn staged(
     stamps.granted = Some(Instant::now());
     stamps.auth = Some(grant.auth());
     let target = target::locate(&asker, &grant, false).await.map_err(early)?;
-    let outgoing = Outgoing { head, rest, grant: &grant, request_id };
+    asker.repay();
+    if let Some(place) = &target.place {
+        let slot = shard.admission.sandbox_request(&place.sandbox, asker.now);
+        let slot = slot.map_err(|exceeded| limited(Limit::Sandbox, exceeded))?;
+        client.sandbox_slot.set(slot.map(Box::new));
+    }
+    if let Some(place) = target.place.as_ref().filter(|_| keeps_awake(shard, head, &grant)) {
+        shard.activity.mention(place, shard.deadlines.now(), &shard.questions, &shard.counters);
+        client.in_use.set(Some(shard.activity.begin(place)));
+    }
+    let outgoing = Outgoing { head, rest, grant: &grant, request_id, sharing, ip: asker.ip };
     exchange::exchange(client, &asker, target, &outgoing).await
+}
+
+/// What the page that asks is to the sandbox it asks.
+fn relation(
+    shard: &Shard,
+    head: &RequestHead<'_>,
+    routed: &Result<Route, NoRoute>,
+    origin: &[u8],
+) -> Relation {
+    let (sandbox, own_origin) = match routed {
+        Ok(Route::Preview { label, .. }) => (label, true),
+        Ok(Route::Toolbox { sandbox, .. }) => (sandbox, false),
+        _ => return Relation::Stranger,
+    };
+    let (https, trusted) = (shard.scheme == "https", shard.config.trusted_origins.as_slice());
+    if initiator::is_welcome(origin, head, &initiator::Place { https, sandbox, own_origin, trusted }) {
+        Relation::Welcome
+    } else if initiator::is_sibling(origin, head) {
+        Relation::Sibling
+    } else {
+        Relation::Stranger
+    }
+}
+
+/// Answered without a proof, which browsers do not send with it, and without asking anybody.
+async fn answer_preflight(
+    shard: &Shard,
+    client: &Client,
+    head: &RequestHead<'_>,
+    rest: &[u8],
+    request_id: &str,
+    preflight: Preflight<'_>,
+) -> Result<exchange::Done, Failed> {
+    let extra = preflight.fields();
+    let own = Own { status: 204, content_type: "", extra: &extra, body: "", keep: true };
+    own_answer(shard, client, head, rest, request_id, own).await
+}
+
+/// Is this about the page that is shown before a preview?
+fn warns(head: &RequestHead<'_>, routed: &Result<Route, NoRoute>) -> bool {
+    let is_form = head.method == Method::Post && head.path() == warning::ACCEPT_PATH;
+    is_form || (matches!(routed, Ok(Route::Preview { .. })) && warning::is_due(head))
+}
+
+async fn warn(
+    shard: &Shard,
+    client: &Client,
+    head: &RequestHead<'_>,
+    rest: &[u8],
+    request_id: &str,
+) -> Result<exchange::Done, Failed> {
+    if head.method != Method::Post {
+        let (extra, body) = (warning::fields(), warning::page(head));
+        let content_type = "text/html; charset=utf-8";
+        let own = Own { status: 200, content_type, extra: &extra, body: &body, keep: true };
+        return own_answer(shard, client, head, rest, request_id, own).await;
+    }
+    let Some(accepted) = warning::accept(head, shard.scheme == "https") else {
+        return Err(Failed { cause: Cause::ForeignForm, answerable: true, reset: false });
+    };
+    let extra = format!("Location: {}\r\nSet-Cookie: {}\r\n", accepted.location, accepted.set_cookie);
+    let own = Own { status: 303, content_type: "text/plain", extra: &extra, body: "", keep: true };
+    own_answer(shard, client, head, rest, request_id, own).await
+}
+
+/// Does this request start its sandbox's auto-stop timer anew?
+fn keeps_awake(shard: &Shard, head: &RequestHead<'_>, grant: &Grant) -> bool {
+    let skips = head.first(FieldId::SkipLastActivity).is_some_and(|v| v.eq_ignore_ascii_case(b"true"));
+    !skips && (shard.config.anonymous_activity || grant.auth() != AuthResult::Public)
 }
 
 impl Client {
@@ -278,15 +430,11 @@ impl Client {
             return self.peer;
         }
         let mut visitor = self.peer;
-        let fields = head.fields.iter().filter(|f| f.id == crate::head::FieldId::XForwardedFor);
+        let fields = head.fields.iter().filter(|f| f.id == FieldId::XForwardedFor);
         for field in fields.rev() {
             for part in field.value.of(head.bytes).rsplit(|b| *b == b',') {
-                let Some(ip) =
-                    std::str::from_utf8(part.trim_ascii()).ok().and_then(|t| t.parse::<IpAddr>().ok())
-                else {
-                    return visitor;
-                };
-                visitor = ip.to_canonical();
+                let Some(ip) = forwarded_address(part) else { return visitor };
+                visitor = ip;
                 if !shard.config.trusted_proxies.iter().any(|net| net.contains(&visitor)) {
                     return visitor;
                 }
@@ -294,6 +442,14 @@ impl Client {
         }
         visitor
     }
+}
+
+/// An address as proxies write it into X-Forwarded-For: alone, or with a port as some do.
+fn forwarded_address(part: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(part.trim_ascii()).ok()?;
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let with_port = || text.parse::<SocketAddr>().ok().map(|addr| addr.ip());
+    Some(bare.parse().ok().or_else(with_port)?.to_canonical())
 }
 
 /// A step of a login, or the first one instead of a refusal.
@@ -374,12 +530,16 @@ impl Own<'_> {
         let Self { status, content_type, extra, body, keep } = self;
         let connection = if *keep { "" } else { "Connection: close\r\n" };
         let shown = if method == Method::Head { "" } else { body };
+        // A 204 has neither (RFC 9110 8.6).
+        let body_fields = match status {
+            204 => String::new(),
+            _ => format!("Content-Type: {content_type}\r\nContent-Length: {}\r\n", body.len()),
+        };
         format!(
-            "HTTP/1.1 {status} {}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n{extra}\
+            "HTTP/1.1 {status} {}\r\n{body_fields}{extra}\
              Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\nX-Request-Id: {request_id}\r\n\
              {connection}\r\n{shown}",
             reason(*status),
-            body.len(),
         )
         .into_bytes()
     }
@@ -388,6 +548,7 @@ impl Own<'_> {
 fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
+        204 => "No Content",
         302 => "Found",
         303 => "See Other",
         307 => "Temporary Redirect",
@@ -428,6 +589,7 @@ async fn answer(
     rest: &[u8],
     cause: Cause,
     request_id: &str,
+    sharing: Option<Sharing<'_>>,
 ) -> bool {
     if cause == Cause::ClientGone {
         return false;
@@ -437,6 +599,7 @@ async fn answer(
     let refused = matches!(cause, Cause::Rejected(_) | Cause::BodyStalled);
     let whole = body_here(head, rest).is_some() && !refused;
     let keep = whole && head.keep_alive && !shard.draining.get();
+    let shared = sharing.map(|sharing| sharing.own_fields()).unwrap_or_default();
     let text = match (cause, navigation::asks(head)) {
         (Cause::Login(_), _) | (_, Asks::Navigation) => {
             error_page(cause, head.method, None, request_id, keep)
@@ -448,7 +611,7 @@ async fn answer(
             let in_tab = (cause.answer().status == 401).then_some(url.as_str());
             error_page(cause, head.method, in_tab, request_id, keep)
         }
-        (_, Asks::Other) => error_text(cause, head.method, &method, &path, request_id, keep),
+        (_, Asks::Other) => error_text(cause, head.method, &method, &path, request_id, keep, &shared),
     };
     if client.send(shard, &text).await.is_err() {
         return false;
@@ -466,13 +629,22 @@ async fn refuse(shard: &Shard, client: &Client, cause: Cause) {
     let row = cause.answer();
     add(&shard.counters.errors[source_index(row.source)], 1);
     add(&shard.counters.requests[Class::Own as usize][usize::from(row.status / 100)], 1);
-    let text = error_text(cause, Method::Get, "", "", request_id, false);
+    let text = error_text(cause, Method::Get, "", "", request_id, false, "");
     if client.send(shard, &text).await.is_ok() {
         linger(shard, client).await;
     }
 }
 
-fn error_text(cause: Cause, kind: Method, method: &str, path: &str, request_id: &str, keep: bool) -> Vec<u8> {
+/// `shared`: field lines for a page of another origin that asked.
+fn error_text(
+    cause: Cause,
+    kind: Method,
+    method: &str,
+    path: &str,
+    request_id: &str,
+    keep: bool,
+    shared: &str,
+) -> Vec<u8> {
     let row = cause.answer();
     let timestamp = humantime::format_rfc3339_millis(SystemTime::now()).to_string();
     let mut body = serde_json::json!({
@@ -489,7 +661,7 @@ fn error_text(cause: Cause, kind: Method, method: &str, path: &str, request_id: 
     if let Some(seconds) = row.retry_after {
         body["retryAfter"] = seconds.into();
     }
-    let extra = error_fields(&row);
+    let extra = error_fields(&row) + shared;
     let (content_type, body) = ("application/json", body.to_string());
     Own { status: row.status, content_type, extra: &extra, body: &body, keep }.text(kind, request_id)
 }
@@ -578,7 +750,7 @@ fn finish(
             status,
             cause: cause.map(|c| c.answer()),
             auth: stamps.auth.map(|a| a.as_str()),
-            client_ip: client.peer,
+            client_ip: client.visitor(shard, head),
             granted: since(stamps.granted),
             first_byte: since(client.first_byte.get()),
             took,

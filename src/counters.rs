@@ -1,12 +1,18 @@
 //! What a shard counts. Plain cells of one thread; the control plane asks for a copy and adds the copies up.
 
+use crate::admission::Limit;
 use crate::error::Source;
 use crate::head::Reject;
 use std::cell::Cell;
+use std::time::Duration;
 
 /// Upper bounds in milliseconds of the duration histogram (OpenTelemetry's advice, longer ones for held commands).
 pub const DURATION_BOUNDS_MS: [u64; 17] =
     [5, 10, 25, 50, 75, 100, 250, 500, 750, 1000, 2500, 5000, 7500, 10_000, 30_000, 60_000, 180_000];
+
+/// Upper bounds in microseconds of the histogram of [`Counters::invalidation_lag`].
+pub const LAG_BOUNDS_US: [u64; 10] =
+    [250, 500, 1000, 2500, 5000, 10_000, 25_000, 100_000, 1_000_000, 10_000_000];
 
 /// What a request was, for labels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -99,6 +105,35 @@ impl CacheKind {
     }
 }
 
+/// Why something that lived long was cut.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Revoked {
+    /// The sandbox is not public any more.
+    Private,
+    /// The key or token opens it no more.
+    Token,
+    /// The signed link is over.
+    Link,
+    /// Nothing runs in the sandbox any more.
+    Ended,
+    /// Something changed, and nobody could say for too long whether the right still holds.
+    Undecided,
+}
+
+impl Revoked {
+    pub const ALL: &'static [Self] = &[Self::Private, Self::Token, Self::Link, Self::Ended, Self::Undecided];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Private => "private",
+            Self::Token => "token",
+            Self::Link => "link",
+            Self::Ended => "ended",
+            Self::Undecided => "undecided",
+        }
+    }
+}
+
 type Count = Cell<u64>;
 
 /// One shard's counters. Gauges are named as such; all else only grows.
@@ -128,6 +163,11 @@ pub struct Counters {
     pub questions_asked: Count,
     /// Gauge.
     pub questions_open: Count,
+    /// How long a change in Redis took to get here, measured by canaries: buckets of [`LAG_BOUNDS_US`], not cumulative.
+    pub invalidation_lags: [Count; LAG_BOUNDS_US.len() + 1],
+    pub invalidation_lag_sum_us: Count,
+    /// Connections cut, by [`Revoked`].
+    pub revoked: [Count; Revoked::ALL.len()],
     pub runner_connects: Count,
     pub runner_connect_failures: Count,
     pub runner_reuses: Count,
@@ -148,10 +188,22 @@ pub struct Counters {
     /// Bodies cut short by the runner and therefore cut short to the client.
     pub truncated: Count,
     pub deadlines: Count,
+    /// Mentions of sandboxes in use that the mailbox had no room for.
+    pub activity_dropped: Count,
+    /// Refused because a client or sandbox used too much, by limit.
+    pub limited: [Count; Limit::ALL.len()],
     pub log_lines: Count,
     pub log_lines_dropped: Count,
     /// Longest time between two looks at the ring since the last report, microseconds (gauge).
     pub loop_stall_us: Count,
+}
+
+impl Counters {
+    pub fn invalidation_lag(&self, lag: Duration) {
+        let us = u64::try_from(lag.as_micros()).unwrap_or(u64::MAX);
+        add(&self.invalidation_lags[LAG_BOUNDS_US.partition_point(|bound| *bound < us)], 1);
+        add(&self.invalidation_lag_sum_us, us);
+    }
 }
 
 /// `cell += n`.

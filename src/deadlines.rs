@@ -30,6 +30,8 @@ pub enum Fired {
     Runner,
     /// The client left while others were being waited for.
     ClientGone,
+    /// The right it was let in by is gone.
+    Revoked,
 }
 
 struct Entry {
@@ -83,6 +85,27 @@ impl Deadlines {
             }
         };
         Watch { table: self.clone(), index }
+    }
+
+    /// A place for a wait on which no client depends.
+    pub fn nobody(self: &Rc<Self>) -> Watch {
+        self.watch(NO_FD)
+    }
+
+    /// Ends a connection and the runner's it uses, both ways and at once. `false`: it was ended so already.
+    pub fn revoke(&self, index: u32) -> bool {
+        let mut entries = self.entries.borrow_mut();
+        let entry = &mut entries[index as usize];
+        if entry.fired == Some(Fired::Revoked) {
+            return false;
+        }
+        entry.fired = Some(Fired::Revoked);
+        sys::shutdown_raw(entry.client, Shutdown::Both);
+        sys::shutdown_raw(entry.runner, Shutdown::Both);
+        let waker = entry.waker.take();
+        drop(entries);
+        waker.into_iter().for_each(Waker::wake);
+        true
     }
 
     /// Ticks since start: a clock of one tick's exactness for free.
@@ -173,6 +196,11 @@ impl Watch {
                     .saturating_add(1)
             }
         }
+    }
+
+    /// For [`Deadlines::revoke`].
+    pub fn index(&self) -> u32 {
+        self.index
     }
 
     /// The client must send something within this. `None` disarms, here and below.

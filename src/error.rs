@@ -3,6 +3,7 @@
 //! Whose fault first, then what. The text outside is chosen here; nothing that came from the API, a runner or the
 //! system is ever put into it. The inside text goes to the log, complete.
 
+use crate::admission::Limit;
 use crate::head::Reject;
 use crate::mailbox::{LoginFault, Trouble};
 use crate::route::NoRoute;
@@ -21,10 +22,14 @@ pub enum Cause {
     AuthInvalid,
     /// The host is that of a signed link, and the link is unknown, over or for another port.
     SignedUrlExpired,
+    /// A form that changes something was not sent by the page it belongs to.
+    ForeignForm,
     /// Not there, or not for this caller: indistinguishable on purpose.
     NotFound,
     /// The sandbox has no runner (archived, not built yet, destroyed).
     SandboxNotRunning,
+    /// The client or the sandbox uses more than it may; seconds to wait.
+    Limited(Limit, u32),
     /// The control plane has no answer.
     Api(Trouble),
     /// A login ended without opening anything.
@@ -40,6 +45,8 @@ pub enum Cause {
     Overloaded,
     /// Our own fault: out of descriptors or memory.
     Internal,
+    /// What let the client in holds no more: its connection is cut.
+    Revoked,
     /// The client left before an answer; nothing is sent, it is only logged and counted.
     ClientGone,
 }
@@ -123,6 +130,13 @@ impl Cause {
                     "the connection was closed; correct the request and send it again",
                 )
             }
+            Self::Revoked => row(
+                401,
+                "GRANT_REVOKED",
+                Client,
+                "what let this connection in holds no more",
+                "connect again with a proof that holds",
+            ),
             Self::HeadTimeout => row(
                 408,
                 "REQUEST_TIMEOUT",
@@ -185,6 +199,13 @@ impl Cause {
                 Client,
                 "this signed link has expired or was revoked",
                 "ask the sender for a new link",
+            ),
+            Self::ForeignForm => row(
+                403,
+                "FOREIGN_FORM",
+                Client,
+                "this form belongs to another page",
+                "open the preview itself and use the button there",
             ),
             Self::NotFound => row(
                 404,
@@ -250,7 +271,24 @@ impl Cause {
                     "the operator should check the runner's proxy URL",
                 ),
                 Trouble::Overloaded => Self::Overloaded.answer(),
+                Trouble::ClientLimited(seconds) => Self::Limited(Limit::LookUps, seconds).answer(),
             },
+            Self::Limited(limit, seconds) => {
+                let (code, message, hint) = match limit {
+                    Limit::LookUps => (
+                        "CLIENT_LIMIT",
+                        "too many requests from your address that open nothing",
+                        "check host and credentials, then try again",
+                    ),
+                    Limit::ClientRequests | Limit::ClientConnections => {
+                        ("CLIENT_LIMIT", "too many requests from your address", "slow down and try again")
+                    }
+                    Limit::Sandbox => {
+                        ("SANDBOX_LIMIT", "too many requests to this sandbox", "slow down and try again")
+                    }
+                };
+                Answer { retry_after: Some(seconds), ..row(429, code, Proxy, message, hint) }
+            }
             Self::Login(fault) => login(fault),
             Self::RunnerConnect => row(
                 502,

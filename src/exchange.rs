@@ -7,14 +7,17 @@
 
 use crate::chunked::{self, ChunkReader};
 use crate::client::Client;
+use crate::cors::Sharing;
 use crate::counters::add;
 use crate::deadlines::Fired;
 use crate::error::Cause;
 use crate::forward::{self, Confine, RequestPlan, ResponsePlan};
 use crate::framing::{RequestBody, ResponseBody};
-use crate::grant::{Access, Asker, Grant};
+use crate::grant::{Access, Asker, Grant, authorize};
 use crate::head::{FieldId, RequestHead, ResponseHead, Version};
+use crate::live::Alive;
 use crate::relay::{Fault, Lane, SinkFraming, Way};
+use crate::route::route;
 use crate::shard::Shard;
 use crate::socket::{self, Moved, Socket};
 use crate::target::{self, Target};
@@ -22,8 +25,12 @@ use crate::tunnel::Tunnel;
 use base64::Engine as _;
 use rustix::net::Shutdown;
 use std::cell::Cell;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::task::Poll;
+
+/// From so many bytes to come on, a body of a known length is cut when its right ends.
+const LONG_BODY: u64 = 256 * 1024;
 
 /// What becomes of the client's connection.
 pub enum Next {
@@ -66,6 +73,10 @@ pub struct Outgoing<'a, 'b> {
     pub rest: &'a [u8],
     pub grant: &'a Grant,
     pub request_id: &'a str,
+    /// A page of another origin asked.
+    pub sharing: Option<Sharing<'a>>,
+    /// The visitor's.
+    pub ip: IpAddr,
 }
 
 /// Sends the request to its target and the answer to the client.
@@ -118,9 +129,12 @@ pub async fn exchange(
                 out.clear();
                 let (received, inbuf) = runner.recv_waiting(std::mem::take(&mut out)).await;
                 match received {
-                    Ok(n) if n > 0 => {
-                        respond(client, shard, &runner, head, outgoing, inbuf, &Cell::new(false)).await
-                    }
+                    Ok(n) if n > 0 => match still_granted(asker, outgoing).await {
+                        Ok(()) => {
+                            respond(client, shard, &runner, head, outgoing, inbuf, &Cell::new(false)).await
+                        }
+                        Err(cause) => Err(Failed::before_answer(cause)),
+                    },
                     _ if was_reused
                         && !resent
                         && head.method.is_idempotent()
@@ -163,7 +177,8 @@ pub async fn exchange(
                 })?;
             }
             let early = outgoing.rest.to_vec();
-            let next = Next::Tunnel(Tunnel { runner, early });
+            let alive = enter(client, shard, outgoing);
+            let next = Next::Tunnel(Tunnel { runner, early, alive });
             return Ok(Done { next, status, used: outgoing.rest.len(), overread: Vec::new(), early: false });
         }
         if answer.runner_reusable && whole {
@@ -172,6 +187,17 @@ pub async fn exchange(
         let next = if answer.client_stays && whole { Next::KeepAlive } else { Next::Close };
         return Ok(Done { next, status, used: body.used, overread, early: !whole });
     }
+}
+
+/// An answer that took its time must not be shown to somebody who was let in before a change and would not be now.
+async fn still_granted(asker: &Asker<'_>, outgoing: &Outgoing<'_, '_>) -> Result<(), Cause> {
+    let Outgoing { grant, head, .. } = outgoing;
+    let Some(sandbox) = grant.sandbox() else { return Ok(()) };
+    if !asker.shard.changes.is_old(sandbox, grant.as_of()) {
+        return Ok(());
+    }
+    let route = route(head, asker.shard.route_rules).map_err(Cause::NoRoute)?;
+    Box::pin(authorize(asker, &route, head)).await.map(drop)
 }
 
 /// Takes the runner's descriptor out of the deadline table before the socket can close.
@@ -307,6 +333,7 @@ async fn both_ways(
     body: &Body,
 ) -> Result<(Answered, Uploaded), Failed> {
     let head = outgoing.head;
+    let _alive = enter(client, shard, outgoing);
     let started = Cell::new(false);
     let means = client.means(shard);
     let lane = Lane { source: client.transport(), sink: runner, way: Way::Up, means: &means };
@@ -467,6 +494,7 @@ async fn respond(
     let reset = framing == ResponseBody::UntilClose;
     let sink = if framing == ResponseBody::Chunked { SinkFraming::Chunked } else { SinkFraming::Bare };
     let means = client.means(shard);
+    let _alive = goes_on(last.body, &inbuf[last.head_bytes..]).then(|| enter(client, shard, outgoing));
     let lane = Lane { source: runner, sink: client.transport(), way: Way::Down, means: &means };
     let moved = async {
         let here = &inbuf[last.head_bytes..];
@@ -537,6 +565,23 @@ async fn respond(
     }
 }
 
+/// What lives long is found again when its right ends.
+fn enter(client: &Client, shard: &Shard, outgoing: &Outgoing<'_, '_>) -> Option<Alive> {
+    let pass = outgoing.grant.pass(shard, outgoing.head, outgoing.ip)?;
+    let check_in = pass.basis.lifetime(&shard.config);
+    Some(shard.live.enter(pass, client.watch.index(), check_in))
+}
+
+/// A body of which much is still to come, or nobody knows how much. What is left of others is not worth the trouble.
+fn goes_on(body: ResponseBody, here: &[u8]) -> bool {
+    match body {
+        ResponseBody::None => false,
+        ResponseBody::Length(length) => length > LONG_BODY + here.len() as u64,
+        ResponseBody::Chunked => !here.ends_with(b"0\r\n\r\n"),
+        ResponseBody::UntilClose => true,
+    }
+}
+
 /// Room for at least a page of a head that does not fit yet; the parser bounds how far this goes.
 fn with_room(buf: &mut Vec<u8>) -> &mut Vec<u8> {
     if buf.capacity() - buf.len() < 1024 {
@@ -561,6 +606,11 @@ fn response_plan<'a>(
         request_id: outgoing.request_id,
         set_cookie: grant.set_cookie(),
         confine: shard.config.confine_apps.then_some(confine),
+        sharing: outgoing.sharing,
+        redirect_prefix: match grant.access() {
+            Access::Toolbox { sandbox, .. } => Some(*sandbox),
+            Access::Preview { .. } | Access::BuildLogs { .. } => None,
+        },
     }
 }
 

@@ -14,6 +14,7 @@ mod tests;
 pub use confine::Confine;
 pub use proofs::{AUTH_QUERY_KEY, query_token};
 
+use crate::cors::{ALLOW_ORIGIN, Sharing, SharingFields};
 use crate::framing::{RequestBody, ResponseBody};
 use crate::head::{Field, FieldId, RequestHead, ResponseHead, Version};
 use crate::ids::{Port, SandboxId};
@@ -154,6 +155,10 @@ pub struct ResponsePlan<'a> {
     pub set_cookie: Option<&'a str>,
     /// `None`: what the app says about other hosts passes.
     pub confine: Option<Confine<'a>>,
+    /// A page of another origin asked.
+    pub sharing: Option<Sharing<'a>>,
+    /// What a redirect to a path of its own needs in front of it: the toolbox's paths begin behind `/toolbox/{id}`.
+    pub redirect_prefix: Option<SandboxId>,
 }
 
 /// Appends the whole head, blank line included, to `out`. Status 101 keeps `Upgrade` and `Connection: Upgrade`.
@@ -176,6 +181,9 @@ pub fn write_response(head: &ResponseHead<'_>, plan: &ResponsePlan<'_>, out: &mu
     let named = Named::collect(head.connection_names());
     let mut has_request_id = false;
     let mut length = None;
+    let sharing = plan.sharing.filter(|_| head.status >= 200);
+    let app_shares = sharing.is_some() && has_field(head, ALLOW_ORIGIN);
+    let mut shared = SharingFields::default();
     for field in &head.fields {
         let value = field.value.of(bytes);
         let kept = match field.id {
@@ -190,6 +198,9 @@ pub fn write_response(head: &ResponseHead<'_>, plan: &ResponsePlan<'_>, out: &mu
             }
             FieldId::SetCookie => !confine::sets_our_cookie(value),
             FieldId::AltSvc => plan.confine.is_none(),
+            FieldId::Other => {
+                sharing.is_none_or(|sharing| sharing.keeps(field.name.of(bytes), app_shares, &mut shared))
+            }
             _ => true,
         };
         if !kept || named.hold(field, bytes) {
@@ -198,6 +209,7 @@ pub fn write_response(head: &ResponseHead<'_>, plan: &ResponsePlan<'_>, out: &mu
         match (field.id, &plan.confine) {
             (FieldId::SetCookie, Some(confine)) => write_set_cookie(bytes, field, confine, out),
             (FieldId::ClearSiteData, Some(_)) => write_clear_site_data(bytes, field, out),
+            (FieldId::Location, _) => write_location(bytes, field, plan.redirect_prefix.as_ref(), out),
             _ => {
                 has_request_id |= field.id == FieldId::XRequestId;
                 write_line(bytes, field, out);
@@ -205,6 +217,9 @@ pub fn write_response(head: &ResponseHead<'_>, plan: &ResponsePlan<'_>, out: &mu
         }
     }
 
+    if let Some(sharing) = sharing {
+        sharing.write(app_shares, &shared, out);
+    }
     match plan.framing {
         ResponseBody::Length(length) => write_length(length, out),
         ResponseBody::Chunked => write_field("Transfer-Encoding", b"chunked", out),
@@ -387,6 +402,31 @@ fn write_clear_site_data(bytes: &[u8], field: &Field, out: &mut Vec<u8>) {
     } else {
         out.truncate(start);
     }
+}
+
+fn has_field(head: &ResponseHead<'_>, name: &[u8]) -> bool {
+    head.fields.iter().any(|field| field.name.of(head.bytes).eq_ignore_ascii_case(name))
+}
+
+/// Only an absolute path is one of the toolbox; a URL, `//host` (and what browsers take for it) and nothing at all
+/// mean what they mean anywhere.
+fn write_location(bytes: &[u8], field: &Field, prefix: Option<&SandboxId>, out: &mut Vec<u8>) {
+    let value = field.value.of(bytes);
+    let Some(sandbox) =
+        prefix.filter(|_| value.first() == Some(&b'/') && !matches!(value.get(1), Some(b'/' | b'\\')))
+    else {
+        return write_line(bytes, field, out);
+    };
+    let prefix = format!("/toolbox/{sandbox}");
+    let prefixed =
+        value.strip_prefix(prefix.as_bytes()).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')));
+    out.extend_from_slice(field.name.of(bytes));
+    out.extend_from_slice(b": ");
+    if !prefixed {
+        out.extend_from_slice(prefix.as_bytes());
+    }
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
 }
 
 /// A field line of the other side, name and value byte-identical.

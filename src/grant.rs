@@ -2,12 +2,16 @@
 //!
 //! What decides is [`decision`]; here is what finds out for it: in the head, in memory, from the API.
 
+mod basis;
 mod decision;
 mod session;
 mod verdicts;
 
+pub use basis::{Basis, Holds, holds};
 pub use verdicts::Verdicts;
 
+use crate::admission::{Exceeded, Limit};
+use crate::changes::AsOf;
 use crate::counters::{AuthResult, CacheKind, add};
 use crate::deadlines::Watch;
 use crate::error::Cause;
@@ -15,19 +19,21 @@ use crate::forward;
 use crate::head::{FieldId, RequestHead};
 use crate::ids::{Port, SandboxId, SignedToken, Token};
 use crate::mailbox::{Answer, ProofKind, Question, Reply, Trouble};
-use crate::questions::{Left, ask};
+use crate::questions::{Left, Told, ask};
 use crate::route::{BuildLogsOf, Route};
 use crate::shard::Shard;
 use decision::{Finding, Findings, Proof, Step, decide};
-use std::net::IpAddr;
-use std::time::Instant;
-use verdicts::ProofKey;
+use std::cell::Cell;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+use verdicts::{Known, ProofKey};
 
 /// A request that may go on, and to what.
 pub struct Grant {
     access: Access,
     auth: AuthResult,
     set_cookie: Option<Box<str>>,
+    as_of: AsOf,
 }
 
 /// What the grant opens.
@@ -62,6 +68,11 @@ impl Grant {
         self.set_cookie.as_deref()
     }
 
+    /// It was found out not before this: a change since then makes it doubtful.
+    pub fn as_of(&self) -> AsOf {
+        self.as_of
+    }
+
     /// The client's `Authorization` was the proof and ends here.
     pub fn strips_authorization(&self) -> bool {
         self.auth == AuthResult::Bearer
@@ -75,11 +86,39 @@ pub struct Asker<'a> {
     /// The visitor's address, for the API's own limits.
     pub ip: IpAddr,
     pub now: Instant,
+    /// Questions asked on the client's account and not paid back.
+    asked: Cell<u32>,
+}
+
+impl<'a> Asker<'a> {
+    pub fn new(shard: &'a Shard, watch: &'a Watch, ip: IpAddr, now: Instant) -> Self {
+        Self { shard, watch, ip, now, asked: Cell::new(0) }
+    }
+
+    /// Asks the control plane on the client's account: who asks too much in vain is not asked for any more.
+    pub async fn ask(&self, question: Question) -> Result<Told, Cause> {
+        if let Err(Exceeded(seconds)) = self.shard.admission.look_up(self.ip.into(), self.now) {
+            add(&self.shard.counters.limited[Limit::LookUps as usize], 1);
+            let as_of = self.shard.changes.now();
+            return Ok(Told { reply: Err(Trouble::ClientLimited(seconds)), keep: Duration::ZERO, as_of });
+        }
+        self.asked.set(self.asked.get() + 1);
+        ask(self.shard, self.watch, question).await.map_err(|Left| Cause::ClientGone)
+    }
+
+    /// The questions so far were not in vain: the client was let in.
+    pub fn repay(&self) {
+        let asked = self.asked.take();
+        if asked > 0 {
+            self.shard.admission.looked_up_well(self.ip.into(), asked, self.now);
+        }
+    }
 }
 
 /// `Route::Health` and the steps of a login need no grant and must not be given here.
 pub async fn authorize(asker: &Asker<'_>, route: &Route, head: &RequestHead<'_>) -> Result<Grant, Cause> {
-    let result = search(asker, route, head).await;
+    let as_of = asker.shard.changes.now();
+    let result = search(asker, route, head).await.map(|grant| Grant { as_of, ..grant });
     let label = match &result {
         Ok(grant) => grant.auth,
         Err(Cause::AuthRequired) => AuthResult::Missing,
@@ -116,7 +155,11 @@ async fn search(asker: &Asker<'_>, route: &Route, head: &RequestHead<'_>) -> Res
 fn is_down(trouble: Trouble) -> bool {
     matches!(
         trouble,
-        Trouble::ApiUnreachable | Trouble::ApiTimeout | Trouble::ApiStatus(502..=504) | Trouble::Overloaded
+        Trouble::ApiUnreachable
+            | Trouble::ApiTimeout
+            | Trouble::ApiStatus(502..=504)
+            | Trouble::Overloaded
+            | Trouble::ClientLimited(_)
     )
 }
 
@@ -150,7 +193,7 @@ fn grant(
         Proof::Cookie => AuthResult::Cookie,
         Proof::SignedLink => AuthResult::SignedLink,
     };
-    Ok(Grant { access, auth, set_cookie })
+    Ok(Grant { access, auth, set_cookie, as_of: asker.shard.changes.now() })
 }
 
 async fn find(
@@ -207,10 +250,9 @@ impl About<'_> {
         if let Some(public) = known {
             return Ok(good_or_bad(public));
         }
-        let answer = self.ask(Question::Public(sandbox)).await?;
-        Ok(yes_or_no(answer, |public| {
-            let ttl = if public { shard.config.ttl_public } else { shard.config.ttl_negative };
-            shard.verdicts.borrow_mut().public.insert(sandbox, public, ttl, Instant::now());
+        let told = self.ask(Question::Public(sandbox)).await?;
+        Ok(yes_or_no(told.reply, |public| {
+            shard.verdicts.borrow_mut().public.insert(sandbox, public, told.keep, Instant::now());
         }))
     }
 
@@ -218,16 +260,21 @@ impl About<'_> {
         let shard = self.asker.shard;
         let key = ProofKey::new(proof, self.sandbox, token);
         let known = shard.verdicts.borrow_mut().proofs.get(&key, self.asker.now).copied();
+        let known = known.filter(|known| !shard.changes.is_old(self.sandbox, known.as_of));
         self.count(CacheKind::Verdict, known.is_some());
-        if let Some(good) = known {
-            return Ok(good_or_bad(good));
+        if let Some(known) = known {
+            return Ok(good_or_bad(known.verdict));
         }
         let Some(token) = Token::parse(token) else { return Ok(Finding::Bad) };
-        let question = Question::Verdict { proof, sandbox: *self.sandbox, token, client_ip: self.asker.ip };
-        let answer = self.ask(question).await?;
-        Ok(yes_or_no(answer, |good| {
-            let ttl = if good { shard.config.ttl_verdict } else { shard.config.ttl_negative };
-            shard.verdicts.borrow_mut().proofs.insert(key, good, ttl, Instant::now());
+        let client_ip = match proof {
+            ProofKind::Bearer => self.asker.ip,
+            // Asked with our key, whoever shows it: so equal questions of all clients are one.
+            ProofKind::PreviewToken => Ipv4Addr::UNSPECIFIED.into(),
+        };
+        let question = Question::Verdict { proof, sandbox: *self.sandbox, token, client_ip };
+        let Told { reply, keep, as_of } = self.ask(question).await?;
+        Ok(yes_or_no(reply, |verdict| {
+            shard.verdicts.borrow_mut().proofs.insert(key, Known { verdict, as_of }, keep, Instant::now());
         }))
     }
 
@@ -235,28 +282,35 @@ impl About<'_> {
     async fn link(&self, token: SignedToken, port: Port) -> Result<Finding, Cause> {
         let (shard, key) = (self.asker.shard, (token, port));
         let known = shard.verdicts.borrow_mut().links.get(&key, self.asker.now).copied();
+        let is_old = |known: &Known<Option<SandboxId>>| {
+            known.verdict.is_some_and(|sandbox| shard.changes.is_old(&sandbox, known.as_of))
+        };
+        let known = known.filter(|known| !is_old(known));
         self.count(CacheKind::SignedLink, known.is_some());
         let link_to = match known {
-            Some(link_to) => link_to,
+            Some(known) => known.verdict,
             None => {
-                let (link_to, ttl) = match self.ask(Question::SignedToken { token, port }).await? {
+                let Told { reply, keep, as_of } = self.ask(Question::SignedToken { token, port }).await?;
+                let (verdict, ttl) = match reply {
                     Ok(Answer::Sandbox(sandbox)) => (Some(sandbox), shard.config.ttl_signed),
                     Ok(Answer::No | Answer::NotFound) => (None, shard.config.ttl_negative),
                     Ok(_) => return Ok(Finding::Trouble(Trouble::ApiGarbage)),
                     Err(trouble) => return Ok(Finding::Trouble(trouble)),
                 };
-                shard.verdicts.borrow_mut().links.insert(key, link_to, ttl, Instant::now());
-                link_to
+                let link = Known { verdict, as_of };
+                shard.verdicts.borrow_mut().links.insert(key, link, ttl.min(keep), Instant::now());
+                verdict
             }
         };
         Ok(link_to.map_or(Finding::Bad, Finding::LinkTo))
     }
 
-    async fn ask(&self, question: Question) -> Result<Reply, Cause> {
+    async fn ask(&self, question: Question) -> Result<Told, Cause> {
         if let Some(trouble) = self.api_down {
-            return Ok(Err(trouble));
+            let as_of = self.asker.shard.changes.now();
+            return Ok(Told { reply: Err(trouble), keep: Duration::ZERO, as_of });
         }
-        ask(self.asker.shard, self.asker.watch, question).await.map_err(|Left| Cause::ClientGone)
+        self.asker.ask(question).await
     }
 
     fn count(&self, cache: CacheKind, hit: bool) {

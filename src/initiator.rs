@@ -104,7 +104,7 @@ fn comes_from_welcome_page(head: &RequestHead<'_>, place: &Place<'_>) -> bool {
 
 /// One the operator trusts, or a page of the same sandbox: the same label under the same domain and port, whatever
 /// its own port label. Another domain with the label in front is anybody's.
-fn is_welcome(origin: &[u8], head: &RequestHead<'_>, place: &Place<'_>) -> bool {
+pub fn is_welcome(origin: &[u8], head: &RequestHead<'_>, place: &Place<'_>) -> bool {
     if place.trusted.iter().any(|trusted| origin.eq_ignore_ascii_case(trusted.as_str().as_bytes())) {
         return true;
     }
@@ -118,6 +118,16 @@ fn is_welcome(origin: &[u8], head: &RequestHead<'_>, place: &Place<'_>) -> bool 
     let domain = if place.own_origin { behind_first_label(to) } else { Some(to) };
     label == *place.sandbox
         && behind_first_label(from).zip(domain).is_some_and(|(from, to)| from.eq_ignore_ascii_case(to))
+}
+
+/// A page of some sandbox under the same domain: what browsers take for the same site.
+pub fn is_sibling(origin: &[u8], head: &RequestHead<'_>) -> bool {
+    let is_preview = |authority| matches!(route::preview_host(authority), Ok(Some(_)));
+    let to = head.authority.of(head.bytes);
+    let domain = if is_preview(to) { behind_first_label(to) } else { Some(to) };
+    parts(origin).filter(|(_, from)| is_preview(from)).is_some_and(|(_, from)| {
+        behind_first_label(from).zip(domain).is_some_and(|(from, to)| from.eq_ignore_ascii_case(to))
+    })
 }
 
 fn behind_first_label(authority: &[u8]) -> Option<&[u8]> {

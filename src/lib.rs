@@ -11,14 +11,18 @@
 //! modules ([`head`], [`framing`], [`chunked`], [`route`], [`forward`]) know no socket, no clock and no configuration.
 
 pub mod access_log;
+pub mod activity;
+pub mod admission;
 pub mod buffers;
 pub mod cache;
+pub mod changes;
 pub mod chunked;
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod control;
 pub mod cookie;
+pub mod cors;
 pub mod counters;
 pub mod deadlines;
 pub mod demo;
@@ -32,12 +36,14 @@ pub mod head;
 pub mod ids;
 pub mod initiator;
 pub mod limits;
+pub mod live;
 pub mod log;
 pub mod log_writer;
 pub mod login;
 pub mod mailbox;
 pub mod pool;
 pub mod questions;
+pub mod rate;
 pub mod relay;
 pub mod request_id;
 pub mod ring;
@@ -48,3 +54,4 @@ pub mod socket;
 pub mod sys;
 pub mod target;
 pub mod tunnel;
+pub mod warning;

@@ -100,12 +100,13 @@ pub async fn hand_off(
 }
 
 async fn redirect(asker: &Asker<'_>, question: LoginQuestion) -> Result<Redirect, Cause> {
-    match ask(asker.shard, asker.watch, Question::Login(question)).await {
-        Err(Left) => Err(Cause::ClientGone),
-        Ok(Ok(Answer::Redirect(redirect))) => Ok(*redirect),
-        Ok(Ok(Answer::LoginRefused(fault))) => Err(Cause::Login(fault)),
-        Ok(Ok(_)) => Err(Cause::Internal),
-        Ok(Err(trouble)) => Err(Cause::Login(LoginFault::Api(trouble))),
+    let told =
+        ask(asker.shard, asker.watch, Question::Login(question)).await.map_err(|Left| Cause::ClientGone)?;
+    match told.reply {
+        Ok(Answer::Redirect(redirect)) => Ok(*redirect),
+        Ok(Answer::LoginRefused(fault)) => Err(Cause::Login(fault)),
+        Ok(_) => Err(Cause::Internal),
+        Err(trouble) => Err(Cause::Login(LoginFault::Api(trouble))),
     }
 }
 

@@ -7,6 +7,7 @@ use crate::ids::{Port, SandboxId, SignedToken, Token};
 use crate::request_id::RequestId;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// What a shard does not know. Equal questions (the full identity: every field counts) become one flight.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -88,6 +89,18 @@ pub enum LoginFault {
     Internal,
 }
 
+impl Question {
+    /// Whose change makes the answer old.
+    pub fn sandbox(&self) -> Option<&SandboxId> {
+        match self {
+            Self::Public(sandbox) | Self::Verdict { sandbox, .. } | Self::Runner { sandbox, .. } => {
+                Some(sandbox)
+            }
+            Self::SignedToken { .. } | Self::BuildLogs { .. } | Self::Login(_) => None,
+        }
+    }
+}
+
 /// The proofs the API judges. Part of every cache key: a token good in one slot says nothing about another.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum ProofKind {
@@ -146,6 +159,8 @@ pub enum Trouble {
     RunnerUrl,
     /// The mailbox or the table of open questions is full.
     Overloaded,
+    /// The client has made the gate ask too much in vain; seconds to wait. Nobody was asked.
+    ClientLimited(u32),
 }
 
 pub type Reply = Result<Answer, Trouble>;
@@ -163,10 +178,27 @@ pub enum ToControl {
         shard: usize,
         ticket: u64,
     },
+    /// The sandbox is in use: its auto-stop timer is to start anew. Has no answer.
+    Active {
+        sandbox: SandboxId,
+    },
     /// The shard has no connection left after [`ToShard::Drain`].
     Drained {
         shard: usize,
     },
+}
+
+/// What happened to a sandbox.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// Its public flag may be another.
+    Public,
+    /// It may be on another runner.
+    Runner,
+    /// Its state is another, and with it maybe its tokens and its runner.
+    State,
+    /// Nothing runs in it any more.
+    Ended,
 }
 
 /// From the control plane to a shard.
@@ -175,7 +207,15 @@ pub enum ToShard {
     Answer {
         ticket: u64,
         reply: Reply,
+        /// How long the reply may be remembered, at most; zero: not at all.
+        keep: Duration,
     },
+    /// What is known of this sandbox is old, and what it let in is to be looked at again.
+    Changed { sandbox: SandboxId, change: Change },
+    /// News may have been missed: everything that is known is old.
+    Forget,
+    /// Made at this moment, and on the way since, as a [`Self::Changed`] would be.
+    Canary(Instant),
     /// Send a copy of the counters back.
     Report(tokio::sync::oneshot::Sender<Box<crate::counters::Counters>>),
     /// Accept no more, finish what runs, then say [`ToControl::Drained`].

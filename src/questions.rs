@@ -1,18 +1,20 @@
 //! A shard's open questions to the control plane: asked, awaited with the client in view, answered by ticket.
 
+use crate::changes::AsOf;
 use crate::counters::{add, less};
 use crate::deadlines::Watch;
 use crate::mailbox::{Question, Reply, ToControl, Trouble};
 use crate::shard::Shard;
 use std::cell::RefCell;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 struct Slot {
     /// Distinguishes this question from an earlier one in the same slot, whose late answer must not count.
     generation: u32,
     waiting: bool,
-    reply: Option<Reply>,
+    reply: Option<(Reply, Duration)>,
     waker: Option<Waker>,
 }
 
@@ -21,6 +23,16 @@ pub struct Questions {
     slots: RefCell<Vec<Slot>>,
     free: RefCell<Vec<u32>>,
     open_max: usize,
+}
+
+/// What came of a question.
+#[derive(Debug)]
+pub struct Told {
+    pub reply: Reply,
+    /// How long it may be remembered; zero: not at all.
+    pub keep: Duration,
+    /// When it was asked: a change after it makes the reply old.
+    pub as_of: AsOf,
 }
 
 /// The client left before the answer came.
@@ -38,13 +50,13 @@ impl Questions {
     }
 
     /// An answer arrived. Late ones, for questions nobody waits for, are dropped.
-    pub fn answer(&self, ticket: u64, reply: Reply) {
+    pub fn answer(&self, ticket: u64, reply: Reply, keep: Duration) {
         let (index, generation) = (ticket as u32 as usize, (ticket >> 32) as u32);
         let mut slots = self.slots.borrow_mut();
         let Some(slot) = slots.get_mut(index).filter(|s| s.waiting && s.generation == generation) else {
             return;
         };
-        slot.reply = Some(reply);
+        slot.reply = Some((reply, keep));
         let waker = slot.waker.take();
         drop(slots);
         waker.into_iter().for_each(Waker::wake);
@@ -77,21 +89,24 @@ impl Questions {
 
 /// Asks and waits. The control plane answers every question by its own deadline; the wait ends earlier when the
 /// client leaves. Cancel-safe: the question is withdrawn.
-pub async fn ask(shard: &Shard, watch: &Watch, question: Question) -> Result<Reply, Left> {
+pub async fn ask(shard: &Shard, watch: &Watch, question: Question) -> Result<Told, Left> {
     let questions = &shard.questions;
-    let Some((index, generation)) = questions.open() else { return Ok(Err(Trouble::Overloaded)) };
+    let as_of = shard.changes.now();
+    let overloaded = Told { reply: Err(Trouble::Overloaded), keep: Duration::ZERO, as_of };
+    let sandbox = question.sandbox().copied();
+    let Some((index, generation)) = questions.open() else { return Ok(overloaded) };
     add(&shard.counters.questions_asked, 1);
     add(&shard.counters.questions_open, 1);
     let ticket = u64::from(generation) << 32 | u64::from(index);
     let pending = Pending { shard, index, ticket };
     if !questions.tell(ToControl::Ask { shard: shard.index, ticket, question }) {
-        return Ok(Err(Trouble::Overloaded));
+        return Ok(overloaded);
     }
     watch.waits_for_others(true);
-    let reply = std::future::poll_fn(|cx| {
+    let answered = std::future::poll_fn(|cx| {
         let slot = &mut pending.shard.questions.slots.borrow_mut()[pending.index as usize];
-        if let Some(reply) = &slot.reply {
-            return Poll::Ready(Ok(reply.clone()));
+        if let Some(answer) = &slot.reply {
+            return Poll::Ready(Ok(answer.clone()));
         }
         if watch.fired().is_some() {
             return Poll::Ready(Err(Left));
@@ -102,7 +117,9 @@ pub async fn ask(shard: &Shard, watch: &Watch, question: Question) -> Result<Rep
     })
     .await;
     watch.waits_for_others(false);
-    reply
+    let (reply, keep) = answered?;
+    let old = sandbox.is_some_and(|sandbox| shard.changes.is_old(&sandbox, as_of));
+    Ok(Told { reply, keep: if old { Duration::ZERO } else { keep }, as_of })
 }
 
 struct Pending<'a> {

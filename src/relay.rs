@@ -5,6 +5,7 @@
 //! is never used: each idle one would hold a kernel thread. Waits are readiness only, so an idle lane holds neither
 //! buffer nor pipe, and dropping a lane loses nothing that was not lost with its connection.
 
+use crate::activity::InUse;
 use crate::buffers::{Buffers, Lease, PIPE, SMALL};
 use crate::chunked::{self, ChunkReader, Piece};
 use crate::counters::{Counters, add};
@@ -93,6 +94,8 @@ pub struct Means<'a> {
     pub watch: &'a Watch,
     /// How long the client may stand still.
     pub stall: Option<Duration>,
+    /// Told of bytes when only they make this count as use of the sandbox.
+    pub in_use: Option<&'a InUse>,
 }
 
 /// One direction of one exchange or tunnel.
@@ -460,6 +463,9 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
 
     fn count(&self, n: u64, mover: Mover) {
         let counters = self.means.counters;
+        if let Some(in_use) = self.means.in_use {
+            in_use.moved(n);
+        }
         add(
             match (self.way, mover) {
                 (Way::Up, Mover::Copy) => &counters.bytes_up_copied,

@@ -1,7 +1,7 @@
 //! From a checked configuration to running shards, and back: start and drain in order.
 
 use crate::config::{Config, DriverChoice};
-use crate::control::{Control, LoginSettings, Settings};
+use crate::control::{Control, Lifetimes, LoginSettings, Settings};
 use crate::log;
 use crate::log_writer::LogWriter;
 use crate::mailbox::{Down, ToShard};
@@ -136,7 +136,9 @@ fn settings(config: &Config) -> Settings {
         api_key: config.api_key.clone(),
         timeout: config.api_timeout,
         metrics: config.metrics,
+        activity_interval: config.activity_interval,
         redis: config.redis.clone(),
+        lifetimes: Lifetimes::of(config),
         flights_max: config.limits.questions_max,
         login: LoginSettings {
             scheme: config.protocol,

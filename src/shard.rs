@@ -1,15 +1,20 @@
 //! A shard: one pinned thread with one ring and one of everything. Nothing in it is shared with another.
 
 use crate::access_log::Log;
+use crate::activity::Activity;
+use crate::admission::{Admission, Limit};
 use crate::buffers::Buffers;
+use crate::changes::Record;
 use crate::client::{self, Client};
 use crate::config::{Config, CookieMode, Scheme};
 use crate::cookie::CookieKeys;
 use crate::counters::{CacheKind, Counters, add};
 use crate::deadlines::{Deadlines, TICK};
 use crate::grant::Verdicts;
+use crate::ids::SandboxId;
+use crate::live::Live;
 use crate::log_writer::LogSender;
-use crate::mailbox::{Down, ToControl, ToShard};
+use crate::mailbox::{Change, Down, ToControl, ToShard};
 use crate::pool::Pool;
 use crate::questions::Questions;
 use crate::request_id::RequestIds;
@@ -28,6 +33,8 @@ use tokio::sync::mpsc;
 
 /// Connections accepted in one go before others have their turn.
 const ACCEPT_BATCH: u32 = 64;
+/// Changes remembered per shard; verdicts from before the oldest are asked for anew.
+const CHANGES_MAX: usize = 16 * 1024;
 /// Ticks between two looks at the idle runner connections.
 const POOL_SWEEP_TICKS: u32 = 10;
 
@@ -44,6 +51,11 @@ pub struct Shard {
     pub verdicts: RefCell<Verdicts>,
     pub cookie_keys: CookieKeys,
     pub places: RefCell<Places>,
+    pub activity: Rc<Activity>,
+    pub admission: Admission,
+    pub live: Rc<Live>,
+    /// What was learnt before these is old.
+    pub changes: Record,
     pub questions: Questions,
     pub request_ids: RequestIds,
     pub log: Log,
@@ -54,7 +66,7 @@ impl Shard {
     /// One of everything, empty. Its tasks and its ring are [`run`]'s.
     pub fn new(index: usize, config: Arc<Config>, up: mpsc::Sender<ToControl>, log: LogSender) -> Self {
         let limits = config.limits.clone();
-        let counters = Rc::new(Counters::default());
+        let (counters, deadlines) = (Rc::new(Counters::default()), Deadlines::new());
         let idle_ticks = (limits.runner_idle.as_millis() / TICK.as_millis()) as u32;
         Self {
             index,
@@ -67,7 +79,8 @@ impl Shard {
                 Scheme::Https => "https",
             },
             buffers: Buffers::new(limits.bulk_buffers_max, limits.pipes_max),
-            deadlines: Deadlines::new(),
+            live: Live::new(deadlines.clone()),
+            deadlines,
             pool: Pool::new(limits.runner_idle_max, idle_ticks),
             verdicts: RefCell::new(Verdicts::new(limits.sandbox_cache_max, limits.verdict_cache_max)),
             cookie_keys: CookieKeys::new(
@@ -75,6 +88,9 @@ impl Shard {
                 config.cookie_keys.iter().map(|key| key.expose()),
             ),
             places: RefCell::new(Places::new(limits.sandbox_cache_max)),
+            activity: Activity::new(config.activity_interval, config.tunnel_activity_bytes),
+            admission: Admission::new(&config.admission),
+            changes: Record::new(CHANGES_MAX),
             questions: Questions::new(up, limits.questions_max),
             request_ids: RequestIds::new(),
             log: Log::new(config.access_log, config.slow, log, counters.clone()),
@@ -82,6 +98,25 @@ impl Shard {
             counters,
             config,
         }
+    }
+}
+
+impl Shard {
+    /// What is known of the sandbox is old, and so is what is being asked.
+    fn changed(&self, sandbox: &SandboxId, change: Change) {
+        self.changes.note(*sandbox);
+        if change != Change::Runner {
+            self.verdicts.borrow_mut().evict(sandbox);
+        }
+        if change != Change::Public {
+            self.places.borrow_mut().remove(sandbox);
+        }
+    }
+
+    fn forget(&self) {
+        self.changes.note_all();
+        self.verdicts.borrow_mut().clear();
+        self.places.borrow_mut().clear();
     }
 }
 
@@ -124,7 +159,13 @@ async fn mail(shard: &Rc<Shard>, down: &Down, listener: &RefCell<Option<Socket>>
         let _ = rustix::io::read(bell.fd(), &mut [0u8; 8]);
         while let Some(message) = down.pop() {
             match message {
-                ToShard::Answer { ticket, reply } => shard.questions.answer(ticket, reply),
+                ToShard::Answer { ticket, reply, keep } => shard.questions.answer(ticket, reply, keep),
+                ToShard::Changed { sandbox, change } => {
+                    shard.changed(&sandbox, change);
+                    shard.live.changed(shard, &sandbox, change);
+                }
+                ToShard::Forget => shard.forget(),
+                ToShard::Canary(sent) => shard.counters.invalidation_lag(sent.elapsed()),
                 ToShard::Report(sender) => {
                     gauges(shard);
                     // A scrape that gave up needs no answer.
@@ -190,22 +231,43 @@ fn accepted(shard: &Rc<Shard>, fd: OwnedFd, peer: std::net::IpAddr) {
         shed(shard, &fd);
         return;
     }
+    let trusted = shard.config.trusted_proxies.iter().any(|net| net.contains(&peer));
+    // A trusted peer's connections are many clients'.
+    let held = match shard.admission.client_connection(peer.into()) {
+        _ if trusted => None,
+        Ok(held) => held.map(Box::new),
+        Err(_) => {
+            add(&shard.counters.limited[Limit::ClientConnections as usize], 1);
+            turn_away(
+                &fd,
+                429,
+                "Too Many Requests",
+                "CLIENT_LIMIT",
+                "too many connections from your address",
+            );
+            return;
+        }
+    };
     let socket = socket::set_stream_options(fd.as_fd()).and_then(|()| Socket::new(fd));
     match socket {
         Ok(socket) => {
-            let client = Client::new(shard, socket, peer);
+            let client = Client::new(shard, socket, peer, trusted, held);
             monoio::spawn(client::serve(shard.clone(), client));
         }
         Err(_) => add(&shard.counters.accept_failures, 1),
     }
 }
 
-/// One try, no wait: who is turned away for want of room must not cost any.
 fn shed(shard: &Shard, fd: &OwnedFd) {
     add(&shard.counters.connections_shed, 1);
-    let body = r#"{"statusCode":503,"message":"too much is going on here","code":"OVERLOADED"}"#;
+    turn_away(fd, 503, "Service Unavailable", "OVERLOADED", "too much is going on here");
+}
+
+/// One try, no wait: who is turned away for want of room must not cost any.
+fn turn_away(fd: &OwnedFd, status: u16, reason: &str, code: &str, message: &str) {
+    let body = format!(r#"{{"statusCode":{status},"message":"{message}","code":"{code}"}}"#);
     let answer = format!(
-        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+        "HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
          Retry-After: 1\r\nConnection: close\r\n\r\n{body}",
         body.len()
     );
@@ -223,6 +285,8 @@ async fn tick(shard: Rc<Shard>) {
         let counters = &shard.counters;
         counters.loop_stall_us.set(counters.loop_stall_us.get().max(late));
         add(&counters.deadlines, shard.deadlines.sweep(shard.draining.get()));
+        shard.activity.look(shard.deadlines.now(), &shard.questions, counters);
+        shard.live.tick(&shard);
         if shard.deadlines.now().is_multiple_of(POOL_SWEEP_TICKS) {
             shard.pool.sweep(shard.deadlines.now(), counters);
             shard.buffers.trim();

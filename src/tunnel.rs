@@ -1,6 +1,8 @@
 //! A tunnel after a `101`: bytes both ways, no timer, half-close each way. Idle, it is two waits and nothing else.
 
 use crate::counters::{add, less};
+use crate::deadlines::Watch;
+use crate::live::Alive;
 use crate::relay::{Lane, Means, SinkFraming, Stream, Way};
 use crate::socket::{self, Socket};
 use rustix::net::Shutdown;
@@ -12,6 +14,19 @@ use std::task::Poll;
 pub struct Tunnel {
     pub runner: Socket,
     pub early: Vec<u8>,
+    /// Cuts it when the right it was opened by ends.
+    pub alive: Option<Alive>,
+}
+
+/// The runner's place beside the client in the deadline table; out of it before the socket can close.
+struct Attached<'a> {
+    watch: &'a Watch,
+}
+
+impl Drop for Attached<'_> {
+    fn drop(&mut self) {
+        self.watch.detach();
+    }
 }
 
 /// Runs until both directions ended or one broke. Bytes moved stand in the counters.
@@ -22,7 +37,7 @@ pub fn run<'a, C: Stream>(
     tunnel: Tunnel,
     means: Means<'a>,
 ) -> impl Future<Output = ()> + use<'a, C> {
-    let Tunnel { runner, early } = tunnel;
+    let Tunnel { runner, early, alive } = tunnel;
     add(&means.counters.tunnels, 1);
     add(&means.counters.tunnels_open, 1);
     // Hours without a byte are normal here; a peer that vanished must be noticed all the same.
@@ -30,6 +45,9 @@ pub fn run<'a, C: Stream>(
         let _ = socket::set_keepalive(fd);
     }
     async move {
+        let _alive = alive;
+        means.watch.attach(runner.raw_fd());
+        let _attached = Attached { watch: means.watch };
         let up = Lane { source: client, sink: &runner, way: Way::Up, means: &means };
         let down = Lane { source: &runner, sink: client, way: Way::Down, means: &means };
         let (mut up, mut down) = (pin!(direction(up, early)), pin!(direction(down, Vec::new())));

@@ -2,6 +2,7 @@
 //! around them. `cargo bench --bench stages` tells the time of the same stages on the same inputs.
 
 #[path = "../benches/stages/inputs.rs"]
+#[allow(dead_code, reason = "shared with the benchmarks, which use the rest")]
 mod inputs;
 
 use allocation_counter::measure;
@@ -165,7 +166,8 @@ fn lifetime(driver: Driver, requests: usize) -> u64 {
         while let Some(message) = questions.blocking_recv() {
             if let ToControl::Ask { ticket, question, .. } = message {
                 let reply = Ok(inputs::answer(&question, &runner));
-                answers.push(ToShard::Answer { ticket, reply }).expect("the queue has room");
+                let keep = std::time::Duration::from_secs(3600);
+                answers.push(ToShard::Answer { ticket, reply, keep }).expect("the queue has room");
             }
         }
     });

@@ -1,9 +1,13 @@
 //! The binary over real sockets: the API and the runner are scripted here, byte by byte.
 
+#[path = "gate/activity.rs"]
+mod activity;
 #[path = "gate/answers.rs"]
 mod answers;
 #[path = "gate/chaos.rs"]
 mod chaos;
+#[path = "gate/cors.rs"]
+mod cors;
 #[path = "gate/faults.rs"]
 mod faults;
 #[path = "gate/harness.rs"]
@@ -12,11 +16,21 @@ mod harness;
 mod kernel;
 #[path = "gate/life.rs"]
 mod life;
+#[path = "gate/limits.rs"]
+mod limits;
+#[path = "gate/revocation.rs"]
+mod revocation;
+#[path = "gate/shared.rs"]
+mod shared;
 #[path = "gate/smuggling.rs"]
 mod smuggling;
 #[path = "gate/strict.rs"]
 mod strict;
+#[path = "gate/toolbox.rs"]
+mod toolbox;
 #[path = "gate/traffic.rs"]
 mod traffic;
 #[path = "gate/tunnels.rs"]
 mod tunnels;
+#[path = "gate/warning.rs"]
+mod warning;

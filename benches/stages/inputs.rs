@@ -18,7 +18,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// An asset, as a browser asks for it: 12 fields.
@@ -120,6 +120,8 @@ pub fn response_plan() -> ResponsePlan<'static> {
         request_id: REQUEST_ID,
         set_cookie: None,
         confine: Some(Confine { authority: b"3000-public0123456789abcd.proxy.example.com", own_host: true }),
+        sharing: None,
+        redirect_prefix: None,
     }
 }
 
@@ -180,7 +182,7 @@ impl World {
     }
 
     fn asker(&self) -> Asker<'_> {
-        Asker { shard: &self.shard, watch: &self.watch, ip: CLIENT_IP, now: self.now }
+        Asker::new(&self.shard, &self.watch, CLIENT_IP, self.now)
     }
 
     /// Lets the shard see this request once, so that its caches know all about it.
@@ -210,7 +212,8 @@ impl World {
                 return done;
             }
             while let Ok(ToControl::Ask { ticket, question, .. }) = self.questions.borrow_mut().try_recv() {
-                self.shard.questions.answer(ticket, Ok(answer(&question, &self.runner)));
+                let reply = Ok(answer(&question, &self.runner));
+                self.shard.questions.answer(ticket, reply, Duration::from_secs(3600));
             }
         }
     }

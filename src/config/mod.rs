@@ -18,12 +18,15 @@ pub use mistake::{Kind as MistakeKind, Mistake};
 pub use secret::Secret;
 pub use table::reference;
 
+use crate::admission::AdmissionRules;
+use crate::cors;
 use crate::initiator;
 use crate::limits::Limits;
+use crate::rate::Rate;
 use ipnet::IpNet;
 use reader::Reader;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 use url::Url;
 
@@ -32,6 +35,8 @@ const API_KEY_LENGTH_MIN: usize = 32;
 
 /// Each may cost an HMAC per cookie that no key opens.
 const COOKIE_KEYS_MAX: usize = 4;
+
+const TWO: NonZeroU32 = NonZeroU32::new(2).unwrap();
 
 /// Keys that stand in public examples.
 const API_KEYS_KNOWN: [&str; 2] = ["super_secret_key", "secret_api_token"];
@@ -81,15 +86,26 @@ pub struct Config {
     pub ttl_signed: Duration,
     /// and any "no".
     pub ttl_negative: Duration,
+    /// The first two where Redis tells of changes.
+    pub ttl_public_pushed: Duration,
+    pub ttl_runner_pushed: Duration,
+    /// Between two reports of one sandbox's use.
+    pub activity_interval: Duration,
+    /// What a tunnel must move to count as use; 0: being open is enough.
+    pub tunnel_activity_bytes: u64,
+    /// Requests without a proof count as use too.
+    pub anonymous_activity: bool,
+    pub admission: AdmissionRules,
     pub limits: Limits,
     pub oidc: Oidc,
     pub cookie_mode: CookieMode,
-    /// Not used yet: shared caches.
+    /// `None`: every proxy is on its own.
     pub redis: Option<Redis>,
     /// For the cookies of [`CookieMode::Shared`]; `None`: per host.
     pub cookie_domain: Option<String>,
-    /// Not used yet.
+    /// Ask people once a day before they see a preview.
     pub preview_warning: bool,
+    pub cors: cors::Mode,
     warnings: Vec<String>,
 }
 
@@ -227,7 +243,6 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let cookie_domain = cookie_domain(reader);
     let cookie_mode = cookie_mode(reader, protocol, &mut warnings);
     let preview_warning = reader.flag("PREVIEW_WARNING_ENABLED");
-    warnings.extend(without_effect(reader, preview_warning));
     let trusted_proxies = reader.networks("SANDGATE_TRUSTED_PROXIES");
     if trusted_proxies.iter().any(|network| network.prefix_len() == 0) {
         warnings
@@ -252,6 +267,13 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let ttl_verdict = reader.seconds("SANDGATE_VERDICT_TTL_SEC");
     let ttl_signed = reader.seconds("SANDGATE_SIGNED_TTL_SEC");
     let ttl_negative = reader.seconds("SANDGATE_NEGATIVE_TTL_SEC");
+    let ttl_public_pushed = reader.seconds("SANDGATE_PUSHED_PUBLIC_TTL_SEC");
+    let ttl_runner_pushed = reader.seconds("SANDGATE_PUSHED_RUNNER_TTL_SEC");
+    let admission = admission(reader);
+    let cors = reader.word("SANDGATE_CORS", cors::Mode::from_word);
+    let activity_interval = reader.seconds("SANDGATE_ACTIVITY_INTERVAL_SEC");
+    let tunnel_activity_bytes = reader.count("SANDGATE_TUNNEL_ACTIVITY_BYTES") as u64;
+    let anonymous_activity = reader.flag("SANDGATE_ANONYMOUS_ACTIVITY");
     Some(Config {
         listen: SocketAddr::new(listen, port?),
         protocol: protocol?,
@@ -275,12 +297,19 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         ttl_verdict,
         ttl_signed,
         ttl_negative,
+        ttl_public_pushed,
+        ttl_runner_pushed,
+        activity_interval,
+        tunnel_activity_bytes,
+        anonymous_activity,
+        admission,
         limits,
         oidc,
         redis,
         cookie_mode: cookie_mode?,
         cookie_domain,
         preview_warning,
+        cors: cors?,
         warnings,
     })
 }
@@ -355,6 +384,23 @@ fn limits(reader: &mut Reader<'_>) -> Limits {
         }));
     }
     limits
+}
+
+fn admission(reader: &mut Reader<'_>) -> AdmissionRules {
+    let mut number =
+        |name| NonZeroU32::new(u32::try_from(reader.count(name)).expect("ranges stay below 2^32"));
+    let burst = number("SANDGATE_LOOKUP_BURST");
+    let lookups = number("SANDGATE_LOOKUP_RATE").zip(burst);
+    // What a page of many assets asks at once is not a flood.
+    let two_seconds = |per_second: NonZeroU32| Rate { per_second, burst: per_second.saturating_mul(TWO) };
+    AdmissionRules {
+        lookups: lookups.map(|(per_second, burst)| Rate { per_second, burst }),
+        client_requests: number("SANDGATE_CLIENT_RATE").map(two_seconds),
+        sandbox_requests: number("SANDGATE_SANDBOX_RATE").map(two_seconds),
+        client_connections_max: number("SANDGATE_CLIENT_CONNECTIONS_MAX").map(NonZeroU32::get),
+        sandbox_requests_max: number("SANDGATE_SANDBOX_REQUESTS_MAX").map(NonZeroU32::get),
+        keys_max: reader.count("SANDGATE_LIMIT_KEYS_MAX"),
+    }
 }
 
 /// Going on in clear text where TLS was asked for would show every token to the network.
@@ -450,21 +496,6 @@ fn cookie_domain(reader: &mut Reader<'_>) -> Option<String> {
         );
     }
     Some(domain)
-}
-
-/// One sentence for each variable that is set and does nothing yet.
-fn without_effect(reader: &Reader<'_>, preview_warning: bool) -> impl Iterator<Item = String> {
-    let names = table::VARIABLES.iter().map(|variable| variable.name);
-    let set = names.filter(|name| match *name {
-        "PREVIEW_WARNING_ENABLED" => preview_warning,
-        // Says nothing without a host.
-        "REDIS_PORT" | "REDIS_USERNAME" | "REDIS_PASSWORD" | "REDIS_TLS" => {
-            reader.is_set("REDIS_HOST") && reader.is_set(name)
-        }
-        "REDIS_HOST" => reader.is_set(name),
-        _ => false,
-    });
-    set.map(no_effect).collect::<Vec<_>>().into_iter()
 }
 
 fn no_effect(name: &str) -> String {

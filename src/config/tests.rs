@@ -99,6 +99,17 @@ fn every_variable_reaches_its_field() {
         ("SANDGATE_RUNNER_TTL_SEC", "2"),
         ("SANDGATE_VERDICT_TTL_SEC", "3"),
         ("SANDGATE_NEGATIVE_TTL_SEC", "4"),
+        ("SANDGATE_LOOKUP_RATE", "31"),
+        ("SANDGATE_LOOKUP_BURST", "32"),
+        ("SANDGATE_CLIENT_RATE", "33"),
+        ("SANDGATE_SANDBOX_RATE", "34"),
+        ("SANDGATE_CLIENT_CONNECTIONS_MAX", "35"),
+        ("SANDGATE_SANDBOX_REQUESTS_MAX", "36"),
+        ("SANDGATE_LIMIT_KEYS_MAX", "37"),
+        ("SANDGATE_CORS", "simple"),
+        ("SANDGATE_ACTIVITY_INTERVAL_SEC", "5"),
+        ("SANDGATE_TUNNEL_ACTIVITY_BYTES", "6"),
+        ("SANDGATE_ANONYMOUS_ACTIVITY", "false"),
         ("SANDGATE_SIGNED_TTL_SEC", "6"),
         ("SANDGATE_HEAD_BYTES_MAX", "2001"),
         ("SANDGATE_HEADER_COUNT_MAX", "102"),
@@ -153,6 +164,16 @@ fn every_variable_reaches_its_field() {
     assert_eq!(trusted, ["10.0.0.0/8", "192.0.2.7/32", "fd00::/8"]);
     let ttls = [config.ttl_public, config.ttl_runner, config.ttl_verdict, config.ttl_negative];
     assert_eq!(ttls.map(|ttl| ttl.as_secs()), [1, 2, 3, 4]);
+    assert_eq!((config.activity_interval, config.tunnel_activity_bytes), (Duration::from_secs(5), 6));
+    assert!(!config.anonymous_activity);
+    assert_eq!(config.cors, crate::cors::Mode::Simple);
+    let admission = config.admission;
+    let rate = |rate: Option<Rate>| rate.map(|rate| (rate.per_second.get(), rate.burst.get()));
+    assert_eq!(rate(admission.lookups), Some((31, 32)));
+    assert_eq!(rate(admission.client_requests), Some((33, 66)));
+    assert_eq!(rate(admission.sandbox_requests), Some((34, 68)));
+    let most = (admission.client_connections_max, admission.sandbox_requests_max, admission.keys_max);
+    assert_eq!(most, (Some(35), Some(36), 37));
     assert_eq!(config.ttl_signed.as_secs(), 6);
     let limits = config.limits;
     assert_eq!((limits.head_bytes_max, limits.header_count_max, limits.uri_bytes_max), (2001, 102, 1003));

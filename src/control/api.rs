@@ -16,7 +16,7 @@ use crate::log::{Level, Log};
 use crate::mailbox::{Answer, ProofKind, Question, Reply, Trouble};
 use crate::route::BuildLogsOf;
 use decode::RunnerFields;
-use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, RETRY_AFTER};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,6 +55,16 @@ enum Caller<'a> {
     Anyone,
     /// A client's own: the API counts failed attempts by the address in `X-Forwarded-For`.
     Client { bearer: &'a Token, ip: IpAddr },
+}
+
+/// What the API made of a report.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reported {
+    Taken,
+    /// Trying again would change nothing.
+    Refused,
+    /// Worth another try; after this many seconds if it said so.
+    NotNow(Option<u32>),
 }
 
 /// An answer that got through.
@@ -127,6 +137,32 @@ impl Api {
             self.report(question, &failure);
             failure.trouble
         })
+    }
+
+    /// Starts the sandbox's auto-stop timer anew. One try, within `deadline`.
+    pub async fn report_activity(&self, id: &SandboxId) -> Reported {
+        let request = self.client.post(format!("{}/sandbox/{id}/last-activity", self.base));
+        // Without a body a client need not say its length; servers that insist exist.
+        let request = request.header(AUTHORIZATION, self.service_bearer.clone()).header(CONTENT_LENGTH, 0);
+        let once = self.once(request, BODY_BYTES_MAX);
+        let fetched = match tokio::time::timeout(self.deadline, once).await {
+            Ok(Ok(fetched)) => fetched,
+            Ok(Err(_)) | Err(_) => return Reported::NotNow(None),
+        };
+        match fetched.status {
+            200..=299 => Reported::Taken,
+            429 | 500..=599 => Reported::NotNow(fetched.retry_after),
+            status => {
+                if matches!(status, 401 | 403) {
+                    self.log.event(
+                        Level::Error,
+                        "activity_refused",
+                        &[("detail", &refusal(&fetched).detail)],
+                    );
+                }
+                Reported::Refused
+            }
+        }
     }
 
     async fn ask(&self, question: &Question) -> Result<Answer, Failure> {
@@ -307,6 +343,14 @@ impl Api {
                 .header(AUTHORIZATION, bearer(token.expose()))
                 .header("x-forwarded-for", ip.to_string()),
         };
+        self.once(request, body_bytes_max).await
+    }
+
+    async fn once(
+        &self,
+        request: reqwest::RequestBuilder,
+        body_bytes_max: usize,
+    ) -> Result<Fetched, Failure> {
         let response = request.send().await.map_err(unreachable)?;
         let status = response.status().as_u16();
         let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| seconds(value.as_bytes()));
@@ -328,7 +372,7 @@ impl Api {
             Trouble::ApiRateLimited(_) => "api_rate_limited",
             Trouble::ApiGarbage => "api_garbage",
             Trouble::RunnerUrl => "runner_url",
-            Trouble::Overloaded => "overloaded",
+            Trouble::Overloaded | Trouble::ClientLimited(_) => "overloaded",
         };
         let operation = super::stats::Operation::of(question).as_str();
         let sandbox = match question {

@@ -2,8 +2,9 @@
 //!
 //! Labels come from closed lists of ours: never a sandbox, a host or anything else a client names.
 
-use super::stats::{Operation, Stats, TROUBLES};
-use crate::counters::{AuthResult, CacheKind, Class, Counters, DURATION_BOUNDS_MS};
+use super::stats::{ActivityResult, Operation, SharedResult, Stats, TROUBLES};
+use crate::admission::Limit;
+use crate::counters::{AuthResult, CacheKind, Class, Counters, DURATION_BOUNDS_MS, LAG_BOUNDS_US, Revoked};
 use crate::error::Source;
 use crate::head::Reject;
 use std::cell::Cell;
@@ -31,6 +32,9 @@ const TOTALS: &[(&str, &str, Field)] = &[
     ("preview_splice_calls_total", "Calls of splice(2).", |c| &c.splice_calls),
     ("preview_truncated_total", "Bodies a runner cut short.", |c| &c.truncated),
     ("preview_deadlines_total", "Deadlines that ran out.", |c| &c.deadlines),
+    ("preview_activity_unsaid_total", "Mentions of sandboxes in use that found the mailbox full.", |c| {
+        &c.activity_dropped
+    }),
     ("preview_log_lines_total", "Access log lines handed to the writer.", |c| &c.log_lines),
     ("preview_log_lines_dropped_total", "Access log lines dropped because the writer lagged.", |c| {
         &c.log_lines_dropped
@@ -125,6 +129,11 @@ fn labelled(page: &mut Page, sum: Sum<'_>) {
     for (n, result) in AuthResult::ALL.iter().enumerate() {
         page.sample(name, &[("result", result.as_str())], sum(&|c| &c.auth[n]));
     }
+    let name = "preview_limited_total";
+    page.family(name, "counter", "Requests, connections and look-ups refused because of a limit.");
+    for (n, limit) in Limit::ALL.iter().enumerate() {
+        page.sample(name, &[("limit", limit.as_str())], sum(&|c| &c.limited[n]));
+    }
     let name = "preview_cache_total";
     page.family(name, "counter", "Look-ups in the shards' caches.");
     for (n, cache) in CacheKind::ALL.iter().map(|cache| ("cache", cache.as_str())).enumerate() {
@@ -135,6 +144,22 @@ fn labelled(page: &mut Page, sum: Sum<'_>) {
     page.family(name, "gauge", "Entries in the shards' caches.");
     for (n, cache) in CacheKind::ALL.iter().enumerate() {
         page.sample(name, &[("cache", cache.as_str())], sum(&|c| &c.cache_entries[n]));
+    }
+    let name = "preview_invalidation_lag_seconds";
+    page.family(name, "histogram", "How long a change in Redis took to reach a shard, by canaries.");
+    let mut count = 0u64;
+    for (n, bound) in LAG_BOUNDS_US.iter().map(|us| (*us as f64 / 1e6).to_string()).enumerate() {
+        count = count.wrapping_add(sum(&|c| &c.invalidation_lags[n]));
+        page.sample(&format!("{name}_bucket"), &[("le", &bound)], count);
+    }
+    count = count.wrapping_add(sum(&|c| &c.invalidation_lags[LAG_BOUNDS_US.len()]));
+    page.sample(&format!("{name}_bucket"), &[("le", "+Inf")], count);
+    page.sample(&format!("{name}_sum"), &[], sum(&|c| &c.invalidation_lag_sum_us) as f64 / 1e6);
+    page.sample(&format!("{name}_count"), &[], count);
+    let name = "preview_revoked_total";
+    page.family(name, "counter", "Tunnels and streams cut because their right is gone, by why.");
+    for (n, reason) in Revoked::ALL.iter().enumerate() {
+        page.sample(name, &[("reason", reason.as_str())], sum(&|c| &c.revoked[n]));
     }
     let name = "preview_upstream_connects_total";
     page.family(name, "counter", "Connects to runners.");
@@ -155,7 +180,17 @@ fn labelled(page: &mut Page, sum: Sum<'_>) {
 }
 
 fn control_plane(page: &mut Page, stats: &Stats) {
-    let Stats { flight_seconds, troubles, joined, flights_open, answers_waiting, redis } = stats;
+    let Stats {
+        flight_seconds,
+        troubles,
+        activity,
+        joined,
+        flights_open,
+        answers_waiting,
+        redis,
+        push,
+        shared,
+    } = stats;
     let load = |atomic: &AtomicU64| atomic.load(Relaxed);
     let name = "preview_controlplane_seconds";
     page.family(name, "histogram", "How long questions took that went to the API, all tries together.");
@@ -167,6 +202,11 @@ fn control_plane(page: &mut Page, stats: &Stats) {
     page.family(name, "counter", "Questions that found no answer, by why.");
     for (trouble, count) in TROUBLES.into_iter().zip(troubles) {
         page.sample(name, &[("trouble", trouble)], load(count));
+    }
+    let name = "preview_activity_total";
+    page.family(name, "counter", "Mentions by shards that a sandbox is in use, by what became of them.");
+    for (result, count) in ActivityResult::ALL.iter().zip(activity) {
+        page.sample(name, &[("result", result.as_str())], load(count));
     }
     let name = "preview_questions_joined_total";
     page.family(name, "counter", "Questions that shared the call of an equal one.").sample(
@@ -198,6 +238,22 @@ fn control_plane(page: &mut Page, stats: &Stats) {
     ] {
         page.sample(name, &[("result", result)], load(count));
     }
+    let name = "preview_shared_cache_total";
+    page.family(name, "counter", "Look-ups in the shared cache by what they found.");
+    for (result, count) in SharedResult::ALL.iter().zip(shared) {
+        page.sample(name, &[("result", result.as_str())], load(count));
+    }
+    let name = "preview_push_trusted";
+    page.family(name, "gauge", "1 while changes are known to be heard of as they happen.");
+    page.sample(name, &[], load(&push.trusted));
+    let name = "preview_push_changes_total";
+    page.family(name, "counter", "Changes of sandboxes heard of.").sample(name, &[], load(&push.changes));
+    let name = "preview_push_unreadable_total";
+    page.family(name, "counter", "Messages on the API's channel that name no sandbox.");
+    page.sample(name, &[], load(&push.unreadable));
+    let name = "preview_push_lost_total";
+    page.family(name, "counter", "Times there was no room for a change and everything was forgotten.");
+    page.sample(name, &[], load(&push.lost));
 }
 
 fn reported(reports: &[Option<Box<Counters>>]) -> impl Iterator<Item = (String, &Counters)> {

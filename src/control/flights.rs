@@ -6,6 +6,7 @@
 use crate::mailbox::Question;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::task::{AbortHandle, Id};
 
 /// Who waits: a shard and its ticket. Unique while it waits.
@@ -36,6 +37,7 @@ pub struct Flights {
 
 struct Flight {
     question: Arc<Question>,
+    began: Instant,
     waiters: Vec<Waiter>,
     abort: AbortHandle,
 }
@@ -67,8 +69,18 @@ impl Flights {
         let id = abort.id();
         self.by_question.insert(Arc::clone(&question), id);
         self.by_waiter.insert(waiter, id);
-        self.flights.insert(id, Flight { question, waiters: vec![waiter], abort });
+        self.flights.insert(id, Flight { question, began: Instant::now(), waiters: vec![waiter], abort });
         Asked::Flies
+    }
+
+    /// When the flight began that an equal question would join.
+    pub fn began(&self, question: &Question) -> Option<Instant> {
+        self.by_question.get(question).and_then(|id| self.flights.get(id)).map(|flight| flight.began)
+    }
+
+    /// Nobody joins the flight of this question any more; who waits for it still gets its answer.
+    pub fn leave_alone(&mut self, question: &Question) {
+        self.by_question.remove(question);
     }
 
     /// The waiter does not want its answer any more. Unknown ones have theirs already: not an error.
@@ -97,7 +109,10 @@ impl Flights {
 
     fn remove(&mut self, id: Id) -> Option<Flight> {
         let flight = self.flights.remove(&id)?;
-        self.by_question.remove(&flight.question);
+        // A flight that was left alone may have a successor.
+        if self.by_question.get(&flight.question) == Some(&id) {
+            self.by_question.remove(&flight.question);
+        }
         Some(flight)
     }
 }
@@ -160,6 +175,23 @@ mod tests {
         let ended = ended.expect("a task").expect_err("cancelled");
         assert!(ended.is_cancelled());
         assert!(flights.by_question.is_empty() && flights.by_waiter.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_flight_left_alone_serves_its_waiters_and_not_its_successors() {
+        let mut tasks = JoinSet::new();
+        let mut flights = Flights::new(8);
+        let mut ask = |flights: &mut Flights, waiter| {
+            flights.ask(question("a", false), waiter, |_| tasks.spawn(std::future::pending::<()>()))
+        };
+        assert_eq!(ask(&mut flights, waiter(0, 1)), Asked::Flies);
+        assert!(flights.began(&question("a", false)).is_some());
+        flights.leave_alone(&question("a", false));
+        assert_eq!(flights.began(&question("a", false)), None);
+        assert_eq!(ask(&mut flights, waiter(0, 2)), Asked::Flies);
+        let old = flights.by_waiter[&waiter(0, 1)];
+        assert_eq!(flights.land(old), [waiter(0, 1)]);
+        assert_eq!(ask(&mut flights, waiter(0, 3)), Asked::Joined, "its successor is still there");
     }
 
     #[tokio::test]

@@ -3,14 +3,22 @@
 //! Takes questions from all shards, lets equal ones share a call to the API, and answers each asker exactly once.
 //! Runs on a tokio current-thread runtime (name lookups go to its blocking pool). Knows no client connection.
 
+mod activity;
 pub(crate) mod api;
+mod echo;
 mod exposition;
 #[cfg(test)]
 mod fake_api;
 mod flights;
 mod login;
+mod lookup;
 mod metrics;
+mod push;
 pub mod redis;
+#[cfg(test)]
+#[path = "../../tests/support/redis_server.rs"]
+#[allow(dead_code, reason = "shared with other tests, which use the rest")]
+mod redis_server;
 mod runner_address;
 mod stats;
 #[cfg(test)]
@@ -19,10 +27,15 @@ mod tests;
 use crate::config::{self, Secret};
 use crate::log::{self, Level, Log};
 use crate::mailbox::{Down, Question, Reply, ToControl, ToShard, Trouble};
+use activity::{Mentions, Reporter};
 use api::Api;
+use echo::Echo;
 use flights::{Asked, Flights, Waiter};
 use login::Login;
 pub use login::LoginSettings;
+pub use lookup::Lifetimes;
+use lookup::{Found, Lookup};
+use push::{Push, Told};
 use redis::Redis;
 use stats::{Operation, Stats};
 use std::collections::VecDeque;
@@ -48,8 +61,11 @@ pub struct Settings {
     /// Where the metrics page listens; `None`: nowhere. It has no access control: a loopback address, unless the
     /// network keeps strangers away.
     pub metrics: Option<SocketAddr>,
+    /// Least time between two reports that a sandbox is in use.
+    pub activity_interval: Duration,
     /// What API and proxies share; `None`: every proxy is on its own.
     pub redis: Option<config::Redis>,
+    pub lifetimes: Lifetimes,
     /// Most calls under way at once; beyond it questions are answered [`Trouble::Overloaded`]. Each costs a task, a
     /// connection and at worst 256 KiB of body.
     pub flights_max: usize,
@@ -79,13 +95,17 @@ impl std::fmt::Display for StartError {
 impl std::error::Error for StartError {}
 
 pub struct Control {
-    api: Arc<Api>,
+    lookup: Arc<Lookup>,
     login: Arc<Login>,
-    redis: Option<Redis>,
+    redis: Option<Shared>,
     inbox: mpsc::Receiver<ToControl>,
     flights: Flights,
+    echo: Echo,
     tasks: JoinSet<Landed>,
     outbox: Outbox,
+    mentions: Mentions,
+    /// Until [`Self::run`].
+    reporter: Option<Reporter>,
     stats: Arc<Stats>,
     metrics: Option<metrics::Server>,
     /// By shard.
@@ -93,11 +113,19 @@ pub struct Control {
     all_drained: watch::Sender<bool>,
 }
 
+/// What API and proxies share.
+struct Shared {
+    redis: Redis,
+    push: Arc<Push>,
+    told: mpsc::Receiver<Told>,
+}
+
 /// What a flight brings home.
 struct Landed {
+    question: Arc<Question>,
     operation: Operation,
     took: Duration,
-    reply: Reply,
+    found: Found,
 }
 
 impl Control {
@@ -116,7 +144,17 @@ impl Control {
         downs: Vec<Arc<Down>>,
         log: Log,
     ) -> Result<Self, StartError> {
-        let Settings { api_base, api_key, timeout, metrics, redis, flights_max, login } = settings;
+        let Settings {
+            api_base,
+            api_key,
+            timeout,
+            metrics,
+            redis,
+            activity_interval,
+            lifetimes,
+            flights_max,
+            login,
+        } = settings;
         let stats = Arc::<Stats>::default();
         let metrics = metrics
             .map(|addr| {
@@ -124,18 +162,23 @@ impl Control {
                     .map_err(|error| StartError::Metrics(addr, error))
             })
             .transpose()?;
-        let redis = redis
-            .map(|redis| Redis::new(&redis, Arc::clone(&stats), log.clone()).map_err(StartError::Setting))
-            .transpose()?;
+        let redis = redis.map(|redis| Shared::new(&redis, &stats, &log)).transpose()?;
         let api = Api::new(&api_base, &api_key, timeout, log.clone()).map_err(StartError::Setting)?;
         let api = Arc::new(api);
         let login = Login::new(login, Arc::clone(&api), timeout, log).map_err(StartError::Setting)?;
+        let shared = redis.as_ref().map(|shared| (shared.redis.clone(), Arc::clone(&shared.push)));
+        let client = redis.as_ref().map(|shared| shared.redis.clone());
+        let (mentions, reporter) =
+            Reporter::new(Arc::clone(&api), client, activity_interval, Arc::clone(&stats));
         Ok(Self {
+            lookup: Arc::new(Lookup::new(api, shared, lifetimes, Arc::clone(&stats))),
             redis,
-            api,
             login: Arc::new(login),
             inbox,
+            mentions,
+            reporter: Some(reporter),
             flights: Flights::new(flights_max),
+            echo: Echo::new(),
             tasks: JoinSet::new(),
             drained: vec![false; downs.len()],
             outbox: Outbox::new(downs),
@@ -163,8 +206,14 @@ impl Control {
         if let Some(server) = self.metrics.take() {
             servers.spawn(server.run());
         }
-        if let Some(redis) = &self.redis {
+        if let Some(reporter) = self.reporter.take() {
+            servers.spawn(reporter.run());
+        }
+        let mut told = None;
+        if let Some(Shared { redis, push, told: receiver }) = self.redis.take() {
             servers.spawn(redis.clone().keep());
+            servers.spawn(push.keep_canary(redis));
+            told = Some(receiver);
         }
         loop {
             tokio::select! {
@@ -173,6 +222,7 @@ impl Control {
                     Some(message) => self.take(message),
                     None => return,
                 },
+                news = hear(&mut told) => self.outbox.tell(news),
                 Some(ended) = self.tasks.join_next_with_id() => self.land(ended),
                 () = tokio::time::sleep(REDELIVER), if self.outbox.is_waiting() => self.outbox.redeliver(),
             }
@@ -185,6 +235,7 @@ impl Control {
         match message {
             ToControl::Ask { shard, ticket, question } => self.ask(Waiter { shard, ticket }, question),
             ToControl::Cancel { shard, ticket } => self.flights.cancel(Waiter { shard, ticket }),
+            ToControl::Active { sandbox } => self.mentions.mention(sandbox),
             ToControl::Drained { shard } => {
                 if let Some(drained) = self.drained.get_mut(shard) {
                     *drained = true;
@@ -197,16 +248,30 @@ impl Control {
     }
 
     fn ask(&mut self, waiter: Waiter, question: Question) {
-        let Self { flights, tasks, api, login, .. } = self;
+        if let Some(heard) = self.echo.of(&question, Instant::now())
+            && !self.lookup.is_outdated(&question, heard.began)
+        {
+            self.stats.joined.fetch_add(1, Relaxed);
+            return self.outbox.answer(waiter, heard.reply, heard.keep);
+        }
+        let Self { flights, tasks, lookup, login, .. } = self;
+        if let Some(began) = flights.began(&question)
+            && lookup.is_outdated(&question, began)
+        {
+            // Whoever asks now must not be told what held before the change.
+            flights.leave_alone(&question);
+        }
         let asked = flights.ask(question, waiter, |question| {
-            let (api, login) = (Arc::clone(api), Arc::clone(login));
+            let (lookup, login) = (Arc::clone(lookup), Arc::clone(login));
             tasks.spawn(async move {
                 let start = Instant::now();
-                let reply = match &*question {
-                    Question::Login(question) => login.answer(question).await,
-                    question => api.answer(question).await,
+                let found = match &*question {
+                    Question::Login(question) => {
+                        Found { reply: login.answer(question).await, keep: Duration::ZERO }
+                    }
+                    question => lookup.answer(question).await,
                 };
-                Landed { operation: Operation::of(&question), took: start.elapsed(), reply }
+                Landed { operation: Operation::of(&question), took: start.elapsed(), question, found }
             })
         });
         match asked {
@@ -216,16 +281,17 @@ impl Control {
             }
             Asked::Full => {
                 self.stats.trouble(Trouble::Overloaded);
-                self.outbox.answer(waiter, Err(Trouble::Overloaded));
+                self.outbox.answer(waiter, Err(Trouble::Overloaded), Duration::ZERO);
             }
         }
     }
 
     fn land(&mut self, ended: Result<(Id, Landed), JoinError>) {
-        let (id, reply) = match ended {
-            Ok((id, Landed { operation, took, reply })) => {
-                self.stats.landed(operation, took, &reply);
-                (id, reply)
+        let (id, found) = match ended {
+            Ok((id, Landed { question, operation, took, found })) => {
+                self.stats.landed(operation, took, &found.reply);
+                self.echo.hear(question, &found, took, Instant::now());
+                (id, found)
             }
             // Cancelled ones have left the table: nobody is told.
             Err(error) => {
@@ -233,34 +299,73 @@ impl Control {
                     log::event(Level::Error, "flight_panicked", &[]);
                     self.stats.trouble(Trouble::ApiGarbage);
                 }
-                (error.id(), Err(Trouble::ApiGarbage))
+                (error.id(), Found { reply: Err(Trouble::ApiGarbage), keep: Duration::ZERO })
             }
         };
         for waiter in self.flights.land(id) {
-            self.outbox.answer(waiter, reply.clone());
+            self.outbox.answer(waiter, found.reply.clone(), found.keep);
         }
     }
 }
 
-/// Answers on their way to the shards. None is lost: what finds a queue full waits here, in order. Bounded by the
-/// shards' own bounds on open questions.
+impl Shared {
+    fn new(settings: &config::Redis, stats: &Arc<Stats>, log: &Log) -> Result<Self, StartError> {
+        let (push, told) = Push::new(Arc::clone(stats), log.clone());
+        let listener: Arc<dyn redis::Listener> = Arc::<Push>::clone(&push);
+        let redis = Redis::new(settings, Some(listener), Arc::clone(stats), log.clone());
+        Ok(Self { redis: redis.map_err(StartError::Setting)?, push, told })
+    }
+}
+
+/// The next news for the shards; never, where there are none.
+async fn hear(told: &mut Option<mpsc::Receiver<Told>>) -> Told {
+    match told {
+        Some(receiver) => match receiver.recv().await {
+            Some(told) => told,
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+/// Messages on their way to the shards. No answer is lost: what finds a queue full waits here, in order. Bounded by
+/// the shards' own bounds on open questions, and news by [`NEWS_WAITING_MAX`].
 struct Outbox {
     downs: Vec<Arc<Down>>,
     /// By shard.
     waiting: Vec<VecDeque<ToShard>>,
 }
 
+/// With more messages waiting for a shard that is not taking them, it is told once to forget everything.
+const NEWS_WAITING_MAX: usize = 64 * 1024;
+
 impl Outbox {
     fn new(downs: Vec<Arc<Down>>) -> Self {
         Self { waiting: downs.iter().map(|_| VecDeque::new()).collect(), downs }
     }
 
-    fn answer(&mut self, waiter: Waiter, reply: Reply) {
+    fn tell(&mut self, news: Told) {
+        for (down, waiting) in self.downs.iter().zip(&mut self.waiting) {
+            let message = match news {
+                Told::Changed(..) | Told::Forget if waiting.len() >= NEWS_WAITING_MAX => {
+                    waiting.retain(|message| matches!(message, ToShard::Answer { .. }));
+                    ToShard::Forget
+                }
+                Told::Changed(sandbox, change) => ToShard::Changed { sandbox, change },
+                Told::Forget => ToShard::Forget,
+                Told::Canary(sent) => ToShard::Canary(sent),
+            };
+            waiting.push_back(message);
+            Self::deliver(down, waiting);
+        }
+    }
+
+    fn answer(&mut self, waiter: Waiter, reply: Reply, keep: Duration) {
         let Some(waiting) = self.waiting.get_mut(waiter.shard) else {
             debug_assert!(false, "a shard that does not exist has asked");
             return;
         };
-        waiting.push_back(ToShard::Answer { ticket: waiter.ticket, reply });
+        waiting.push_back(ToShard::Answer { ticket: waiter.ticket, reply, keep });
         Self::deliver(&self.downs[waiter.shard], waiting);
     }
 

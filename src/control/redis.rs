@@ -13,13 +13,13 @@ use crate::log::{Level, Log};
 use redis::aio::MultiplexedConnection;
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue,
-    IntoConnectionInfo as _, ProtocolVersion, RedisConnectionInfo, RedisError,
+    IntoConnectionInfo as _, ProtocolVersion, PushInfo, PushKind, RedisConnectionInfo, RedisError, Value,
 };
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{error::Elapsed, timeout};
 
 /// For one operation, waiting in line included.
 pub const DEADLINE: Duration = Duration::from_millis(100);
@@ -44,6 +44,37 @@ pub enum Failure {
     Refused,
 }
 
+/// What Redis tells without being asked. Called while the connection is read: it must not wait.
+pub trait Listener: Send + Sync {
+    /// Keys that begin so are listened for. None may be the beginning of another.
+    fn prefixes(&self) -> Vec<String>;
+    /// The channel listened to.
+    fn channel(&self) -> &str;
+    fn hear(&self, news: News<'_>);
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum News<'a> {
+    /// From here on nothing is missed, until [`News::Lost`].
+    Listening,
+    /// Somebody else wrote this key, or it was deleted, or its time was over.
+    Invalidated(&'a [u8]),
+    /// All keys are gone.
+    AllInvalidated,
+    /// On the channel.
+    Published(&'a [u8]),
+    /// The connection is gone, and what it would have told.
+    Lost,
+}
+
+/// A key's value and how much longer it lives.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stored {
+    pub value: Vec<u8>,
+    /// `None`: for ever.
+    pub expires_in: Option<Duration>,
+}
+
 /// A handle; clones share the connection and the breaker.
 #[derive(Clone)]
 pub struct Redis {
@@ -56,6 +87,7 @@ struct Inner {
     link: Mutex<Link>,
     /// Told of every change of `link`.
     up: watch::Sender<bool>,
+    listener: Option<Arc<dyn Listener>>,
     stats: Arc<Stats>,
     log: Log,
 }
@@ -73,7 +105,12 @@ impl Redis {
     ///
     /// # Errors
     /// A sentence for the operator, without secrets.
-    pub fn new(settings: &config::Redis, stats: Arc<Stats>, log: Log) -> Result<Self, &'static str> {
+    pub fn new(
+        settings: &config::Redis,
+        listener: Option<Arc<dyn Listener>>,
+        stats: Arc<Stats>,
+        log: Log,
+    ) -> Result<Self, &'static str> {
         let host = settings.host.clone();
         let addr = if settings.tls {
             // Chosen by name: with two providers compiled in, rustls would panic rather than choose. An error says
@@ -95,13 +132,39 @@ impl Redis {
         let client = Client::open(info.set_redis_settings(login)).map_err(
             |_| "the Redis client cannot be set up; with REDIS_TLS, are there trusted certificates?",
         )?;
-        let inner = Inner { client, link: Mutex::default(), up: watch::Sender::new(false), stats, log };
+        let up = watch::Sender::new(false);
+        let inner = Inner { client, link: Mutex::default(), up, listener, stats, log };
         Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The value of a key; `None`: there is none.
     pub async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Failure> {
         self.call(redis::cmd("GET").arg(key)).await
+    }
+
+    /// The values of some keys, in one go. A value longer than `bytes_max` comes as its first `bytes_max` bytes.
+    pub async fn read(&self, keys: &[&str], bytes_max: usize) -> Result<Vec<Option<Stored>>, Failure> {
+        let mut commands = redis::pipe();
+        for key in keys {
+            commands.cmd("GETRANGE").arg(key).arg(0).arg(bytes_max - 1);
+            commands.cmd("PTTL").arg(key);
+        }
+        let found: Vec<(Vec<u8>, i64)> = {
+            let (mut connection, generation) = self.connection()?;
+            let asked = timeout(DEADLINE, commands.query_async::<Vec<Value>>(&mut connection)).await;
+            let values = self.settle(asked, generation)?;
+            let pairs = values.chunks_exact(2).map(|pair| {
+                let [value, ttl] = pair else { return None };
+                Some((Vec::from_redis_value(value.clone()).ok()?, i64::from_redis_value(ttl.clone()).ok()?))
+            });
+            pairs.collect::<Option<_>>().ok_or(Failure::Refused)?
+        };
+        let stored = found.into_iter().map(|(value, ttl)| match ttl {
+            // There is no such key.
+            -2 => None,
+            ttl => Some(Stored { value, expires_in: u64::try_from(ttl).ok().map(Duration::from_millis) }),
+        });
+        Ok(stored.collect())
     }
 
     /// Sets a value that lives for `ttl`, at least a millisecond.
@@ -155,23 +218,63 @@ impl Redis {
         }
     }
 
+    /// One more connection, for what must not share the first one's fate. Not looked after: drop it when it fails.
+    pub async fn connect_writer(&self) -> Result<Writer, Failure> {
+        let config = config();
+        let connecting = self.inner.client.get_multiplexed_async_connection_with_config(&config);
+        match timeout(CONNECT_DEADLINE, connecting).await {
+            Ok(Ok(connection)) => Ok(Writer { connection }),
+            _ => Err(Failure::Down),
+        }
+    }
+
     async fn connect(&self) -> Result<(), RedisError> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_DEADLINE))
-            .set_response_timeout(None)
-            .set_pipeline_buffer_size(PIPELINE);
-        let connection = self.inner.client.get_multiplexed_async_connection_with_config(&config).await?;
-        let mut link = self.link();
-        link.connection = Some(connection);
-        link.generation += 1;
-        drop(link);
+        let generation = {
+            let mut link = self.link();
+            link.generation += 1;
+            link.generation
+        };
+        let mut config = config();
+        if let Some(listener) = &self.inner.listener {
+            let (listener, handle) = (Arc::clone(listener), self.clone());
+            config = config.set_push_sender(move |push: PushInfo| {
+                handle.pushed(&*listener, generation, &push);
+                Ok::<_, redis::aio::SendError>(())
+            });
+        }
+        let mut connection = self.inner.client.get_multiplexed_async_connection_with_config(&config).await?;
+        if let Some(listener) = &self.inner.listener {
+            match listen(&mut connection, &**listener).await {
+                Ok(()) => listener.hear(News::Listening),
+                // Values are of use without news, too.
+                Err(error) if is_refusal(&error) => self.report("redis_push_refused", &describe(&error)),
+                Err(error) => return Err(error),
+            }
+        }
+        self.link().connection = Some(connection);
         self.tell_up(true);
         Ok(())
     }
 
-    fn connect_failed(&self, why: &str) {
-        self.inner.stats.redis.connects_failed.fetch_add(1, Relaxed);
-        self.report("redis_connect_failed", why);
+    fn pushed(&self, listener: &dyn Listener, generation: u64, push: &PushInfo) {
+        if self.link().generation != generation {
+            return;
+        }
+        match (&push.kind, &push.data[..]) {
+            (PushKind::Disconnection, _) => drop(self.lose(generation, "disconnected")),
+            (PushKind::Invalidate, [Value::Array(keys)]) => {
+                for key in keys {
+                    if let Value::BulkString(key) = key {
+                        listener.hear(News::Invalidated(key));
+                    }
+                }
+            }
+            (PushKind::Invalidate, _) => listener.hear(News::AllInvalidated),
+            (PushKind::Message, [_, Value::BulkString(payload)]) => {
+                listener.hear(News::Published(payload));
+            }
+            _ => {}
+        }
     }
 
     /// Until the breaker opens.
@@ -179,7 +282,7 @@ impl Redis {
         let mut up = self.watch_up();
         loop {
             // Refused is an answer, too.
-            if self.call::<redis::Value>(&redis::cmd("PING")).await == Err(Failure::Down) {
+            if self.call::<Value>(&redis::cmd("PING")).await == Err(Failure::Down) {
                 return;
             }
             tokio::select! {
@@ -190,16 +293,29 @@ impl Redis {
     }
 
     async fn call<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Failure> {
+        let (mut connection, generation) = self.connection()?;
+        let asked = timeout(DEADLINE, command.query_async(&mut connection)).await;
+        self.settle(asked, generation)
+    }
+
+    fn connection(&self) -> Result<(MultiplexedConnection, u64), Failure> {
+        let link = self.link();
+        match &link.connection {
+            Some(connection) => Ok((connection.clone(), link.generation)),
+            None => {
+                self.inner.stats.redis.skipped.fetch_add(1, Relaxed);
+                Err(Failure::Down)
+            }
+        }
+    }
+
+    fn settle<T>(
+        &self,
+        asked: Result<Result<T, RedisError>, Elapsed>,
+        generation: u64,
+    ) -> Result<T, Failure> {
         let stats = &self.inner.stats.redis;
-        let (connection, generation) = {
-            let link = self.link();
-            (link.connection.clone(), link.generation)
-        };
-        let Some(mut connection) = connection else {
-            stats.skipped.fetch_add(1, Relaxed);
-            return Err(Failure::Down);
-        };
-        match timeout(DEADLINE, command.query_async(&mut connection)).await {
+        match asked {
             Ok(Ok(value)) => {
                 stats.done.fetch_add(1, Relaxed);
                 Ok(value)
@@ -209,21 +325,34 @@ impl Redis {
                 self.report("redis_refused", &describe(&error));
                 Err(Failure::Refused)
             }
-            Ok(Err(error)) => Err(self.lose(generation, &describe(&error))),
-            Err(_) => Err(self.lose(generation, "no answer in time")),
+            Ok(Err(error)) => {
+                stats.failed.fetch_add(1, Relaxed);
+                Err(self.lose(generation, &describe(&error)))
+            }
+            Err(_) => {
+                stats.failed.fetch_add(1, Relaxed);
+                Err(self.lose(generation, "no answer in time"))
+            }
         }
     }
 
     /// Opens the breaker, once per connection.
     fn lose(&self, generation: u64, why: &str) -> Failure {
-        self.inner.stats.redis.failed.fetch_add(1, Relaxed);
         let mut link = self.link();
         if link.generation == generation && link.connection.take().is_some() {
             drop(link);
+            if let Some(listener) = &self.inner.listener {
+                listener.hear(News::Lost);
+            }
             self.tell_up(false);
             self.report("redis_lost", why);
         }
         Failure::Down
+    }
+
+    fn connect_failed(&self, why: &str) {
+        self.inner.stats.redis.connects_failed.fetch_add(1, Relaxed);
+        self.report("redis_connect_failed", why);
     }
 
     fn tell_up(&self, up: bool) {
@@ -239,6 +368,37 @@ impl Redis {
     fn report(&self, what: &'static str, detail: &str) {
         self.inner.log.event(Level::Warn, what, &[("detail", detail)]);
     }
+}
+
+/// See [`Redis::connect_writer`].
+pub struct Writer {
+    connection: MultiplexedConnection,
+}
+
+impl Writer {
+    /// As [`Redis::set`], without a deadline of its own.
+    pub async fn set(&mut self, key: &str, value: &[u8], ttl: Duration) -> Result<(), Failure> {
+        let set = redis::cmd("SET").arg(key).arg(value).arg("PX").arg(millis(ttl)).to_owned();
+        set.query_async(&mut self.connection).await.map_err(|_| Failure::Down)
+    }
+}
+
+fn config() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_DEADLINE))
+        .set_response_timeout(None)
+        .set_pipeline_buffer_size(PIPELINE)
+}
+
+/// Asks for news. What this connection itself writes is none.
+async fn listen(connection: &mut MultiplexedConnection, listener: &dyn Listener) -> Result<(), RedisError> {
+    let mut track = redis::cmd("CLIENT");
+    track.arg("TRACKING").arg("ON").arg("BCAST").arg("NOLOOP");
+    for prefix in listener.prefixes() {
+        track.arg("PREFIX").arg(prefix);
+    }
+    track.query_async::<()>(connection).await?;
+    connection.subscribe(listener.channel()).await
 }
 
 /// Redis understood and said no; everything else is a connection that is not what it should be.

@@ -61,6 +61,36 @@ impl Operation {
     }
 }
 
+/// What became of a mention that a sandbox is in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ActivityResult {
+    /// The API has taken the report.
+    Reported,
+    /// Reported less than an interval ago: nothing to do.
+    Recent,
+    /// The API does not know the sandbox, or not our key.
+    Refused,
+    /// The API could not be told in time.
+    Failed,
+    /// No room.
+    Dropped,
+}
+
+impl ActivityResult {
+    pub const ALL: &'static [Self] =
+        &[Self::Reported, Self::Recent, Self::Refused, Self::Failed, Self::Dropped];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reported => "reported",
+            Self::Recent => "recent",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
 /// Labels of the troubles, in the order of [`Stats::troubles`].
 pub const TROUBLES: [&str; 7] =
     ["unreachable", "timeout", "status", "rate_limited", "garbage", "runner_url", "overloaded"];
@@ -73,7 +103,8 @@ fn trouble_index(trouble: Trouble) -> usize {
         Trouble::ApiRateLimited(_) => 3,
         Trouble::ApiGarbage => 4,
         Trouble::RunnerUrl => 5,
-        Trouble::Overloaded => 6,
+        // Shards do not ask then: it never gets here.
+        Trouble::Overloaded | Trouble::ClientLimited(_) => 6,
     }
 }
 
@@ -100,6 +131,8 @@ pub struct Stats {
     pub flight_seconds: [Histogram; Operation::ALL.len()],
     /// By [`TROUBLES`].
     pub troubles: [AtomicU64; TROUBLES.len()],
+    /// By [`ActivityResult`].
+    pub activity: [AtomicU64; ActivityResult::ALL.len()],
     /// Questions that joined a flight under way.
     pub joined: AtomicU64,
     /// Gauge.
@@ -107,6 +140,42 @@ pub struct Stats {
     /// Answers that found a shard's queue full and wait (gauge).
     pub answers_waiting: AtomicU64,
     pub redis: RedisStats,
+    pub push: PushStats,
+    /// Look-ups in the shared cache, by [`SharedResult`].
+    pub shared: [AtomicU64; SharedResult::ALL.len()],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SharedResult {
+    Hit,
+    Miss,
+    /// Something stands there that is not what it should be, or may be too old.
+    Unusable,
+}
+
+impl SharedResult {
+    pub const ALL: &'static [Self] = &[Self::Hit, Self::Miss, Self::Unusable];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Unusable => "unusable",
+        }
+    }
+}
+
+/// News from Redis.
+#[derive(Default)]
+pub struct PushStats {
+    /// Gauge: 1 while news are known to arrive.
+    pub trusted: AtomicU64,
+    /// Changes of sandboxes heard of.
+    pub changes: AtomicU64,
+    /// Messages on the API's channel that name no sandbox.
+    pub unreadable: AtomicU64,
+    /// Changes there was no room for; everything was forgotten in their place.
+    pub lost: AtomicU64,
 }
 
 /// Operations on the shared Redis.
@@ -130,6 +199,14 @@ impl Stats {
         if let Err(trouble) = reply {
             self.trouble(*trouble);
         }
+    }
+
+    pub fn activity(&self, result: ActivityResult) {
+        self.activity[result as usize].fetch_add(1, Relaxed);
+    }
+
+    pub fn shared(&self, result: SharedResult) {
+        self.shared[result as usize].fetch_add(1, Relaxed);
     }
 
     pub fn trouble(&self, trouble: Trouble) {

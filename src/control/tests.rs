@@ -11,6 +11,15 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+pub(super) const LIFETIMES: Lifetimes = Lifetimes {
+    public: Duration::from_secs(30),
+    runner: Duration::from_secs(120),
+    verdict: Duration::from_secs(120),
+    negative: Duration::from_secs(5),
+    public_pushed: Duration::from_secs(121),
+    runner_pushed: Duration::from_secs(3600),
+};
+
 fn no_login() -> LoginSettings {
     LoginSettings {
         scheme: crate::config::Scheme::Http,
@@ -46,7 +55,9 @@ impl World {
             api_key: Secret::new("service"),
             timeout: Duration::from_secs(20),
             metrics: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
+            activity_interval: Duration::from_secs(45),
             redis: None,
+            lifetimes: LIFETIMES,
             flights_max,
             login: no_login(),
         };
@@ -75,7 +86,7 @@ impl World {
     /// The next answer of a shard, waiting for the bell as a shard would.
     async fn answer(&self, shard: usize) -> (u64, String) {
         match self.message(shard).await {
-            ToShard::Answer { ticket, reply } => (ticket, format!("{reply:?}")),
+            ToShard::Answer { ticket, reply, keep: _ } => (ticket, format!("{reply:?}")),
             other => panic!("{other:?}"),
         }
     }
@@ -288,7 +299,9 @@ fn a_taken_metrics_port_is_told_with_its_variable() {
         api_key: Secret::new("canary"),
         timeout: Duration::from_secs(1),
         metrics: taken.local_addr().ok(),
+        activity_interval: Duration::from_secs(45),
         redis: None,
+        lifetimes: LIFETIMES,
         flights_max: 1,
         login: no_login(),
     };

@@ -402,6 +402,8 @@ fn response_plan(framing: ResponseBody) -> ResponsePlan<'static> {
         request_id: "our-id",
         set_cookie: None,
         confine: Some(CONFINE),
+        sharing: None,
+        redirect_prefix: None,
     }
 }
 

@@ -2,6 +2,7 @@
 //! here, so that what evicts has one place to go to.
 
 use crate::cache::TtlMap;
+use crate::changes::AsOf;
 use crate::ids::{Port, SandboxId, SignedToken};
 use crate::mailbox::ProofKind;
 use sha2::{Digest, Sha256};
@@ -10,9 +11,17 @@ pub struct Verdicts {
     /// May anybody in?
     pub public: TtlMap<SandboxId, bool>,
     /// Does this token open this sandbox?
-    pub proofs: TtlMap<ProofKey, bool>,
+    pub proofs: TtlMap<ProofKey, Known<bool>>,
     /// Where does this link lead? `None`: nowhere.
-    pub links: TtlMap<(SignedToken, Port), Option<SandboxId>>,
+    pub links: TtlMap<(SignedToken, Port), Known<Option<SandboxId>>>,
+}
+
+/// A verdict and when it was asked for: many can be about one sandbox, so a change of it does not seek them out, it
+/// makes them old.
+#[derive(Clone, Copy)]
+pub struct Known<T> {
+    pub verdict: T,
+    pub as_of: AsOf,
 }
 
 /// The kind of proof is part of the key: a token good in one slot says nothing about another. The token is kept as
@@ -38,5 +47,15 @@ impl Verdicts {
             proofs: TtlMap::new(proofs_max),
             links: TtlMap::new(proofs_max),
         }
+    }
+    /// The sandbox changed. Its tokens and links are told to be old by the shard's record of changes.
+    pub fn evict(&mut self, sandbox: &SandboxId) {
+        self.public.remove(sandbox);
+    }
+
+    pub fn clear(&mut self) {
+        self.public.clear();
+        self.proofs.clear();
+        self.links.clear();
     }
 }

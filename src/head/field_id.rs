@@ -53,6 +53,7 @@ pub enum FieldId {
     ClearSiteData,
     Accept,
     UserAgent,
+    Location,
 }
 
 /// Which fields a head has at all: most questions about a field are answered by its absence.
@@ -73,7 +74,7 @@ impl FieldSet {
     }
 }
 
-const _: () = assert!((FieldId::UserAgent as u8) < 64, "a field's number is a bit of 64");
+const _: () = assert!((FieldId::Location as u8) < 64, "a field's number is a bit of 64");
 
 /// Longer than every name in [`FieldId::exact`].
 const KNOWN_NAME_BYTES_MAX: usize = 40;
@@ -102,6 +103,7 @@ impl FieldId {
             6 if is(b"origin") => Self::Origin,
             6 if is(b"expect") => Self::Expect,
             7 if is(b"upgrade") => Self::Upgrade,
+            8 if is(b"location") => Self::Location,
             7 if is(b"alt-svc") => Self::AltSvc,
             7 if is(b"referer") => Self::Referer,
             7 if is(b"trailer") => Self::Trailer,
@@ -168,7 +170,8 @@ impl FieldId {
             | Self::ClearSiteData
             | Self::SecWebSocketKey
             | Self::SecWebSocketAccept
-            | Self::SecWebSocketVersion => Self::Other,
+            | Self::SecWebSocketVersion
+            | Self::Location => Self::Other,
             _ => Self::Reserved,
         }
     }
@@ -223,6 +226,7 @@ mod tests {
         ("Upgrade-Insecure-Requests", FieldId::UpgradeInsecureRequests),
         ("Accept", FieldId::Accept),
         ("User-Agent", FieldId::UserAgent),
+        ("Location", FieldId::Location),
     ];
 
     #[test]

@@ -6,7 +6,7 @@ use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -320,6 +320,13 @@ pub struct Script {
     trouble: Mutex<Option<Trouble>>,
     /// Sandboxes on a runner of their own, by port.
     elsewhere: Mutex<HashMap<String, u16>>,
+    /// Of reports that a sandbox is in use; 0: they are left unanswered.
+    pub activity_status: AtomicU16,
+    /// Every request so far, as it came.
+    asked: Mutex<Vec<Message>>,
+    /// Other answers than the usual, by how the target begins.
+    replies: Mutex<Vec<(String, u16, String)>>,
+    changed: Condvar,
 }
 
 impl Api {
@@ -338,6 +345,10 @@ impl Api {
             status: AtomicU16::new(200),
             runner_questions: AtomicUsize::new(0),
             questions: AtomicUsize::new(0),
+            activity_status: AtomicU16::new(201),
+            asked: Mutex::default(),
+            replies: Mutex::default(),
+            changed: Condvar::new(),
         });
         let told = script.clone();
         thread::spawn(move || {
@@ -388,6 +399,40 @@ impl Trouble {
 }
 
 impl Script {
+    /// Answers targets that begin like this with `status` and `body`. The first that fits counts.
+    pub fn reply(&self, start: &str, status: u16, body: &str) {
+        self.replies.lock().expect("no thread panics with it").push((start.into(), status, body.into()));
+    }
+
+    fn replied(&self, target: &str) -> Option<(u16, String)> {
+        let replies = self.replies.lock().expect("no thread panics with it");
+        replies
+            .iter()
+            .find(|(start, ..)| target.starts_with(start))
+            .map(|(_, status, body)| (*status, body.clone()))
+    }
+
+    /// The requests whose target ends like this, so far.
+    pub fn asked(&self, end: &str) -> Vec<Message> {
+        let asked = self.asked.lock().expect("no thread panics with it");
+        asked.iter().filter(|request| request.target().ends_with(end)).cloned().collect()
+    }
+
+    /// Waits until there are so many of them.
+    pub fn wait_for(&self, end: &str, count: usize) -> Vec<Message> {
+        let begun = Instant::now();
+        let mut asked = self.asked.lock().expect("no thread panics with it");
+        loop {
+            let found: Vec<_> = asked.iter().filter(|r| r.target().ends_with(end)).cloned().collect();
+            if found.len() >= count {
+                return found;
+            }
+            let left = DEADLINE.saturating_sub(begun.elapsed());
+            assert!(!left.is_zero(), "{} of {count} requests to {end}", found.len());
+            asked = self.changed.wait_timeout(asked, left).expect("no thread panics with it").0;
+        }
+    }
+
     /// From the next question on; `None`: it is well.
     pub fn trouble(&self, trouble: Option<Trouble>) {
         *self.trouble.lock().expect("no thread panics with it") = trouble;
@@ -399,6 +444,18 @@ impl Script {
 
     fn answer(&self, mut wire: Wire) {
         while let Ok(Some(request)) = wire.message() {
+            let activity = request.target().ends_with("/last-activity");
+            self.asked.lock().expect("no thread panics with it").push(request.clone());
+            self.changed.notify_all();
+            if activity {
+                let status = self.activity_status.load(SeqCst);
+                let answer = format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n");
+                if status == 0 || wire.send(answer).is_err() {
+                    // Held open until the gate gives up.
+                    return drop(wire.rest());
+                }
+                continue;
+            }
             let runner = request.target().starts_with("/api/runners/by-sandbox/");
             self.questions.fetch_add(1, SeqCst);
             let trouble = *self.trouble.lock().expect("no thread panics with it");
@@ -426,6 +483,7 @@ impl Script {
                 200 if request.first.starts_with("POST") => 201,
                 status => status,
             };
+            let (status, body) = self.replied(request.target()).unwrap_or((status, body));
             let length = body.len();
             let answer = format!(
                 "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"

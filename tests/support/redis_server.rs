@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 pub struct RedisServer {
@@ -87,21 +87,16 @@ impl RedisServer {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args([signal, &pid]).status().expect("kill runs").success());
     }
+}
 
-    /// What `redis-cli` prints for a command, without the last newline.
-    pub fn cli(&self, args: &[&str]) -> String {
-        let output = Command::new("redis-cli")
-            .args(["-p", &self.port.to_string()])
-            .args(args)
-            .output()
-            .expect("redis-cli is installed with redis-server");
-        String::from_utf8(output.stdout).expect("text").trim_end().to_owned()
-    }
-
-    #[allow(dead_code, reason = "not every test binary that includes this uses it")]
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
+/// What `redis-cli` prints for a command at this port, without the last newline. Blocks.
+pub fn cli(port: u16, args: &[&str]) -> String {
+    let output = Command::new("redis-cli")
+        .args(["-p", &port.to_string()])
+        .args(args)
+        .output()
+        .expect("redis-cli is installed with redis-server");
+    String::from_utf8(output.stdout).expect("text").trim_end().to_owned()
 }
 
 impl Drop for RedisServer {

@@ -61,6 +61,9 @@ fn cells(counters: &Counters) -> Vec<&Cell<u64>> {
         cache_hits,
         cache_misses,
         cache_entries,
+        invalidation_lags,
+        revoked,
+        invalidation_lag_sum_us,
         questions_asked,
         questions_open,
         runner_connects,
@@ -78,6 +81,8 @@ fn cells(counters: &Counters) -> Vec<&Cell<u64>> {
         splice_calls,
         truncated,
         deadlines,
+        activity_dropped,
+        limited,
         log_lines,
         log_lines_dropped,
         loop_stall_us,
@@ -88,6 +93,7 @@ fn cells(counters: &Counters) -> Vec<&Cell<u64>> {
         connections_shed,
         accept_failures,
         requests_active,
+        invalidation_lag_sum_us,
         questions_asked,
         questions_open,
         runner_connects,
@@ -105,13 +111,15 @@ fn cells(counters: &Counters) -> Vec<&Cell<u64>> {
         splice_calls,
         truncated,
         deadlines,
+        activity_dropped,
         log_lines,
         log_lines_dropped,
         loop_stall_us,
     ];
     cells.extend(requests.iter().flatten().chain(durations.iter().flatten()).chain(duration_sum_us));
     cells.extend(rejects.iter().chain(errors).chain(auth).chain(cache_hits).chain(cache_misses));
-    cells.extend(cache_entries);
+    cells.extend(cache_entries.iter().chain(invalidation_lags).chain(revoked));
+    cells.extend(limited);
     cells
 }
 

@@ -3,13 +3,10 @@
 use super::*;
 use crate::config::Secret;
 use crate::control::fake_api::within;
-use redis_server::RedisServer;
+use crate::control::redis_server::{self, RedisServer};
 use std::future::Future;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::task::JoinHandle;
-
-#[path = "../../../tests/support/redis_server.rs"]
-mod redis_server;
 
 const TTL: Duration = Duration::from_secs(60);
 /// What one operation may take beyond its deadline on a busy machine; at least ten times less than any other wait here.
@@ -34,7 +31,7 @@ impl Drop for World {
 impl World {
     fn new(settings: &config::Redis) -> Self {
         let stats = Arc::<Stats>::default();
-        let redis = Redis::new(settings, Arc::clone(&stats), Log::discard()).expect("good settings");
+        let redis = Redis::new(settings, None, Arc::clone(&stats), Log::discard()).expect("good settings");
         let keeping = tokio::spawn(redis.clone().keep());
         Self { redis, stats, keeping }
     }
@@ -50,6 +47,13 @@ impl World {
     }
 }
 
+/// The runtime goes on meanwhile.
+async fn cli(server: &RedisServer, args: &[&str]) -> String {
+    let (port, args) = (server.port, args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>());
+    let run = move || redis_server::cli(port, &args.iter().map(String::as_str).collect::<Vec<_>>());
+    tokio::task::spawn_blocking(run).await.expect("it does not panic")
+}
+
 async fn timed<T>(operation: impl Future<Output = T>) -> (T, Duration) {
     let begun = Instant::now();
     (operation.await, begun.elapsed())
@@ -63,7 +67,7 @@ async fn values_are_set_read_expire_and_go() {
     assert_eq!(redis.get("k").await, Ok(None));
     assert_eq!(redis.set("k", b"v", TTL).await, Ok(()));
     assert_eq!(redis.get("k").await, Ok(Some(b"v".to_vec())));
-    let ttl: u64 = server.cli(&["pttl", "k"]).parse().expect("a number");
+    let ttl: u64 = cli(&server, &["pttl", "k"]).await.parse().expect("a number");
     assert!((50_000..=60_000).contains(&ttl), "{ttl}");
     assert_eq!(redis.del("k").await, Ok(true));
     assert_eq!(redis.del("k").await, Ok(false));
@@ -166,7 +170,7 @@ async fn a_hang_is_noticed_though_nobody_asks() {
 async fn a_paused_server_is_a_slow_one() {
     let server = RedisServer::start(&[]);
     let world = World::connected(&settings(server.port)).await;
-    assert_eq!(server.cli(&["client", "pause", "1500", "ALL"]), "OK");
+    assert_eq!(cli(&server, &["client", "pause", "1500", "ALL"]).await, "OK");
     let (result, took) = timed(world.redis.set("k", b"v", TTL)).await;
     assert_eq!(result, Err(Failure::Down));
     assert!(took < DEADLINE + SLACK, "{took:?}");
@@ -191,10 +195,10 @@ async fn a_restart_is_survived_and_what_was_there_is_gone() {
 async fn a_refusal_is_an_answer_and_does_not_open_the_breaker() {
     let server = RedisServer::start(&[]);
     let world = World::connected(&settings(server.port)).await;
-    assert_eq!(server.cli(&["rpush", "list", "x"]), "1");
+    assert_eq!(cli(&server, &["rpush", "list", "x"]).await, "1");
     assert_eq!(world.redis.get("list").await, Err(Failure::Refused));
     // Nobody is at the other end of the replication: it serves what it has and takes nothing.
-    assert_eq!(server.cli(&["replicaof", "127.0.0.1", "1"]), "OK");
+    assert_eq!(cli(&server, &["replicaof", "127.0.0.1", "1"]).await, "OK");
     assert_eq!(world.redis.set("k", b"v", TTL).await, Err(Failure::Refused));
     assert_eq!(world.redis.set_nx("k", b"v", TTL).await, Err(Failure::Refused));
     assert_eq!(world.redis.get("k").await, Ok(None));

@@ -1,0 +1,409 @@
+//! From a question to its answer and how long that may be remembered: Redis first, then the API, then Redis is told.
+//!
+//! The API is the truth. What stands in Redis is believed as far as its shape goes and only while the key lives; a
+//! value that is not what it should be is a miss. An answer asked for before a change, or so soon after it that the
+//! API may have answered from its own memory, is neither shared nor kept.
+
+use super::api::Api;
+use super::push::{API_MEMORY, PUBLIC_PREFIX, Push, RUNNER_PREFIX, Shared};
+use super::redis::{Redis, Stored};
+use super::runner_address::RunnerUrl;
+use super::stats::{SharedResult, Stats};
+use crate::config::Config;
+use crate::ids::{SandboxId, Token};
+use crate::mailbox::{Answer, ProofKind, Question, Reply, RunnerAddress};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// v0.190's, for every key of these kinds.
+const PUBLIC_TTL: Duration = Duration::from_secs(3600);
+const RUNNER_TTL: Duration = Duration::from_secs(120);
+const VERDICT_TTL: Duration = Duration::from_secs(120);
+/// Our own verdicts: `<prefix><kind>:<sandbox>:<SHA-256 of the token>`. v0.190 puts the token itself into the name.
+const VERDICT_PREFIX: &str = "proxy:sandgate-verdict:";
+/// v0.190's verdicts: `<prefix><sandbox>:<token>`, whatever the token was shown as.
+const V0_190_VERDICT_PREFIX: &str = "proxy:sandbox-auth-key-valid:";
+/// Longest value that is read.
+const VALUE_BYTES_MAX: usize = 8 * 1024;
+/// For so long after a change, what stands in Redis may have been put there by a proxy that asked too early.
+const DOUBT: Duration = Duration::from_secs(10);
+
+/// How long answers may be remembered.
+#[derive(Clone, Copy, Debug)]
+pub struct Lifetimes {
+    /// Of a public flag, a runner and a good token, when nobody tells of changes.
+    pub public: Duration,
+    pub runner: Duration,
+    pub verdict: Duration,
+    /// Of any "no".
+    pub negative: Duration,
+    /// Of a public flag and a runner whose change will be heard of.
+    pub public_pushed: Duration,
+    pub runner_pushed: Duration,
+}
+
+impl Lifetimes {
+    pub fn of(config: &Config) -> Self {
+        Self {
+            public: config.ttl_public,
+            runner: config.ttl_runner,
+            verdict: config.ttl_verdict,
+            negative: config.ttl_negative,
+            public_pushed: config.ttl_public_pushed,
+            runner_pushed: config.ttl_runner_pushed,
+        }
+    }
+}
+
+/// A reply and how long it may be kept.
+#[derive(Debug)]
+pub struct Found {
+    pub reply: Reply,
+    pub keep: Duration,
+}
+
+pub struct Lookup {
+    api: Arc<Api>,
+    shared: Option<(Redis, Arc<Push>)>,
+    lifetimes: Lifetimes,
+    stats: Arc<Stats>,
+}
+
+/// An answer that may be kept so long if its change will be heard of, and so long if not.
+struct Keep {
+    pushed: Duration,
+    alone: Duration,
+}
+
+impl Lookup {
+    pub fn new(
+        api: Arc<Api>,
+        shared: Option<(Redis, Arc<Push>)>,
+        lifetimes: Lifetimes,
+        stats: Arc<Stats>,
+    ) -> Self {
+        Self { api, shared, lifetimes, stats }
+    }
+
+    /// Cancel-safe.
+    pub async fn answer(&self, question: &Question) -> Found {
+        let began = Instant::now();
+        match (question, &self.shared) {
+            (Question::Public(sandbox), Some(shared)) => self.public(question, sandbox, shared, began).await,
+            (Question::Runner { sandbox, fresh }, Some(shared)) => {
+                self.runner(question, (sandbox, *fresh), shared, began).await
+            }
+            (Question::Verdict { proof, sandbox, token, .. }, Some(shared)) => {
+                self.verdict(question, (*proof, sandbox, token), shared, began).await
+            }
+            _ => {
+                let reply = self.api.answer(question).await;
+                let keep = self.keep_alone(question, &reply);
+                Found { reply, keep }
+            }
+        }
+    }
+
+    /// An answer asked for at `began` may be about what was before a change.
+    pub fn is_outdated(&self, question: &Question, began: Instant) -> bool {
+        let Some((_, push)) = &self.shared else { return false };
+        question.sandbox().is_some_and(|sandbox| push.changed_since(sandbox, began))
+    }
+
+    /// Nobody tells of changes.
+    fn keep_alone(&self, question: &Question, reply: &Reply) -> Duration {
+        let lifetimes = &self.lifetimes;
+        match (question, reply) {
+            (_, Err(_)) => Duration::ZERO,
+            (Question::Public(_), Ok(Answer::Yes)) => lifetimes.public,
+            (Question::Verdict { .. }, Ok(Answer::Yes)) => lifetimes.verdict,
+            (_, Ok(Answer::Runner(_))) => lifetimes.runner,
+            (_, Ok(Answer::No | Answer::NotFound)) => lifetimes.negative,
+            // What else there is, who asks knows best how long it holds.
+            _ => Duration::MAX,
+        }
+    }
+
+    async fn public(
+        &self,
+        question: &Question,
+        sandbox: &SandboxId,
+        (redis, push): &(Redis, Arc<Push>),
+        began: Instant,
+    ) -> Found {
+        let Lifetimes { public, public_pushed, negative, .. } = self.lifetimes;
+        let key = format!("{PUBLIC_PREFIX}{sandbox}");
+        let heard = push.watch(Shared::Public, sandbox, began + PUBLIC_TTL);
+        let stored = self.read(redis, &[&key]).await.pop().flatten();
+        let known = stored.as_ref().and_then(|stored| Some((flag(stored)?, stored.expires_in?)));
+        self.count(stored.is_some(), known.is_some());
+        if let Some((value, expires_in)) = known {
+            push.watch(Shared::Public, sandbox, began + expires_in);
+            if !in_doubt(push, sandbox, began) {
+                let pushed = if heard && push.is_trusted() { public_pushed } else { public };
+                let keep = if value { pushed } else { negative };
+                return Found { reply: Ok(yes_or_no(value)), keep: keep.min(expires_in) };
+            }
+        }
+        let asked = Instant::now();
+        let reply = self.api.answer(question).await;
+        let public_now = match &reply {
+            Ok(Answer::Yes) => true,
+            Ok(_) => false,
+            Err(_) => {
+                push.unwatch(Shared::Public, sandbox);
+                return Found { reply, keep: Duration::ZERO };
+            }
+        };
+        // "No" is the answer for every label that names no sandbox, too: v0.190's hour would fill Redis with them.
+        let ttl = if public_now { PUBLIC_TTL } else { negative };
+        let entry =
+            Entry { key: &key, watched: heard.then_some(Shared::Public), value: flag_json(public_now), ttl };
+        let keep = if public_now {
+            Keep { pushed: public_pushed, alone: public }
+        } else {
+            Keep { pushed: negative, alone: negative }
+        };
+        // Where the key ends nobody is told of changes: it must outlive what rests on it.
+        let same = known.is_some_and(|(value, left)| value == public_now && left >= keep.pushed);
+        let keep = share(redis, push, sandbox, asked, entry, same, keep).await;
+        Found { reply, keep }
+    }
+
+    async fn runner(
+        &self,
+        question: &Question,
+        (sandbox, fresh): (&SandboxId, bool),
+        (redis, push): &(Redis, Arc<Push>),
+        began: Instant,
+    ) -> Found {
+        let Lifetimes { runner, runner_pushed, negative, .. } = self.lifetimes;
+        let key = format!("{RUNNER_PREFIX}{sandbox}");
+        let heard = push.watch(Shared::Runner, sandbox, began + RUNNER_TTL);
+        let stored = if fresh { None } else { self.read(redis, &[&key]).await.pop().flatten() };
+        let known = match stored.as_ref().and_then(|stored| Some((place(stored)?, stored.expires_in?))) {
+            Some((place, expires_in)) => place.address().await.map(|address| (address, expires_in)),
+            None => None,
+        };
+        self.count(stored.is_some(), known.is_some());
+        if let Some((address, expires_in)) = &known {
+            push.watch(Shared::Runner, sandbox, began + *expires_in);
+            if !in_doubt(push, sandbox, began) {
+                // Written when changes were not heard yet, it may be older than one.
+                let written = began.checked_sub(RUNNER_TTL.saturating_sub(*expires_in));
+                let pushed = heard && push.complete_since().is_some_and(|since| written >= Some(since));
+                let keep = if pushed { runner_pushed } else { runner.min(*expires_in) };
+                return Found { reply: Ok(Answer::Runner(Arc::clone(address))), keep };
+            }
+        }
+        let asked = Instant::now();
+        let reply = self.api.answer(question).await;
+        let Ok(Answer::Runner(address)) = &reply else {
+            push.unwatch(Shared::Runner, sandbox);
+            let keep = if reply.is_ok() { negative } else { Duration::ZERO };
+            return Found { reply, keep: keep.min(until_settled(push, sandbox, asked)) };
+        };
+        let entry = Entry {
+            key: &key,
+            watched: heard.then_some(Shared::Runner),
+            value: place_json(address),
+            ttl: RUNNER_TTL,
+        };
+        let same = known.is_some_and(|(known, _)| known == *address);
+        let keep = Keep { pushed: runner_pushed, alone: runner };
+        let keep = share(redis, push, sandbox, asked, entry, same, keep).await;
+        Found { reply, keep }
+    }
+
+    async fn verdict(
+        &self,
+        question: &Question,
+        (proof, sandbox, token): (ProofKind, &SandboxId, &Token),
+        (redis, push): &(Redis, Arc<Push>),
+        began: Instant,
+    ) -> Found {
+        let Lifetimes { verdict, negative, .. } = self.lifetimes;
+        let ours = verdict_key(proof, sandbox, token);
+        let theirs = format!("{V0_190_VERDICT_PREFIX}{sandbox}:{}", token.expose());
+        // A "yes" of v0.190 does not say which kind of proof it is about.
+        let readable = kind_of(token) == Some(proof);
+        let keys = [ours.as_str(), theirs.as_str()];
+        let stored = self.read(redis, if readable { &keys } else { &keys[..1] }).await;
+        let mut seen = false;
+        // Older than this, it may be from before a change that nobody here has heard of, or that API's memory hid.
+        let trusted_from =
+            push.complete_since().max(push.last_change(sandbox).map(|change| change + API_MEMORY));
+        let known = stored.iter().flatten().find_map(|stored| {
+            seen = true;
+            let expires_in = stored.expires_in.filter(|_| flag(stored) == Some(true))?;
+            let written = began.checked_sub(VERDICT_TTL.checked_sub(expires_in)?)?;
+            (Some(written) >= trusted_from && push.is_trusted()).then_some(expires_in)
+        });
+        self.count(seen, known.is_some());
+        if let Some(expires_in) = known {
+            return Found { reply: Ok(Answer::Yes), keep: verdict.min(expires_in) };
+        }
+        let asked = Instant::now();
+        let reply = self.api.answer(question).await;
+        match &reply {
+            Ok(Answer::Yes) => {
+                let entry = Entry { key: &ours, watched: None, value: flag_json(true), ttl: VERDICT_TTL };
+                let keep = Keep { pushed: verdict, alone: verdict };
+                let keep = share(redis, push, sandbox, asked, entry, false, keep).await;
+                Found { reply, keep }
+            }
+            // Not shared: bad tokens cost nothing to invent.
+            Ok(_) => Found { keep: negative.min(until_settled(push, sandbox, asked)), reply },
+            Err(_) => Found { reply, keep: Duration::ZERO },
+        }
+    }
+
+    async fn read(&self, redis: &Redis, keys: &[&str]) -> Vec<Option<Stored>> {
+        redis.read(keys, VALUE_BYTES_MAX).await.unwrap_or_default()
+    }
+
+    fn count(&self, stored: bool, usable: bool) {
+        self.stats.shared(match (stored, usable) {
+            (_, true) => SharedResult::Hit,
+            (true, false) => SharedResult::Unusable,
+            (false, false) => SharedResult::Miss,
+        });
+    }
+}
+
+/// What is to be put into Redis.
+struct Entry<'a> {
+    key: &'a str,
+    /// Its end says that something changed.
+    watched: Option<Shared>,
+    value: String,
+    ttl: Duration,
+}
+
+/// Puts the API's answer where others find it, unless something changed, and says how long it may be kept. `same`: it
+/// stands there already; writing it again would look like a change to others.
+async fn share(
+    redis: &Redis,
+    push: &Push,
+    sandbox: &SandboxId,
+    began: Instant,
+    entry: Entry<'_>,
+    same: bool,
+    keep: Keep,
+) -> Duration {
+    let settled = until_settled(push, sandbox, began);
+    if settled < Duration::MAX {
+        return keep.alone.min(settled);
+    }
+    if !same {
+        if let Some(shared) = entry.watched {
+            push.watch(shared, sandbox, Instant::now() + entry.ttl);
+        }
+        if redis.set(entry.key, entry.value.as_bytes(), entry.ttl).await.is_err() {
+            if let Some(shared) = entry.watched {
+                push.unwatch(shared, sandbox);
+            }
+            return keep.alone;
+        }
+        // Heard between asking and writing: ours came last and must go again.
+        if push.changed_since(sandbox, began) {
+            // Cannot be deleted: then there is no connection, and everything is forgotten anyway.
+            let _ = redis.del(entry.key).await;
+            return Duration::ZERO;
+        }
+    }
+    if entry.watched.is_some() && push.is_trusted() { keep.pushed } else { keep.alone }
+}
+
+/// How long an answer asked for at `began` may be kept for all that is known of changes: not at all when there was
+/// one since, briefly when the API may have answered from its memory, [`Duration::MAX`] otherwise.
+fn until_settled(push: &Push, sandbox: &SandboxId, began: Instant) -> Duration {
+    if push.changed_since(sandbox, began) {
+        return Duration::ZERO;
+    }
+    match push.last_change(sandbox).map(|change| change + API_MEMORY) {
+        Some(settled) if began < settled => settled.saturating_duration_since(Instant::now()),
+        _ => Duration::MAX,
+    }
+}
+
+fn in_doubt(push: &Push, sandbox: &SandboxId, began: Instant) -> bool {
+    push.changed_since(sandbox, began)
+        || push.last_change(sandbox).is_some_and(|change| began < change + DOUBT)
+}
+
+fn yes_or_no(value: bool) -> Answer {
+    if value { Answer::Yes } else { Answer::No }
+}
+
+/// The shape of every value of v0.190.
+#[derive(Deserialize)]
+struct Wrapped<T> {
+    value: T,
+}
+
+fn flag(stored: &Stored) -> Option<bool> {
+    serde_json::from_slice::<Wrapped<bool>>(&stored.value).ok().map(|wrapped| wrapped.value)
+}
+
+fn flag_json(value: bool) -> String {
+    format!("{{\"value\":{value}}}")
+}
+
+/// `apiUrl` is the runner's proxy URL, by v0.190's own misnomer.
+#[derive(Deserialize)]
+struct Place {
+    #[serde(rename = "apiUrl")]
+    api_url: String,
+    #[serde(rename = "apiKey")]
+    api_key: String,
+}
+
+impl Place {
+    /// Read as strictly as what the API says: whoever can write to Redis must not gain more than a wrong host.
+    async fn address(&self) -> Option<Arc<RunnerAddress>> {
+        let url = RunnerUrl::parse(&self.api_url).ok()?;
+        let key = Token::parse(self.api_key.as_bytes())?;
+        url.resolve(&key).await.ok().map(Arc::new)
+    }
+}
+
+fn place(stored: &Stored) -> Option<Place> {
+    serde_json::from_slice::<Wrapped<Place>>(&stored.value).ok().map(|wrapped| wrapped.value)
+}
+
+fn place_json(address: &RunnerAddress) -> String {
+    let RunnerAddress { authority, base_path, authorization, addrs: _ } = address;
+    let key = authorization.strip_prefix("Bearer ").unwrap_or_default();
+    serde_json::json!({ "value": { "apiUrl": format!("http://{authority}{base_path}"), "apiKey": key } })
+        .to_string()
+}
+
+fn verdict_key(proof: ProofKind, sandbox: &SandboxId, token: &Token) -> String {
+    let kind = match proof {
+        ProofKind::Bearer => "bearer",
+        ProofKind::PreviewToken => "preview-token",
+    };
+    let hash = Sha256::digest(token.expose().as_bytes());
+    format!("{VERDICT_PREFIX}{kind}:{sandbox}:{hash:x}")
+}
+
+/// The one kind a token of this form can be good as: preview tokens are 32 of a small alphabet, API keys and JWTs
+/// look different. v0.190 stores one "yes" for both kinds; where the form does not tell them apart, it says nothing.
+fn kind_of(token: &Token) -> Option<ProofKind> {
+    let text = token.expose();
+    let is_preview = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_');
+    let is_jwt = text.starts_with("eyJ") && text.bytes().filter(|b| *b == b'.').count() == 2;
+    if text.len() == 32 && text.bytes().all(is_preview) {
+        Some(ProofKind::PreviewToken)
+    } else if is_jwt || (text.starts_with("dtn_") && text.len() > 36) {
+        Some(ProofKind::Bearer)
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,114 @@
+//! What a grant rests on, kept with what lives long, so that it can be found out again whether it still holds.
+
+use super::decision::Finding;
+use super::{About, Access, Asker, Grant, bearer};
+use crate::config::Config;
+use crate::counters::{AuthResult, Revoked};
+use crate::forward;
+use crate::head::{FieldId, RequestHead};
+use crate::ids::{Port, SandboxId, SignedToken, Token};
+use crate::live::Pass;
+use crate::mailbox::ProofKind;
+use crate::route::{Route, route};
+use crate::shard::Shard;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub enum Basis {
+    Public,
+    Token {
+        kind: ProofKind,
+        token: Token,
+    },
+    Link {
+        token: SignedToken,
+        port: Port,
+    },
+    /// Signed by us for an hour: nobody can take it back, but it ends with its sandbox.
+    Cookie,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Holds {
+    Yes,
+    No,
+    NobodyKnows,
+}
+
+impl Basis {
+    /// How long it is believed without news.
+    pub fn lifetime(&self, config: &Config) -> Duration {
+        match self {
+            Self::Public => config.ttl_public,
+            Self::Token { .. } => config.ttl_verdict,
+            Self::Link { .. } => config.ttl_signed,
+            Self::Cookie => Duration::from_secs(3600),
+        }
+    }
+
+    /// Why what rested on it ends.
+    pub fn revoked(&self) -> Revoked {
+        match self {
+            Self::Public => Revoked::Private,
+            Self::Token { .. } => Revoked::Token,
+            Self::Link { .. } => Revoked::Link,
+            Self::Cookie => Revoked::Ended,
+        }
+    }
+}
+
+impl Grant {
+    /// `None`: of no sandbox. The proof is read from the head once more: only what lives long needs it.
+    pub fn pass(&self, shard: &Shard, head: &RequestHead<'_>, client_ip: IpAddr) -> Option<Pass> {
+        let (sandbox, port) = match self.access() {
+            Access::Preview { sandbox, port } => (*sandbox, Some(*port)),
+            Access::Toolbox { sandbox, .. } => (*sandbox, None),
+            Access::BuildLogs { .. } => return None,
+        };
+        let token = |kind, text: Option<&[u8]>| Some(Basis::Token { kind, token: Token::parse(text?)? });
+        let basis = match self.auth() {
+            AuthResult::Public => Basis::Public,
+            AuthResult::Bearer => token(ProofKind::Bearer, bearer(head))?,
+            AuthResult::Header => token(ProofKind::PreviewToken, head.first(FieldId::PreviewToken))?,
+            AuthResult::Query => {
+                let text = head.query().and_then(forward::query_token);
+                token(ProofKind::PreviewToken, text.as_deref())?
+            }
+            AuthResult::SignedLink => {
+                let Ok(Route::Preview { label, .. }) = route(head, shard.route_rules) else { return None };
+                Basis::Link { token: SignedToken::of_label(&label)?, port: port? }
+            }
+            _ => Basis::Cookie,
+        };
+        Some(Pass { sandbox, basis, client_ip })
+    }
+
+    pub fn sandbox(&self) -> Option<&SandboxId> {
+        match self.access() {
+            Access::Preview { sandbox, .. } | Access::Toolbox { sandbox, .. } => Some(sandbox),
+            Access::BuildLogs { .. } => None,
+        }
+    }
+}
+
+/// Finds out, from memory or the API, as for a new request.
+pub async fn holds(shard: &Shard, pass: &Pass) -> Holds {
+    let watch = shard.deadlines.nobody();
+    let asker = Asker::new(shard, &watch, pass.client_ip, Instant::now());
+    let about = About { asker: &asker, sandbox: &pass.sandbox, api_down: None };
+    let finding = match &pass.basis {
+        Basis::Public => about.public().await,
+        Basis::Token { kind, token } => about.token(*kind, token.expose().as_bytes()).await,
+        Basis::Link { token, port } => about.link(*token, *port).await,
+        Basis::Cookie => return Holds::Yes,
+    };
+    // Looking again is the gate's own doing.
+    asker.repay();
+    match finding {
+        Ok(Finding::Good) => Holds::Yes,
+        Ok(Finding::LinkTo(sandbox)) if sandbox == pass.sandbox => Holds::Yes,
+        Ok(Finding::Bad | Finding::NotShown | Finding::Unknown | Finding::LinkTo(_)) => Holds::No,
+        Ok(Finding::Trouble(_)) | Err(_) => Holds::NobodyKnows,
+    }
+}
