@@ -6,6 +6,12 @@ use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+#[path = "support/redis_server.rs"]
+#[allow(dead_code, reason = "others need more of it")]
+mod redis_server;
+
+use redis_server::RedisServer;
+
 const KEY: &str = "canary-0123456789-0123456789-0123456789";
 
 /// Answers every request by its path; keeps the request heads.
@@ -163,4 +169,23 @@ fn a_domain_without_a_wildcard_and_a_bad_setting_fail_beside_what_can_still_be_s
     assert!(line(&output, "configuration").contains("CFG_INVALID SANDGATE_SHARDS"));
     assert!(line(&output, "dns").starts_with("FAIL"));
     assert!(!line(&output, "driver").starts_with("FAIL"));
+}
+
+#[test]
+fn redis_is_asked_as_the_gate_asks_it_and_its_password_is_not_told() {
+    const PASSWORD: &str = "canary-redis-0123456789";
+    let (api, server) = (Api::start(good), RedisServer::start(&["--requirepass", PASSWORD]));
+    let port = server.port.to_string();
+    let told = |password: &str, port: &str| {
+        let more = [("REDIS_HOST", "127.0.0.1"), ("REDIS_PORT", port), ("REDIS_PASSWORD", password)];
+        let output = doctor(&api.base(), &more, &[]);
+        let line = line(&output, "redis");
+        assert!(!String::from_utf8_lossy(&output.stdout).contains("canary-redis"), "{line}");
+        line
+    };
+    assert!(told(PASSWORD, &port).starts_with("PASS"), "{}", told(PASSWORD, &port));
+    let wrong = told("canary-redis-wrong", &port);
+    assert!(wrong.starts_with("FAIL") && wrong.contains("no connection ("), "{wrong}");
+    let nobody = told(PASSWORD, "1");
+    assert!(nobody.starts_with("FAIL"), "{nobody}");
 }

@@ -1,6 +1,7 @@
 //! What the stages are measured with: heads as browsers, SDKs and apps send them, and a shard that has seen them before.
 
 use sandgate::config::{Config, Environment};
+use sandgate::cookie::CookieKeys;
 use sandgate::deadlines::Watch;
 use sandgate::forward::{Confine, RequestPlan, ResponsePlan, RunnerPath};
 use sandgate::framing::ResponseBody;
@@ -18,7 +19,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 
 /// An asset, as a browser asks for it: 12 fields.
@@ -68,6 +69,18 @@ Keep-Alive: timeout=5\r\n\r\n";
 
 pub const REQUEST_ID: &str = "0199-inputs-are-no-secret-and-36-long";
 pub const CLIENT_IP: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
+
+/// A page's own request to a private sandbox, with the session cookie a login left.
+pub fn cookie_request(keys: &CookieKeys) -> Vec<u8> {
+    let name = "daytona-sandbox-auth-private0123456789abc";
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
+    let cookie = sandgate::cookie::escape(keys.seal(name, b"private0123456789abc", now).as_bytes());
+    format!(
+        "GET /api/items HTTP/1.1\r\nHost: 8080-private0123456789abc.preview.example\r\nAccept: */*\r\n\
+         Sec-Fetch-Site: same-origin\r\nSec-Fetch-Mode: cors\r\nCookie: theme=dark; {name}={cookie}\r\n\r\n"
+    )
+    .into_bytes()
+}
 
 /// `count` chunks of `size` bytes and the end.
 pub fn chunked(count: usize, size: usize) -> Vec<u8> {

@@ -65,6 +65,17 @@ fn grant_from_cache(bencher: Bencher<'_, '_>, name: &str) {
     bencher.bench_local(|| world.granted(black_box(&route), &head));
 }
 
+/// The session cookie: found among others, its signature checked (one HMAC), its origin looked at.
+#[divan::bench]
+fn grant_by_cookie(bencher: Bencher<'_, '_>) {
+    let world = World::new();
+    let bytes = inputs::cookie_request(&world.shard.cookie_keys);
+    world.warm(&bytes);
+    let head = inputs::request(&bytes, &world.limits);
+    let route = inputs::routed(&head);
+    bencher.bench_local(|| world.granted(black_box(&route), &head));
+}
+
 #[divan::bench]
 fn target_from_cache(bencher: Bencher<'_, '_>) {
     let world = World::new();

@@ -1,15 +1,17 @@
 //! What the configuration names: is it there, and is it what it should be? Real calls, as `serve` will make them.
 
 use super::Finding;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::control::api::Api;
+use crate::control::redis::{Failure, Redis};
 use crate::ids::SandboxId;
 use crate::log::Log;
 use crate::log_writer::LogWriter;
 use crate::mailbox::{Answer, Question, Trouble};
 use reqwest::header::{ACCEPT, DATE, LOCATION};
 use std::io;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Of one call or look-up.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -28,6 +30,9 @@ pub fn look(config: Option<&Config>, domain: Option<&str>) -> io::Result<Vec<Fin
         if let Some(config) = config {
             let client = client()?;
             let fetched = api(config, &client, &mut findings).await;
+            if let Some(settings) = &config.redis {
+                findings.push(redis(settings).await);
+            }
             if let Some(issuer) = issuer(config, fetched.as_ref()) {
                 findings.push(provider(&client, &issuer).await);
             }
@@ -152,6 +157,64 @@ async fn key(config: &Config) -> Finding {
             format!("the API could not say: {other:?}"),
             "look into the API's log; DAYTONA_API_URL must end with /api",
         ),
+    }
+}
+
+/// Through the gate's own client: connection, TLS, login and one harmless command.
+async fn redis(settings: &config::Redis) -> Finding {
+    let place = format!("{}:{}{}", settings.host, settings.port, if settings.tls { " over TLS" } else { "" });
+    let remedy = "is it running, and are REDIS_HOST, REDIS_PORT, REDIS_TLS and the login right? (without it the gate \
+                  keeps its own short memory)";
+    let said = Said::default();
+    let writer = LogWriter::spawn("doctor", Box::new(said.clone()), 16).ok();
+    let log = Log::new(writer.as_ref().map(LogWriter::sender));
+    let client = match Redis::new(settings, None, Arc::default(), log) {
+        Ok(client) => client,
+        Err(why) => return Finding::fail("redis", format!("{place}: {why}"), "correct the setting"),
+    };
+    let mut up = client.watch_up();
+    let keeper = tokio::spawn(client.clone().keep());
+    let connected = tokio::time::timeout(DEADLINE, up.wait_for(|up| *up)).await.is_ok_and(|up| up.is_ok());
+    let asked = Instant::now();
+    let answer = if connected { client.get("sandgate:doctor").await } else { Err(Failure::Down) };
+    let took = asked.elapsed();
+    keeper.abort();
+    let why = || {
+        writer.map(|writer| writer.finish(Duration::from_secs(1)));
+        said.last_detail().map_or_else(String::new, |detail| format!(" ({detail})"))
+    };
+    match answer {
+        Ok(_) => Finding::pass("redis", format!("{place} answers in {:.1} ms", took.as_secs_f64() * 1000.0)),
+        Err(Failure::Down) => Finding::fail("redis", format!("{place}: no connection{}", why()), remedy),
+        Err(Failure::Refused) => {
+            let remedy = "the login must be allowed GET, SET, DEL, SUBSCRIBE and CLIENT TRACKING";
+            Finding::fail("redis", format!("{place}: it refuses GET{}", why()), remedy)
+        }
+    }
+}
+
+/// What the client says to the log.
+#[derive(Clone, Default)]
+struct Said(Arc<Mutex<Vec<u8>>>);
+
+impl Said {
+    /// Of its last event; the log holds no secrets.
+    fn last_detail(&self) -> Option<String> {
+        let said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines =
+            said.split(|b| *b == b'\n').filter_map(|l| serde_json::from_slice::<serde_json::Value>(l).ok());
+        lines.filter_map(|line| Some(line.get("detail")?.as_str()?.to_owned())).last()
+    }
+}
+
+impl io::Write for Said {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -275,3 +275,39 @@ fn a_large_download_arrives_to_the_byte_in_bounded_memory() {
     assert_eq!(wire.get("/small").expect("an answer").text(), "small");
     gate.check(&runner);
 }
+
+/// To HTTP/1.0 the end of a body of unknown length is the end of the connection, so only a reset can say "cut short".
+#[test]
+fn an_http_1_0_client_sees_a_cut_answer_as_a_reset_and_a_whole_one_as_an_end() {
+    let runner = Runner::start(|mut wire, _| {
+        let Ok(Some(request)) = wire.message() else { return };
+        let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n";
+        match request.target().rsplit('/').next().unwrap_or_default() {
+            "whole" => wire.send(format!("{chunked}0\r\nX-Sum: 1\r\n\r\n")),
+            "open" => wire.send("HTTP/1.1 200 OK\r\n\r\nhello"),
+            "cut" => wire.send(chunked),
+            _ => {
+                wire.send("HTTP/1.1 200 OK\r\n\r\nhello").expect("the gate reads");
+                // The client has them: what comes now comes behind.
+                std::thread::sleep(std::time::Duration::from_millis(300));
+                wire.reset();
+                return;
+            }
+        }
+        .expect("the gate reads");
+    });
+    let gate = Gate::start(&Api::start(runner.addr), &[]);
+    for (path, whole) in [("/whole", true), ("/open", true), ("/cut", false), ("/open-reset", false)] {
+        let mut wire = gate.connect();
+        wire.send(format!("GET {path} HTTP/1.0\r\nHost: {HOST}\r\n\r\n")).expect("the gate reads");
+        let head = wire.head().expect("an answer").expect("an answer");
+        assert_eq!((head.status(), head.field("Transfer-Encoding")), (200, None), "{path}");
+        match wire.rest() {
+            Ok(body) => assert!(whole && body == b"hello", "{path}: {body:?} looks whole"),
+            Err(error) => {
+                assert!(!whole && error.kind() == std::io::ErrorKind::ConnectionReset, "{path}: {error}")
+            }
+        }
+    }
+    gate.check(&runner);
+}

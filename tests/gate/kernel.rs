@@ -108,11 +108,14 @@ fn waits_interrupted_a_thousand_times_a_second_lose_nothing() {
     thread::scope(|scope| {
         let workers: Vec<_> = (0..4)
             .map(|worker| {
-                let gate = &gate;
+                let (gate, interrupts) = (&gate, &interrupts);
                 scope.spawn(move || {
-                    for round in 0..40 {
+                    for round in 0.. {
+                        if round >= 40 && interrupts.load(SeqCst) >= 200 {
+                            return;
+                        }
                         let kind = Kind::ALL[(worker + round) % Kind::ALL.len()];
-                        let id = (worker * 1000 + round) as u64;
+                        let id = (worker * 1_000_000 + round) as u64;
                         let outcome = attempt(&mut gate.connect(), HOST, "None", kind, id);
                         assert_eq!(outcome, Outcome::Complete, "{kind:?} {id}");
                     }
@@ -132,7 +135,6 @@ fn waits_interrupted_a_thousand_times_a_second_lose_nothing() {
         done.store(true, SeqCst);
         assert!(results.iter().all(Result::is_ok), "a worker failed");
     });
-    assert!(interrupts.into_inner() > 100);
     ledger.check();
     gate.check(&runner);
 }

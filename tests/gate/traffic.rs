@@ -16,6 +16,8 @@ const UPLOAD: usize = 200_000;
 const DOWNLOAD: usize = 600_000;
 const ECHO: usize = 50_000;
 const EVENTS: usize = 20;
+/// More 1xx than this are an app's mistake.
+const INFORMATIONAL_MAX: usize = 32;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
@@ -234,9 +236,13 @@ fn try_it(wire: &mut Wire, host: &str, fault: &str, kind: Kind, id: u64) -> io::
         )),
     };
     // Whoever answers early may have ended the connection: then the answer counts.
+    let mut informational = 0;
     let mut head = loop {
         match wire.head()? {
-            Some(head) if head.status() == 103 => {}
+            Some(head) if head.status() == 103 => {
+                informational += 1;
+                assert!(informational <= INFORMATIONAL_MAX, "{name}: 103 without end");
+            }
             Some(head) => break head,
             None => {
                 sent?;
