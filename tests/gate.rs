@@ -18,6 +18,8 @@ mod kernel;
 mod life;
 #[path = "gate/limits.rs"]
 mod limits;
+#[path = "gate/proofs.rs"]
+mod proofs;
 #[path = "gate/revocation.rs"]
 mod revocation;
 #[path = "gate/shared.rs"]

@@ -308,7 +308,10 @@ fn no_secret_of_a_login_is_logged_or_shown() {
     );
     let page = Person::new(&[SocketAddr::from(([127, 0, 0, 1], free))])
         .get(&format!("http://127.0.0.1:{free}/metrics"));
-    assert!(page.body.contains("op=\"login_callback\""), "{page:?}");
+    for (step, result) in [("start", "ok"), ("callback", "ok"), ("callback", "used")] {
+        let line = format!("preview_login_total{{step=\"{step}\",result=\"{result}\"}} 1\n");
+        assert!(page.body.contains(&line), "{line} is missing in {}", page.body);
+    }
     let begun = Instant::now();
     while !scene.said().contains("LOGIN_USED") {
         assert!(begun.elapsed() < DEADLINE, "the access log has it: {}", scene.said());

@@ -157,6 +157,9 @@ pub fn config() -> Arc<Config> {
 pub fn answer(question: &Question, runner: &Arc<RunnerAddress>) -> Answer {
     match question {
         Question::Public(sandbox) if !sandbox.as_str().starts_with("public") => Answer::No,
+        Question::SignedToken { .. } => {
+            Answer::Sandbox(SandboxId::parse(b"private0123456789abc").expect("an id"))
+        }
         Question::Runner { .. } => Answer::Runner(runner.clone()),
         _ => Answer::Yes,
     }

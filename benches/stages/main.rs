@@ -15,6 +15,12 @@ use sandgate::mailbox::Trouble;
 #[global_allocator]
 static ALLOCATOR: AllocProfiler = AllocProfiler::system();
 
+/// A signed link's visitor.
+const SIGNED_LINK: &[u8] = b"GET /api/items HTTP/1.1\r\n\
+Host: 8080-signedtoken01234.preview.example\r\n\
+Accept: application/json\r\n\
+User-Agent: curl/8.5\r\n\r\n";
+
 const REQUESTS: [(&str, &[u8]); 4] =
     [("browser", BROWSER), ("short", SHORT), ("header token", HEADER_TOKEN), ("bearer", BEARER)];
 
@@ -72,6 +78,16 @@ fn grant_by_cookie(bencher: Bencher<'_, '_>) {
     let bytes = inputs::cookie_request(&world.shard.cookie_keys);
     world.warm(&bytes);
     let head = inputs::request(&bytes, &world.limits);
+    let route = inputs::routed(&head);
+    bencher.bench_local(|| world.granted(black_box(&route), &head));
+}
+
+/// Where it leads is remembered; the cookie it leaves is made each time, for a client that does not keep it.
+#[divan::bench]
+fn grant_by_signed_link(bencher: Bencher<'_, '_>) {
+    let world = World::new();
+    world.warm(SIGNED_LINK);
+    let head = inputs::request(SIGNED_LINK, &world.limits);
     let route = inputs::routed(&head);
     bencher.bench_local(|| world.granted(black_box(&route), &head));
 }

@@ -102,8 +102,9 @@ impl Aim {
         } else {
             self.private.draw(&mut self.random)
         };
-        let toolbox =
-            !matches!(kind, AuthKind::Public | AuthKind::Signed) && self.chance(self.workload.toolbox);
+        // That form is for programs: links and cookies are a browser's.
+        let program = matches!(kind, AuthKind::Token | AuthKind::Bearer | AuthKind::Query);
+        let toolbox = program && self.chance(self.workload.toolbox);
         let port = self.workload.ports[self.random.random_range(0..self.workload.ports.len())];
         let nonce = if bad { Some(self.random.random()) } else { None };
         self.describe(visitor, Sandbox { index, public }, kind, port, nonce, toolbox);

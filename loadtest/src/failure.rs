@@ -26,6 +26,9 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// Source of what the load generator does to itself. No proxy calls an error's source so.
+    pub const OWN_SOURCE: &'static str = "load generator";
+
     pub fn code(self) -> &'static str {
         match self {
             Self::Refused => "connect refused",
@@ -45,7 +48,7 @@ impl Failure {
 
     pub fn source(self) -> &'static str {
         match self {
-            Self::OwnLimit => "client",
+            Self::OwnLimit => Self::OWN_SOURCE,
             Self::Malformed | Self::WrongContent => "answer",
             _ => "network",
         }

@@ -15,8 +15,9 @@ pub struct Totals {
     pub send_lag: Hist,
     /// Of the measured phases.
     pub duration_s: f64,
-    /// CPU seconds of the proxy and the answers they were spent on, over the phases in which it was watched.
-    proxy_cpu: Option<(f64, u64)>,
+    /// CPU seconds of the proxy and the answers they were spent on, over the phases in which it was watched. What counts
+    /// as an answer (echoes and events do) is the run's to say.
+    proxy_cpu: Option<(f64, f64)>,
     memory_max_bytes: Option<u64>,
     /// Body bytes through the proxy: copied and spliced.
     moved: Option<(f64, f64)>,
@@ -43,9 +44,9 @@ impl Totals {
                 totals.classes.entry(name.clone()).or_default().merge(class);
             }
             if let Some(proxy) = &phase.proxy {
-                let (cpu_s, answers) = totals.proxy_cpu.get_or_insert((0.0, 0));
+                let (cpu_s, answers) = totals.proxy_cpu.get_or_insert((0.0, 0.0));
                 *cpu_s += proxy.cpu_s;
-                *answers += phase.classes.values().map(ClassResult::ended).sum::<u64>();
+                *answers += share(proxy.cpu_s * 1e6, proxy.cpu_us_per_request).unwrap_or(0.0);
                 totals.memory_max_bytes = totals.memory_max_bytes.max(Some(proxy.memory_max_bytes));
             }
         }
@@ -62,7 +63,7 @@ impl Totals {
     /// Microseconds of the proxy's CPU for one answer.
     pub fn cpu_us(&self) -> Option<f64> {
         let (cpu_s, answers) = self.proxy_cpu?;
-        share(cpu_s * 1e6, answers as f64)
+        share(cpu_s * 1e6, answers)
     }
 
     pub fn memory_max_bytes(&self) -> Option<u64> {

@@ -267,6 +267,15 @@ impl Plan {
             "auth cookie: --proxy-key-file must name the proxy's API key, which signs cookies",
         );
         need(!self.phases.is_empty(), "phases: at least one");
+        let one_only = workload.fresh > 0.0
+            || self
+                .phases
+                .iter()
+                .any(|phase| phase.idle.is_some() || phase.mix.iter().any(|(class, _)| class.is_session()));
+        need(
+            !self.target.http2 || !one_only,
+            "http2: connections of their own (WebSockets, event streams, pages, idle sockets, fresh) are HTTP/1.1 here",
+        );
         for phase in &self.phases {
             let quiet = phase.load == Load::Quiet;
             need(!phase.length.0.is_zero(), &format!("phase {}: no length", phase.name));
@@ -294,5 +303,54 @@ impl Plan {
             }
         }
         mistakes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn plan(load: Load, mix: &str) -> Plan {
+        Plan {
+            name: "x".into(),
+            target: Target { url: "http://127.0.0.1:1".into(), ..Target::default() },
+            client: Client::default(),
+            workload: Workload::default(),
+            phases: vec![Phase {
+                name: "p".into(),
+                load,
+                length: Span(Duration::from_secs(1)),
+                mix: crate::run_args::mix_weights(mix).expect("a mix"),
+                warmup: false,
+                churn: Vec::new(),
+                idle: None,
+            }],
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_said_all_together() {
+        let good = plan(Load::Hold { rate: 1.0 }, "get:1k,ws:1x1");
+        assert_eq!(good.mistakes(), Vec::<String>::new());
+        let mut bad = plan(Load::Closed, "ws:1x1");
+        bad.client.connections = 0;
+        bad.target.http2 = true;
+        bad.workload.auth = vec![(AuthKind::Cookie, 1.0)];
+        bad.phases[0].length = Span::default();
+        let mistakes = bad.mistakes().join("\n");
+        for part in ["connections:", "http2:", "--proxy-key-file", "no length", "closed loop"] {
+            assert!(mistakes.contains(part), "{part}: {mistakes}");
+        }
+        assert!(plan(Load::Burst { size: 1, every: Span::default() }, "get").mistakes()[0].contains("burst"));
+        assert!(plan(Load::Hold { rate: -1.0 }, "get").mistakes()[0].contains("rates"));
+    }
+
+    #[test]
+    fn a_plan_survives_its_way_to_an_agent() {
+        let mut plan = plan(Load::Ramp { from: 0.0, to: 10.0 }, "get:1k=3,page:2x8k=1");
+        plan.phases[0].idle = Some(Idle { count: 3, rate: 1.5 });
+        let text = serde_json::to_string(&plan).expect("JSON");
+        assert_eq!(serde_json::from_str::<Plan>(&text).expect("its own"), plan);
     }
 }

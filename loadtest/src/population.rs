@@ -116,15 +116,17 @@ impl Population {
         })
     }
 
-    /// A signed token for one port: stands in the host where the id would. [`Self::sandbox_of_signed`] is its inverse.
+    /// A signed token for one port: stands in the host where the id would. 16 letters and digits, as v0.190's: proxies
+    /// tell them from ids by that. [`Self::sandbox_of_signed`] is its inverse.
     pub fn signed(&self, sandbox: Sandbox, port: u16) -> String {
         let code = scramble(sandbox.code(), self.seed ^ 0x5167);
-        format!("s{code:012x}{:016x}", self.hash(b's', code, u64::from(port)))
+        signed_text(code, self.hash(b's', code, u64::from(port)))
     }
 
     /// The sandbox a signed token opens at this port. `None`: made up, or for another port.
     pub fn sandbox_of_signed(&self, token: &str, port: u16) -> Option<Sandbox> {
-        let code = u64::from_str_radix(token.get(1..13)?, 16).ok()?;
+        let number = u128::from_str_radix(token, 36).ok()?;
+        let code = u64::try_from(number >> SIGNED_CHECK_BITS).ok().filter(|code| *code <= CODE_MASK)?;
         let sandbox = Sandbox::of_code(unscramble(code, self.seed ^ 0x5167));
         self.signed(sandbox, port).eq_ignore_ascii_case(token).then_some(sandbox)
     }
@@ -136,7 +138,7 @@ impl Population {
             AuthKind::Bearer => {
                 format!("dtn_{:016x}{:016x}{:016x}{:016x}", hash(0), hash(1), hash(2), hash(3))
             }
-            AuthKind::Signed => format!("s{:012x}{:016x}", hash(0) & CODE_MASK, hash(1)),
+            AuthKind::Signed => signed_text(hash(0) & CODE_MASK, hash(1)),
             _ => format!("{:016x}{:016x}", hash(0), hash(1)),
         }
     }
@@ -165,6 +167,20 @@ pub fn cookie_value(proxy_key: &str, name: &str, id: &str, made_at: u64) -> Stri
     let mut whole = format!("{made_at}|{value}|").into_bytes();
     whole.extend_from_slice(&mac.finalize().into_bytes());
     URL_SAFE.encode(whole).replace('=', "%3D")
+}
+
+/// What of a signed token's 82 bits is not the sandbox's code. 36^16 is a little more than 2^82.
+const SIGNED_CHECK_BITS: u32 = 34;
+
+fn signed_text(code: u64, check: u64) -> String {
+    let check = check & ((1 << SIGNED_CHECK_BITS) - 1);
+    let mut number = u128::from(code) << SIGNED_CHECK_BITS | u128::from(check);
+    let mut text = [b'0'; 16];
+    for digit in text.iter_mut().rev() {
+        *digit = b"0123456789abcdefghijklmnopqrstuvwxyz"[(number % 36) as usize];
+        number /= 36;
+    }
+    text.iter().map(|digit| char::from(*digit)).collect()
 }
 
 /// A bijection on 48 bits that makes neighbours look unrelated: each step can be undone.
@@ -229,6 +245,7 @@ mod tests {
                 assert_eq!(ours.sandbox_of_id(&id.to_ascii_uppercase()), Some(sandbox));
                 assert_eq!(other.sandbox_of_id(&id), None);
                 let signed = ours.signed(sandbox, 3000);
+                assert!(signed.len() == 16 && signed.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9')));
                 assert_eq!(ours.sandbox_of_signed(&signed, 3000), Some(sandbox));
                 assert_eq!(ours.sandbox_of_signed(&signed, 3001), None, "bound to its port");
                 assert_eq!(other.sandbox_of_signed(&signed, 3000), None);

@@ -141,7 +141,7 @@ pub struct ErrorCount {
     /// The proxy's own code (`X-Preview-Error-Code`), `HTTP 502`, or what happened to the connection: `connect refused`,
     /// `reset`, `timeout`, `truncated`, `malformed`, `let in` (a bad credential was taken).
     pub code: String,
-    /// Who says so: the proxy's `X-Preview-Error-Source`, or `answer`, `network`, `client`.
+    /// Who says so: the proxy's `X-Preview-Error-Source`, or `answer`, `network`, `load generator`.
     pub source: String,
     pub count: u64,
 }
@@ -208,12 +208,18 @@ pub struct ProxyUse {
     /// `pid 123` (with all threads and descendants) or `cgroup /...`.
     pub source: String,
     pub cpu_s: f64,
-    /// Microseconds of CPU for each request that ended; echoes on WebSockets and events count as requests.
+    /// Microseconds of CPU for each request that ended; echoes on WebSockets, events and handshakes of idle WebSockets
+    /// count as requests.
     pub cpu_us_per_request: f64,
     /// Requests per second that one core would do: the inverse.
     pub requests_per_core_s: f64,
     /// Resident memory, the highest that was seen.
     pub memory_max_bytes: u64,
+    /// Resident memory when a tenth of the phase was over, and at its end: what grew meanwhile.
+    #[serde(default)]
+    pub memory_early_bytes: u64,
+    #[serde(default)]
+    pub memory_end_bytes: u64,
 }
 
 /// A change under load and how long it took to be felt.

@@ -185,6 +185,8 @@ struct Tick {
     phase: usize,
     /// Since the phase's begin; `None`: the phase begins.
     second: Option<u32>,
+    /// In the phase's first tenth.
+    early: bool,
 }
 
 fn ticks(plan: &Plan) -> Vec<Tick> {
@@ -192,11 +194,11 @@ fn ticks(plan: &Plan) -> Vec<Tick> {
     let mut begin = Duration::ZERO;
     for (phase, planned) in plan.phases.iter().enumerate() {
         let length = planned.length.0;
-        ticks.push(Tick { at: begin, phase, second: None });
+        ticks.push(Tick { at: begin, phase, second: None, early: true });
         let whole = (length.as_secs_f64().ceil() as u32).max(1);
         for second in 0..whole {
             let at = begin + length.min(Duration::from_secs(u64::from(second) + 1));
-            ticks.push(Tick { at, phase, second: Some(second) });
+            ticks.push(Tick { at, phase, second: Some(second), early: second < whole / 10 });
         }
         begin += length;
     }
@@ -241,6 +243,10 @@ impl Watched {
         phase.source = self.meter.source().to_string();
         phase.cpu_s = usage.cpu.saturating_sub(self.begin.cpu).as_secs_f64();
         phase.memory_max_bytes = phase.memory_max_bytes.max(usage.memory_bytes);
+        phase.memory_end_bytes = usage.memory_bytes;
+        if tick.early || phase.memory_early_bytes == 0 {
+            phase.memory_early_bytes = usage.memory_bytes;
+        }
     }
 }
 

@@ -270,6 +270,23 @@ fn a_websocket_echoes_messages_and_answers_with_its_subprotocol() {
 }
 
 #[test]
+fn an_address_nobody_can_connect_to_is_refused() {
+    let args = BackendArgs { listen: IpAddr::V4(Ipv4Addr::UNSPECIFIED), ..arguments() };
+    let refused = Backend::start(&args).err().expect("refused");
+    assert!(refused.to_string().contains("an address the proxy can connect to"), "{refused}");
+}
+
+#[test]
+fn a_websocket_can_be_refused_by_a_fault() {
+    let backend = backend();
+    let mut stream = connect(backend.runner());
+    let upgrade =
+        "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: a\r\n";
+    send_get(&mut stream, "/ws?fault=status=503", upgrade);
+    assert_eq!(read_answer(&mut stream).status, 503);
+}
+
+#[test]
 fn a_page_names_assets_that_exist() {
     let backend = backend();
     let page = app(&backend, "/page?assets=5");

@@ -142,6 +142,10 @@ fn loads_that_are_not_alike_and_invalid_runs_are_named() {
     b.validity =
         Validity::of(vec![Reason { code: "c".into(), message: "its CPU was at 95%".into(), fatal: true }]);
     let comparison = Comparison::new(&a, &b, Judgement::default());
+    assert!(
+        comparison.rows.iter().all(|row| row.verdict == Verdict::Unknown),
+        "nothing is said of the proxy"
+    );
     let all = comparison.cautions.join("\n");
     for text in [
         "B is not valid: its CPU was at 95%",

@@ -160,7 +160,7 @@ fn the_page_shows_every_part_of_a_result() {
         "Idle connections",
         "Highest rate with p99&lt;5ms",
         "the machine was busy",
-        "further times",
+        "Further times",
         "class=\"heat8\"",
         "class=\"hover\"",
         "never sent",
@@ -263,5 +263,43 @@ fn saved_results_are_read_back_and_others_refused_with_their_name() {
     assert!(report::load(&folder.join("none")).expect_err("not there").contains("none"));
     let nowhere = Outputs { html: Some(folder.join("no/such/folder.html")), ..Outputs::default() };
     assert!(nowhere.finish(&mut result).expect_err("no folder").to_string().contains("folder.html"));
+    std::fs::remove_dir_all(&folder).expect("cleaned up");
+}
+
+fn loadtest(arguments: &[&str]) -> (Option<i32>, String) {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_loadtest")).args(arguments).output();
+    let output = output.expect("the binary runs");
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+}
+
+#[test]
+fn exit_codes_tell_thresholds_and_comparisons_apart_from_mistakes() {
+    let folder = std::env::temp_dir().join(format!("loadtest-exit-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let file = |name: &str| folder.join(name).to_string_lossy().into_owned();
+    let (a, b, none) = (file("a.json"), file("b.json"), file("none.json"));
+    for (path, median_us) in [(&a, 400.0), (&b, 600.0)] {
+        let result = run(&Recipe { median_us, ..Recipe::default() });
+        std::fs::write(path, serde_json::to_string(&result).expect("JSON")).expect("written");
+    }
+    for (arguments, code, told) in [
+        (vec!["assert", &a, "p50<1s,err<1%"], 0, "ok    p50<1s"),
+        (vec!["assert", &a, "p50<1s,p99<1us"], 99, "FAIL  p99<1us  found "),
+        (vec!["assert", &a, "ws/p99<1s"], 99, "no class `ws`"),
+        (vec!["assert", &a, "p99<5"], 2, "a time needs a unit"),
+        (vec!["assert", &a], 2, "THRESHOLDS"),
+        (vec!["assert", &none, "p99<5ms"], 2, "none.json"),
+        (vec!["report", &a], 0, "| **all** |"),
+        (vec!["report", &a, "--html", "-"], 0, "</html>"),
+        (vec!["report", &a, "--assert", "p99<1us"], 99, "FAIL"),
+        (vec!["compare", &a, &b], 0, "slower"),
+        (vec!["compare", &a, &b, "--fail-if-slower"], 99, "slower"),
+        (vec!["compare", &b, &a, "--fail-if-slower"], 0, "faster"),
+        (vec!["compare", &a, &none], 2, "none.json"),
+    ] {
+        let (found, text) = loadtest(&arguments);
+        assert!(found == Some(code) && text.contains(told), "{arguments:?}: {found:?}\n{text}");
+    }
     std::fs::remove_dir_all(&folder).expect("cleaned up");
 }

@@ -2,7 +2,7 @@
 //!
 //! Labels come from closed lists of ours: never a sandbox, a host or anything else a client names.
 
-use super::stats::{ActivityResult, Operation, SharedResult, Stats, TROUBLES};
+use super::stats::{ActivityResult, LOGIN_RESULTS, LOGIN_STEPS, Operation, SharedResult, Stats, TROUBLES};
 use crate::admission::Limit;
 use crate::counters::{AuthResult, CacheKind, Class, Counters, DURATION_BOUNDS_MS, LAG_BOUNDS_US, Revoked};
 use crate::error::Source;
@@ -183,6 +183,7 @@ fn control_plane(page: &mut Page, stats: &Stats) {
     let Stats {
         flight_seconds,
         troubles,
+        logins,
         activity,
         joined,
         flights_open,
@@ -202,6 +203,13 @@ fn control_plane(page: &mut Page, stats: &Stats) {
     page.family(name, "counter", "Questions that found no answer, by why.");
     for (trouble, count) in TROUBLES.into_iter().zip(troubles) {
         page.sample(name, &[("trouble", trouble)], load(count));
+    }
+    let name = "preview_login_total";
+    page.family(name, "counter", "Steps of logins, by how they ended.");
+    for (step, results) in LOGIN_STEPS.into_iter().zip(logins) {
+        for (result, count) in LOGIN_RESULTS.into_iter().zip(results) {
+            page.sample(name, &[("step", step), ("result", result)], load(count));
+        }
     }
     let name = "preview_activity_total";
     page.family(name, "counter", "Mentions by shards that a sandbox is in use, by what became of them.");

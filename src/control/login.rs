@@ -11,6 +11,7 @@ mod tests;
 mod used;
 
 use super::api::Api;
+use super::redis::Redis;
 use crate::config::{CookieMode, Oidc, Scheme, Secret};
 use crate::cookie::{self, CookieKeys, SameSite, SetCookie};
 use crate::ids::{SandboxId, Token};
@@ -24,7 +25,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use provider::{Fault, Leaving, Provider, Returning};
 use settings::{Identity, Settings};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use used::Used;
 
@@ -49,8 +50,7 @@ pub(super) struct Login {
     /// For one step, all calls together.
     deadline: Duration,
     api: Arc<Api>,
-    // Never held over an await.
-    used: Mutex<Used>,
+    used: Used,
 }
 
 impl Login {
@@ -59,6 +59,7 @@ impl Login {
     pub fn new(
         settings: LoginSettings,
         api: Arc<Api>,
+        redis: Option<Redis>,
         deadline: Duration,
         log: Log,
     ) -> Result<Self, &'static str> {
@@ -71,7 +72,7 @@ impl Login {
             settings,
             deadline,
             api,
-            used: Mutex::default(),
+            used: Used::new(redis),
         })
     }
 
@@ -93,7 +94,7 @@ impl Login {
                 self.callback(host, query.expose(), cookies_of(cookies), *client_ip).await
             }
             LoginQuestion::Handoff { host, query, cookies, .. } => {
-                self.hand_off(host, query.expose(), cookies_of(cookies))
+                self.hand_off(host, query.expose(), cookies_of(cookies)).await
             }
         }
     }
@@ -150,7 +151,7 @@ impl Login {
             // In isolated mode the sandbox's own host holds the cookie, and looks when the ticket comes there.
             flow::holds_binding(cookies, &cookie_name, &flow.binding).map_err(refused)?;
         }
-        self.first_use(flow.id, flow.expires, now)?;
+        self.first_use(flow.id, flow.expires, now).await?;
         let identity = self.identity().await?;
         let returning = Returning {
             redirect_uri: self.callback_uri(host),
@@ -182,7 +183,7 @@ impl Login {
     }
 
     /// At the sandbox's own host: the ticket against the cookie of the browser that began.
-    fn hand_off(&self, host: &str, query: &str, cookies: &str) -> Result<Redirect, LoginFault> {
+    async fn hand_off(&self, host: &str, query: &str, cookies: &str) -> Result<Redirect, LoginFault> {
         let ticket = url::form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "t");
         let ticket = ticket.map(|(_, ticket)| ticket).ok_or(LoginFault::StateInvalid)?;
         let now = now();
@@ -192,7 +193,7 @@ impl Login {
         let prefix = flow_cookie_prefix(self.settings.cookie_mode);
         // The cookie's name is that of the flow, which the binding identifies as well.
         let name = flow::name_of_binding(cookies, prefix, &ticket.binding).map_err(refused)?;
-        self.first_use(ticket.id, ticket.expires, now)?;
+        self.first_use(ticket.id, ticket.expires, now).await?;
         let auth = self.isolated_cookie(&ticket.host, &sandbox, now);
         let gone = self.flow_cookie(&ticket.host, &name, "", 0);
         Ok(Redirect { location: self.url(&ticket.host, &ticket.return_to), set_cookies: vec![auth, gone] })
@@ -213,13 +214,11 @@ impl Login {
     }
 
     fn not_used(&self, id: &FlowId) -> Result<(), LoginFault> {
-        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        if used.holds(id) { Err(LoginFault::Replayed) } else { Ok(()) }
+        if self.used.holds(id) { Err(LoginFault::Replayed) } else { Ok(()) }
     }
 
-    fn first_use(&self, id: FlowId, expires: u64, now: u64) -> Result<(), LoginFault> {
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        if used.first(id, expires, now) { Ok(()) } else { Err(LoginFault::Replayed) }
+    async fn first_use(&self, id: FlowId, expires: u64, now: u64) -> Result<(), LoginFault> {
+        if self.used.first(id, expires, now).await { Ok(()) } else { Err(LoginFault::Replayed) }
     }
 
     fn url(&self, host: &str, path: &str) -> String {

@@ -165,11 +165,13 @@ impl Control {
         let redis = redis.map(|redis| Shared::new(&redis, &stats, &log)).transpose()?;
         let api = Api::new(&api_base, &api_key, timeout, log.clone()).map_err(StartError::Setting)?;
         let api = Arc::new(api);
-        let login = Login::new(login, Arc::clone(&api), timeout, log).map_err(StartError::Setting)?;
         let shared = redis.as_ref().map(|shared| (shared.redis.clone(), Arc::clone(&shared.push)));
         let client = redis.as_ref().map(|shared| shared.redis.clone());
         let (mentions, reporter) =
             Reporter::new(Arc::clone(&api), client, activity_interval, Arc::clone(&stats));
+        let used_at = redis.as_ref().map(|shared| shared.redis.clone());
+        let login =
+            Login::new(login, Arc::clone(&api), used_at, timeout, log).map_err(StartError::Setting)?;
         Ok(Self {
             lookup: Arc::new(Lookup::new(api, shared, lifetimes, Arc::clone(&stats))),
             redis,

@@ -1,7 +1,7 @@
 //! What the control plane counts about itself. Atomics only because the runtime asks for `Send`; one thread uses them.
 
 use crate::counters::DURATION_BOUNDS_MS;
-use crate::mailbox::{LoginQuestion, ProofKind, Question, Reply, Trouble};
+use crate::mailbox::{Answer, LoginFault, LoginQuestion, ProofKind, Question, Reply, Trouble};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -125,12 +125,54 @@ impl Histogram {
     }
 }
 
+/// How a step of a login ended, in the order of [`Stats::logins`].
+pub const LOGIN_RESULTS: [&str; 14] = [
+    "ok",
+    "not_configured",
+    "state_invalid",
+    "expired",
+    "other_browser",
+    "used",
+    "denied",
+    "code_refused",
+    "no_access",
+    "provider_down",
+    "provider_unusable",
+    "token_invalid",
+    "api",
+    "internal",
+];
+
+/// Steps of a login, in the order of [`Stats::logins`].
+pub const LOGIN_STEPS: [&str; 3] = ["start", "callback", "handoff"];
+
+fn login_result(reply: &Reply) -> usize {
+    let Ok(Answer::LoginRefused(fault)) = reply else { return if reply.is_ok() { 0 } else { 13 } };
+    match fault {
+        LoginFault::NotConfigured => 1,
+        LoginFault::StateInvalid => 2,
+        LoginFault::Expired => 3,
+        LoginFault::OtherBrowser => 4,
+        LoginFault::Replayed => 5,
+        LoginFault::Denied => 6,
+        LoginFault::CodeRefused => 7,
+        LoginFault::NoAccess => 8,
+        LoginFault::ProviderDown => 9,
+        LoginFault::ProviderUnusable => 10,
+        LoginFault::TokenInvalid => 11,
+        LoginFault::Api(_) => 12,
+        LoginFault::Internal => 13,
+    }
+}
+
 #[derive(Default)]
 pub struct Stats {
     /// How long flights took, by [`Operation`]; cancelled ones are not in it.
     pub flight_seconds: [Histogram; Operation::ALL.len()],
     /// By [`TROUBLES`].
     pub troubles: [AtomicU64; TROUBLES.len()],
+    /// By [`LOGIN_STEPS`], then by [`LOGIN_RESULTS`].
+    pub logins: [[AtomicU64; LOGIN_RESULTS.len()]; LOGIN_STEPS.len()],
     /// By [`ActivityResult`].
     pub activity: [AtomicU64; ActivityResult::ALL.len()],
     /// Questions that joined a flight under way.
@@ -196,6 +238,15 @@ pub struct RedisStats {
 impl Stats {
     pub fn landed(&self, operation: Operation, took: Duration, reply: &Reply) {
         self.flight_seconds[operation as usize].record(took);
+        let step = match operation {
+            Operation::LoginStart => Some(0),
+            Operation::LoginCallback => Some(1),
+            Operation::LoginHandoff => Some(2),
+            _ => None,
+        };
+        if let Some(step) = step {
+            self.logins[step][login_result(reply)].fetch_add(1, Relaxed);
+        }
         if let Err(trouble) = reply {
             self.trouble(*trouble);
         }

@@ -203,7 +203,7 @@ impl Said {
         let said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let lines =
             said.split(|b| *b == b'\n').filter_map(|l| serde_json::from_slice::<serde_json::Value>(l).ok());
-        lines.filter_map(|line| Some(line.get("detail")?.as_str()?.to_owned())).last()
+        lines.rev().find_map(|line| Some(line.get("detail")?.as_str()?.to_owned()))
     }
 }
 

@@ -35,22 +35,25 @@ pub fn find(shard: &Shard, head: &RequestHead<'_>, sandbox: &SandboxId, preview:
 }
 
 /// The cookie for visitors of a signed link, unless they have it. As v0.190 makes it, but for the host alone even
-/// where COOKIE_DOMAIN is set: its name is the link, and no other host has a use for it.
+/// where COOKIE_DOMAIN is set: its name is the link, and no other host has a use for it. None where sessions are of one
+/// host alone: no gate of v0.190 shares those.
 pub fn for_link(
     shard: &Shard,
     head: &RequestHead<'_>,
     label: &SandboxId,
     sandbox: &SandboxId,
 ) -> Option<Box<str>> {
-    if head.seen.contains(FieldId::Cookie) && vouches(shard, head, label, sandbox) {
+    let isolated = shard.config.cookie_mode == CookieMode::Isolated;
+    if isolated || (head.seen.contains(FieldId::Cookie) && vouches(shard, head, label, sandbox)) {
         return None;
     }
     let secure = shard.config.protocol == Scheme::Https;
-    let name = name(label);
-    let value = cookie::escape(shard.cookie_keys.seal(&name, sandbox.as_bytes(), unix_now()).as_bytes());
+    let name = Name::of(label);
+    let name = name.as_str();
+    let value = cookie::escape(shard.cookie_keys.seal(name, sandbox.as_bytes(), unix_now()).as_bytes());
     let (dest, site) = (head.first(FieldId::SecFetchDest), head.first(FieldId::SecFetchSite));
     let set_cookie = SetCookie {
-        name: &name,
+        name,
         value: &value,
         domain: std::str::from_utf8(head.authority.of(head.bytes)).ok().and_then(cookie::domain_of_host),
         max_age: AUTH_MAX_AGE,
@@ -62,7 +65,7 @@ pub fn for_link(
 
 /// Some cookie named after `label` is signed by us and says `sandbox`.
 fn vouches(shard: &Shard, head: &RequestHead<'_>, label: &SandboxId, sandbox: &SandboxId) -> bool {
-    holds(shard, head, &name(label), sandbox.as_bytes())
+    holds(shard, head, Name::of(label).as_str(), sandbox.as_bytes())
 }
 
 /// The session of this one host says that it is, and names the sandbox.
@@ -85,11 +88,25 @@ fn holds(shard: &Shard, head: &RequestHead<'_>, name: &str, value: &[u8]) -> boo
     })
 }
 
-fn name(label: &SandboxId) -> String {
-    let mut name = String::with_capacity(AUTH_PREFIX.len() + SandboxId::MAX);
-    name.push_str(AUTH_PREFIX);
-    name.push_str(label.as_str());
-    name
+/// The name of the cookie for a label; on the stack, it is made for every request with a session.
+struct Name {
+    len: usize,
+    bytes: [u8; AUTH_PREFIX.len() + SandboxId::MAX],
+}
+
+impl Name {
+    fn of(label: &SandboxId) -> Self {
+        let len = AUTH_PREFIX.len() + label.as_bytes().len();
+        let mut bytes = [0; AUTH_PREFIX.len() + SandboxId::MAX];
+        bytes[..AUTH_PREFIX.len()].copy_from_slice(AUTH_PREFIX.as_bytes());
+        bytes[AUTH_PREFIX.len()..len].copy_from_slice(label.as_bytes());
+        Self { len, bytes }
+    }
+
+    fn as_str(&self) -> &str {
+        // Both parts are ASCII; the fallback cannot be reached and names no cookie.
+        std::str::from_utf8(&self.bytes[..self.len]).unwrap_or_default()
+    }
 }
 
 /// Seconds. A clock before 1970 makes every cookie too new to be true.

@@ -197,6 +197,7 @@ pub fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     const NOW: u64 = 1_800_000_000;
 
@@ -277,6 +278,15 @@ mod tests {
         }
         assert_eq!(return_to(&format!("/a?{}", "q".repeat(RETURN_BYTES_MAX))), "/a");
         assert_eq!(return_to(&format!("/{}", "a".repeat(RETURN_BYTES_MAX))), "/");
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_leads_away_from_the_host(text in "[/\\\\@:.?#%a-z0-9\\[\\]&=;-]{0,40}") {
+            let to = url::Url::parse(&format!("http://3000-a.test:4000{}", return_to(&text))).expect("a URL");
+            prop_assert_eq!(to.origin().ascii_serialization(), "http://3000-a.test:4000");
+            prop_assert_eq!((to.username(), to.password()), ("", None));
+        }
     }
 
     #[test]

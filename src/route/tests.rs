@@ -423,3 +423,33 @@ fn in_toolbox_only_mode_preview_hosts_exist_for_the_toolbox_alone() {
     assert_eq!(of("22222-sb1.p.test"), Err(NoRoute::NotFound));
     assert_eq!(of("02280-sb1.p.test"), Err(NoRoute::BadHost));
 }
+
+#[test]
+fn the_steps_of_a_login_are_the_gates_only_where_no_app_is() {
+    let of = |rules: RouteRules, method: &str, host: &str, path: &str| {
+        let text = format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        route(&head(text.as_bytes()).expect("a good head"), rules)
+    };
+    let (shared, own) = (RouteRules::default(), RouteRules { own_sessions: true, ..RouteRules::default() });
+    for rules in [shared, own] {
+        assert_eq!(of(rules, "GET", "p.test", "/callback?code=x"), Ok(Route::Callback));
+        for (method, path) in
+            [("HEAD", "/callback"), ("POST", "/callback"), ("GET", "/callback/"), ("GET", "/Callback")]
+        {
+            assert_eq!(of(rules, method, "p.test", path), Err(NoRoute::NotFound), "{method} {path}");
+        }
+        assert!(matches!(of(rules, "GET", "3000-sb1.p.test", "/callback"), Ok(Route::Preview { .. })));
+        assert_eq!(of(rules, "GET", "p.test", HANDOFF_PATH), Err(NoRoute::NotFound));
+    }
+    let preview = "3000-sb1.p.test";
+    assert!(matches!(of(shared, "GET", preview, HANDOFF_PATH), Ok(Route::Preview { .. })));
+    assert_eq!(of(own, "GET", preview, &format!("{HANDOFF_PATH}?t=x")), Ok(Route::Handoff));
+    for (method, path) in
+        [("POST", HANDOFF_PATH), ("GET", "/.daytona/"), ("GET", "/.daytona/auth/x"), ("PUT", "/.daytona/x")]
+    {
+        assert_eq!(of(own, method, preview, path), Err(NoRoute::NotFound), "{method} {path}");
+    }
+    for path in ["/.daytona", "/.daytonas/auth", "/x/.daytona/auth"] {
+        assert!(matches!(of(own, "GET", preview, path), Ok(Route::Preview { .. })), "{path}");
+    }
+}

@@ -276,6 +276,30 @@ fn a_large_download_arrives_to_the_byte_in_bounded_memory() {
     gate.check(&runner);
 }
 
+#[test]
+fn a_person_gets_a_page_and_a_program_json_about_the_same_trouble() {
+    let runner = Runner::start(|mut wire, _| drop(wire.message()));
+    let gate = Gate::start(&Api::start(runner.addr), &[]);
+    let ask = |fields: &str| {
+        let mut wire = gate.connect();
+        wire.send(format!("GET /%3Cscript%3E HTTP/1.1\r\nHost: {HOST}\r\n{fields}\r\n")).expect("sent");
+        wire.expect_message().expect("an answer")
+    };
+    let page = ask("Accept: text/html\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: document\r\n");
+    assert_eq!((page.status(), page.field("Content-Type")), (502, Some("text/html; charset=utf-8")));
+    assert_eq!(page.field("X-Preview-Error-Code"), Some("UPSTREAM_CLOSED"));
+    let policy = page.field("Content-Security-Policy").unwrap_or_default();
+    assert!(
+        policy.starts_with("default-src 'none'") && policy.contains("frame-ancestors 'none'"),
+        "{policy}"
+    );
+    assert!(page.text().contains("<title>502 UPSTREAM_CLOSED</title>"), "{page:?}");
+    assert!(!page.text().contains("script"), "nothing of the request is in it: {page:?}");
+    let data = ask("Accept: text/html\r\nSec-Fetch-Mode: cors\r\nSec-Fetch-Dest: empty\r\n");
+    assert_eq!((data.status(), data.field("Content-Type")), (502, Some("application/json")));
+    assert!(data.has_code("UPSTREAM_CLOSED"), "{data:?}");
+}
+
 /// To HTTP/1.0 the end of a body of unknown length is the end of the connection, so only a reset can say "cut short".
 #[test]
 fn an_http_1_0_client_sees_a_cut_answer_as_a_reset_and_a_whole_one_as_an_end() {

@@ -1,6 +1,7 @@
 //! A gate as a process of its own, a scripted API, scripted runners and a client that reads strictly.
 
 use super::strict;
+use sandgate::demo::world::World;
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -12,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// Port 3000 of a public sandbox.
 pub const HOST: &str = "3000-sb1.preview.test";
+/// The gate's service key.
+pub const KEY: &str = "a-key-of-this-test-and-of-nothing-else";
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Nothing here takes as long.
 pub const DEADLINE: Duration = Duration::from_secs(10);
@@ -495,6 +498,18 @@ impl Script {
     }
 }
 
+/// Reads on in a thread of its own, so that the gate never waits for its reader.
+fn collect(begun: String, from: impl BufRead + Send + 'static) -> Arc<Mutex<String>> {
+    let all = Arc::new(Mutex::new(begun));
+    let text = all.clone();
+    thread::spawn(move || {
+        for line in from.lines().map_while(Result::ok) {
+            text.lock().expect("no thread panics with it").push_str(&(line + "\n"));
+        }
+    });
+    all
+}
+
 /// The process under test; killed when dropped.
 pub struct Gate {
     pub child: Child,
@@ -502,6 +517,8 @@ pub struct Gate {
     pub metrics: SocketAddr,
     /// Standard error so far.
     pub events: Arc<Mutex<String>>,
+    /// The access log so far.
+    pub access_log: Arc<Mutex<String>>,
 }
 
 impl Gate {
@@ -511,20 +528,29 @@ impl Gate {
 
     /// `wrapper`: a command that runs the one behind it, such as `prlimit`.
     pub fn start_under(wrapper: &[&str], api: &Api, settings: &[(&str, &str)]) -> Self {
+        Self::launch(wrapper, &format!("http://{}/api", api.addr), settings)
+    }
+
+    /// In front of a whole world, whose service key must be [`KEY`].
+    pub fn before(world: &World, settings: &[(&str, &str)]) -> Self {
+        Self::launch(&[], &world.api_url(), settings)
+    }
+
+    fn launch(wrapper: &[&str], api_url: &str, settings: &[(&str, &str)]) -> Self {
         let (port, metrics) = (free_port(), free_port());
         let mut words = wrapper.iter().copied().chain([env!("CARGO_BIN_EXE_sandgate")]);
         let mut command = Command::new(words.next().expect("the binary at least"));
         command.args(words);
         command
-            .env("DAYTONA_API_URL", format!("http://{}/api", api.addr))
+            .env("DAYTONA_API_URL", api_url)
             .env("PROXY_PORT", port.to_string())
             .env("METRICS_PORT", metrics.to_string())
             .env("PROXY_PROTOCOL", "http")
-            .env("PROXY_API_KEY", "a-key-of-this-test-and-of-nothing-else")
+            .env("PROXY_API_KEY", KEY)
             .env("SANDGATE_LISTEN", "127.0.0.1")
             .env("SANDGATE_SHARDS", "1")
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         if let Ok(driver) = std::env::var("SANDGATE_TEST_DRIVER") {
             command.env("SANDGATE_DRIVER", driver);
@@ -539,20 +565,14 @@ impl Gate {
             all.push_str(&line);
             assert!(n > 0, "the gate ended at its start: {all}");
         }
-        let told = Arc::new(Mutex::new(all));
-        let all = told.clone();
-        thread::spawn(move || {
-            // Kept empty, so that the gate never waits for its reader.
-            for line in events.lines().map_while(Result::ok) {
-                all.lock().expect("no thread panics with it").push_str(&(line + "\n"));
-            }
-        });
+        let told = collect(all, events);
+        let access_log = collect(String::new(), BufReader::new(child.stdout.take().expect("it is piped")));
         let at = |name: &str, port| {
             let ip = settings.iter().find(|(n, _)| *n == name).map(|(_, ip)| ip.parse().expect("an address"));
             SocketAddr::new(ip.unwrap_or(LOOPBACK), port)
         };
         let (addr, metrics) = (at("SANDGATE_LISTEN", port), at("SANDGATE_METRICS_LISTEN", metrics));
-        Self { child, addr, metrics, events: told }
+        Self { child, addr, metrics, events: told, access_log }
     }
 
     /// The metrics page.

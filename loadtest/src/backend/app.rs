@@ -202,6 +202,9 @@ async fn websocket(app: App<'_>, fault: Fault) -> Result<Next, Broken> {
     let Some(key) = app.head.websocket_key() else {
         return app.send(&fault, Answer::text(400, "text/plain", "no Sec-WebSocket-Key")).await;
     };
+    if fault.status.is_some() {
+        return app.send(&fault, Answer::text(200, "", "")).await;
+    }
     if let Some(next) = before_answer(app.peer, &fault).await {
         return Ok(next);
     }

@@ -18,6 +18,7 @@ pub use app::ANSWERED_BY;
 pub use fault::{Fault, Rule};
 pub use state::Side;
 
+use crate::host;
 use crate::population::Population;
 use clap::Args;
 use listener::{Plan, Restarts};
@@ -94,6 +95,11 @@ impl Backend {
     /// # Errors
     /// An address cannot be listened on, or a thread cannot be started.
     pub fn start(args: &BackendArgs) -> io::Result<Self> {
+        if args.listen.is_unspecified() {
+            let why =
+                "the API tells the proxy where the runner is: listen on an address the proxy can connect to";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
         let available = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let threads = args.threads.unwrap_or_else(available).get();
         let (api, api_listeners) = listeners(SocketAddr::new(args.listen, args.api_port), threads)?;
@@ -193,6 +199,8 @@ pub fn run(args: &BackendArgs) -> ExitCode {
 }
 
 fn serve(args: &BackendArgs) -> io::Result<()> {
+    // Where the limit stays too low, what cannot be accepted waits.
+    host::raise_open_files();
     let backend = Backend::start(args)?;
     let environment = backend.proxy_environment();
     if let Some(file) = &args.env_file {
@@ -225,11 +233,15 @@ fn introduction(backend: &Backend, args: &BackendArgs) -> String {
     }
     let _ = write!(
         text,
-        "\nLevers, while it runs:\n\n\
+        "\nand the load with, for instance\n\n\
+         \x20   loadtest run http://127.0.0.1:{proxy} --domain preview.test --population {seed} --rate 1000 --html report.html\n\n\
+         Levers, while it runs:\n\n\
          \x20   curl http://{api}/_load/counters\n\
          \x20   curl -X POST 'http://{api}/_load/runner/restart?down_ms=500'\n\
          \x20   curl -X POST 'http://{api}/_load/sandboxes/{id}/visibility?public=false'\n\
          \x20   curl -X PUT --data 'rate=1%,delay=20ms' http://{api}/_load/faults/runner\n",
+        proxy = backend.proxy_port,
+        seed = args.seed,
         api = backend.api,
         id = backend.world.population.id(crate::population::Sandbox { index: 0, public: true }),
     );

@@ -14,6 +14,9 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// As of a run: the result is not valid.
+const EXIT_INVALID: u8 = 3;
+
 #[derive(Clone, Debug, Args)]
 pub struct CompareArgs {
     /// What `run --json` wrote of the one to compare with
@@ -35,7 +38,7 @@ pub struct CompareArgs {
     /// Of the draws the intervals are made from
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// End with 99 when any measure has become worse
+    /// End with 99 when any measure has become worse, with 3 when a result is not valid and nothing can be said
     #[arg(long)]
     pub fail_if_slower: bool,
 }
@@ -63,7 +66,7 @@ pub enum Verdict {
     Worse,
     /// The interval holds "no difference", or the difference is within the tolerance.
     Noise,
-    /// No interval: one number each, or too few seconds.
+    /// No interval (one number each, too few seconds), or a result that is not valid.
     Unknown,
 }
 
@@ -123,7 +126,11 @@ impl<'a> Comparison<'a> {
                 Unit::Share => draws.difference(statistic, va, vb, judgement.confidence),
                 _ => draws.ratio(statistic, va, vb, judgement.confidence),
             });
-            let verdict = verdict(&measure, va, vb, interval, judgement.tolerance);
+            // What measured the load generator says nothing about the proxy.
+            let verdict = match a.validity.valid && b.validity.valid {
+                true => verdict(&measure, va, vb, interval, judgement.tolerance),
+                false => Verdict::Unknown,
+            };
             Row { measure, a: va, b: vb, interval, verdict }
         };
         let mut rows: Vec<Row> =
@@ -333,6 +340,7 @@ fn points_text(difference: f64) -> String {
     match points.abs() {
         p if p < 0.0005 => "0 pp".into(),
         p if p < 0.1 => format!("{points:+.3} pp"),
+        p if p < 1.0 => format!("{points:+.2} pp"),
         _ => format!("{points:+.1} pp"),
     }
 }
@@ -355,6 +363,9 @@ pub fn run(args: &CompareArgs) -> Result<ExitCode, String> {
         }
     }
     print!("{}", comparison.text());
-    let fails = args.fail_if_slower && comparison.is_worse();
-    Ok(if fails { ExitCode::from(assertion::EXIT_CODE) } else { ExitCode::SUCCESS })
+    Ok(match args.fail_if_slower {
+        true if !(a.validity.valid && b.validity.valid) => ExitCode::from(EXIT_INVALID),
+        true if comparison.is_worse() => ExitCode::from(assertion::EXIT_CODE),
+        _ => ExitCode::SUCCESS,
+    })
 }

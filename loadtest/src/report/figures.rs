@@ -13,6 +13,9 @@ pub const COLUMNS_MAX: usize = 240;
 const CURVE_STEPS: usize = 240;
 const CURVE_READOUTS: usize = 60;
 
+/// A shorter queue is what one second hands to the next.
+const BACKLOG_MIN: u64 = 10;
+
 /// A series' name, for a legend outside the picture, and its colour.
 pub struct Key<'a> {
     pub ink: Ink,
@@ -274,7 +277,7 @@ pub fn cpu(result: &RunResult, columns: &[Column]) -> Option<Figure<'static>> {
 
 /// Requests that waited for a connection, and connections.
 pub fn backlog(result: &RunResult, columns: &[Column]) -> Option<Figure<'static>> {
-    let most = columns.iter().map(|column| column.backlog).max().filter(|most| *most > 0)?;
+    let most = columns.iter().map(|column| column.backlog).max().filter(|most| *most >= BACKLOG_MIN)?;
     let waiting = line(columns, |column| column.backlog as f64);
     let mut marks = phases(result);
     marks.push(Mark::Area(Ink::Bad, waiting.clone()));

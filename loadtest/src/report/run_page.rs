@@ -10,6 +10,8 @@ use maud::{Markup, html};
 
 /// Most rows of tables whose length a run decides.
 const ROWS_MAX: usize = 200;
+/// Rows of a side table that need not be folded away.
+const OPEN_MAX: usize = 6;
 /// Classes with a curve of their own.
 const CURVES_MAX: usize = 6;
 
@@ -41,7 +43,8 @@ fn header(result: &RunResult) -> Markup {
             @if meta.partial { " " span.badge.warn { "ended early" } }
         }
         p.quiet {
-            (config.target) " · " (config.protocol) @if config.tls { " over TLS" } " · " (config.model) " loop · "
+            @if config.target != meta.name { (config.target) " · " }
+            (config.protocol) @if config.tls { " over TLS" } " · " (config.model) " loop · "
             (config.connections) " connections · " (meta.started_at)
         }
         @for reason in &result.validity.reasons {
@@ -168,8 +171,11 @@ fn further_times(totals: &Totals) -> Markup {
         .collect();
     html! {
         @if !rows.is_empty() {
+            // A mix has many: they are in the way of who looks for the rest.
+            details open[rows.len() <= OPEN_MAX] {
+            summary { "Further times: to connect, to the first byte, between events" }
             div.box { table {
-                tr { th { "further times" } th { "" } @for name in ["count", "p50", "p90", "p99", "p99.9", "max"] { th.n { (name) } } }
+                tr { th { "class" } th { "time" } @for name in ["count", "p50", "p90", "p99", "p99.9", "max"] { th.n { (name) } } }
                 @for (class, name, hist) in rows {
                     tr {
                         td { (class) } td { (name) } td.n { (number_text(hist.count() as f64)) }
@@ -177,6 +183,7 @@ fn further_times(totals: &Totals) -> Markup {
                     }
                 }
             } }
+            }
         }
     }
 }

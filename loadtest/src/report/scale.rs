@@ -52,7 +52,7 @@ impl Scale {
     pub fn log_time(least_us: f64, most_us: f64) -> Self {
         let least = if least_us.is_finite() && least_us > 0.0 { least_us } else { 1.0 };
         let from = least * 0.8;
-        Self { from, to: (most_us * 1.25).max(from * 10.0), shape: Shape::Log, numbers: Numbers::Time }
+        Self { from, to: (most_us * 1.25).max(from * 4.0), shape: Shape::Log, numbers: Numbers::Time }
     }
 
     /// Quantiles up to so many nines.

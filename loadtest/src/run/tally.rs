@@ -1,5 +1,6 @@
 //! Adds up what threads report, and judges in the end whether it can be believed.
 
+use crate::failure::Failure;
 use crate::plan::{Load, Plan};
 use crate::result::{
     ChurnResult, ClassResult, ClientHost, ClientUse, ErrorCount, FORMAT, HEAT_BUCKETS, Hist, IdleResult,
@@ -249,7 +250,9 @@ impl<'a> Tally<'a> {
             let wanted = |name: &String| phase.mix.iter().any(|(class, _)| class.to_string() == *name);
             let mut used = proxy.next().flatten();
             if let Some(used) = &mut used {
-                let units = self.units[n];
+                // A handshake is work, too.
+                let held = self.idle[n].as_ref().map_or(0, |idle| idle.connect.count());
+                let units = self.units[n] + held;
                 if units > 0 && used.cpu_s > 0.0 {
                     used.cpu_us_per_request = used.cpu_s * 1e6 / units as f64;
                     used.requests_per_core_s = units as f64 / used.cpu_s;
@@ -351,8 +354,12 @@ fn reasons(plan: &Plan, phases: &[PhaseResult], partial: bool) -> Vec<Reason> {
                 add(false, "unsent", text);
             }
         }
-        let own: u64 =
-            total.errors.iter().filter(|error| error.source == "client").map(|error| error.count).sum();
+        let own: u64 = total
+            .errors
+            .iter()
+            .filter(|error| error.source == Failure::OWN_SOURCE)
+            .map(|error| error.count)
+            .sum();
         if own > 0 {
             add(
                 true,
@@ -362,11 +369,44 @@ fn reasons(plan: &Plan, phases: &[PhaseResult], partial: bool) -> Vec<Reason> {
                 ),
             );
         }
+        if matches!(planned.load, Load::Soak { .. }) {
+            drift(phase).into_iter().for_each(|text| add(false, "drift", text));
+        }
         if total.ended() == 0 && planned.load != Load::Quiet {
             add(true, "nothing", format!("{name}: no request came to an end"));
         }
     }
     reasons
+}
+
+/// What a long phase's end has that its beginning had not: slower answers, more memory.
+fn drift(phase: &PhaseResult) -> Vec<String> {
+    const GROWTH: f64 = 1.5;
+    let points = &phase.timeline.points;
+    let part = points.len() / 5;
+    let mut texts = Vec::new();
+    // The median of a fifth: one bad second is no drift.
+    let typical = |points: &[Point]| {
+        let mut p99: Vec<f64> = points.iter().map(|point| point.p99_us).collect();
+        p99.sort_by(f64::total_cmp);
+        p99.get(p99.len() / 2).copied().unwrap_or_default()
+    };
+    if part >= 3 {
+        let (first, last) = (typical(&points[..part]), typical(&points[points.len() - part..]));
+        if first > 0.0 && last > first * GROWTH {
+            texts.push(format!(
+                "{}: p99 went from {first:.0} us in the first fifth to {last:.0} us in the last",
+                phase.name
+            ));
+        }
+    }
+    if let Some(used) = &phase.proxy
+        && used.memory_end_bytes as f64 > used.memory_early_bytes as f64 * GROWTH
+    {
+        let (early, end) = (used.memory_early_bytes >> 20, used.memory_end_bytes >> 20);
+        texts.push(format!("{}: the proxy's memory went from {early} MB to {end} MB", phase.name));
+    }
+    texts
 }
 
 /// What was asked for, without secrets.
@@ -413,3 +453,6 @@ fn config(plan: &Plan) -> RunConfig {
         settings,
     }
 }
+
+#[cfg(test)]
+mod tests;

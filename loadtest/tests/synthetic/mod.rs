@@ -132,6 +132,7 @@ fn phase(recipe: &Recipe, dice: &mut fastrand::Rng, name: &str, start_s: f64, se
             cpu_us_per_request,
             requests_per_core_s: 1e6 / cpu_us_per_request,
             memory_max_bytes: 30 << 20,
+            ..ProxyUse::default()
         }),
         ..PhaseResult::default()
     }

@@ -1,6 +1,8 @@
 //! Steps of a login against the demo's API and provider, and against what an attacker would bring.
 
 use super::*;
+use crate::control::fake_api::within;
+use crate::control::redis_server::{self, RedisServer};
 use crate::demo::spec::{Account, ApiMood, SandboxSpec, WorldSpec};
 use crate::demo::world::World;
 use crate::request_id::RequestIds;
@@ -37,7 +39,7 @@ fn silent(mode: CookieMode) -> LoginSettings {
 fn login(world: &World, settings: LoginSettings) -> Login {
     let key = Secret::new(world.proxy_key());
     let api = Api::new(&world.api_url(), &key, Duration::from_secs(10), Log::discard()).expect("settings");
-    Login::new(settings, Arc::new(api), Duration::from_secs(10), Log::discard()).expect("settings")
+    Login::new(settings, Arc::new(api), None, Duration::from_secs(10), Log::discard()).expect("settings")
 }
 
 fn shared(world: &World) -> Login {
@@ -353,7 +355,7 @@ mod isolated {
         let login = login(&world, silent(CookieMode::Isolated));
         let (left, ticket) = ticket(&login).await;
         assert!(left.cookie.starts_with("__Host-daytona-login-"), "{}", left.cookie);
-        let ended = login.hand_off(HOST, &ticket, &left.cookie).expect("it ends");
+        let ended = login.hand_off(HOST, &ticket, &left.cookie).await.expect("it ends");
         assert_eq!(ended.location, format!("https://{HOST}/a?b=c"));
         let [auth, gone] = ended.set_cookies.as_slice() else { panic!("two cookies") };
         let (pair, attributes) = auth.split_once("; ").expect("attributes");
@@ -363,7 +365,7 @@ mod isolated {
         let opened = keys.open(crate::login::HOST_COOKIE, &value, now(), cookie::AUTH_MAX_AGE).expect("ours");
         assert_eq!(opened.value.as_slice(), format!("priv@{HOST}").as_bytes());
         assert!(gone.contains("=; Path=/; Max-Age=0; HttpOnly; Secure"), "{gone}");
-        let again = login.hand_off(HOST, &ticket, &left.cookie);
+        let again = login.hand_off(HOST, &ticket, &left.cookie).await;
         assert_eq!(fault_of(again), LoginFault::Replayed);
     }
 
@@ -374,19 +376,19 @@ mod isolated {
         let (left, ticket) = ticket(&login).await;
         let another = leave(&login, HOST, "/").await.expect("it leaves").cookie;
         for cookies in ["", &another] {
-            let refused = fault_of(login.hand_off(HOST, &ticket, cookies));
+            let refused = fault_of(login.hand_off(HOST, &ticket, cookies).await);
             assert_eq!(refused, LoginFault::OtherBrowser, "{cookies}");
         }
         for host in ["3001-priv.proxy.localhost:4000", "3000-other.proxy.localhost:4000", BASE] {
-            let refused = fault_of(login.hand_off(host, &ticket, &left.cookie));
+            let refused = fault_of(login.hand_off(host, &ticket, &left.cookie).await);
             assert_eq!(refused, LoginFault::StateInvalid, "{host}");
         }
         let state = format!("t={}", left.parameter("state"));
         for query in ["", "t=", "t=x", &state] {
-            let refused = fault_of(login.hand_off(HOST, query, &left.cookie));
+            let refused = fault_of(login.hand_off(HOST, query, &left.cookie).await);
             assert_eq!(refused, LoginFault::StateInvalid, "{query}");
         }
-        assert!(login.hand_off(HOST, &ticket, &left.cookie).is_ok(), "all that did not use it up");
+        assert!(login.hand_off(HOST, &ticket, &left.cookie).await.is_ok(), "all that did not use it up");
     }
 }
 
@@ -410,4 +412,41 @@ async fn what_is_logged_and_shown_holds_no_secret() {
     for secret in ["canary", cookie, &left.parameter("state"), KEY] {
         assert!(!shown.contains(secret), "{shown}");
     }
+}
+
+#[tokio::test]
+async fn gates_with_one_redis_count_together_and_each_alone_without_it() {
+    let id = |n: u8| [n; 16];
+    let server = RedisServer::start(&[]);
+    let settings = crate::config::Redis {
+        host: "127.0.0.1".into(),
+        port: server.port,
+        username: None,
+        password: None,
+        tls: false,
+    };
+    let gate = || {
+        let redis =
+            Redis::new(&settings, None, Arc::<crate::control::stats::Stats>::default(), Log::discard())
+                .expect("good settings");
+        let keeping = tokio::spawn(redis.clone().keep());
+        (Used::new(Some(redis.clone())), redis, keeping)
+    };
+    let ((one, redis_one, keeping_one), (two, redis_two, keeping_two)) = (gate(), gate());
+    for redis in [&redis_one, &redis_two] {
+        within(redis.watch_up().wait_for(|up| *up)).await.expect("it connects");
+    }
+    assert!(one.first(id(1), 300, 0).await);
+    assert!(!two.first(id(1), 300, 0).await, "it was used at the other gate");
+    assert!(two.first(id(2), 300, 0).await);
+    let ttl: u64 =
+        redis_server::cli(server.port, &["TTL", &format!("sandgate:login-used:{}", flow::hex(&id(1)))])
+            .parse()
+            .expect("digits");
+    assert!((1..=300).contains(&ttl), "{ttl}");
+    drop(server);
+    assert!(one.first(id(3), 300, 0).await, "a login does not need Redis");
+    assert!(!one.first(id(3), 300, 0).await);
+    keeping_one.abort();
+    keeping_two.abort();
 }

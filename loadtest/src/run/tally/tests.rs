@@ -1,0 +1,134 @@
+use super::*;
+use crate::plan::{Class, Client, Phase, Target, Workload};
+use crate::quantity::Span;
+use crate::recorder::Interval;
+
+fn plan(load: Load) -> Plan {
+    Plan {
+        name: "x".into(),
+        target: Target::default(),
+        client: Client::default(),
+        workload: Workload::default(),
+        phases: vec![Phase {
+            name: "p".into(),
+            load,
+            length: Span(Duration::from_secs(30)),
+            mix: vec![(Class::Get { bytes: 1 }, 1.0)],
+            warmup: false,
+            churn: Vec::new(),
+            idle: None,
+        }],
+    }
+}
+
+fn second(at: u64, cpu_ms: u64, latency_ms: u64) -> Report {
+    let mut interval = Interval { sent: 10, ok: 10, heat: vec![0; HEAT_BUCKETS], ..Interval::default() };
+    (0..10).for_each(|_| interval.response.record_ns(latency_ms * 1_000_000));
+    Report::Second(Box::new(Second {
+        phase: 0,
+        at: Duration::from_secs(at),
+        interval,
+        planned: 10,
+        backlog: 0,
+        connections: 1,
+        cpu: Duration::from_millis(cpu_ms),
+        wall: Duration::from_secs(1),
+    }))
+}
+
+fn done() -> Report {
+    let class = ClassResult { planned: 300, sent: 300, ok: 300, ..ClassResult::default() };
+    Report::Done(Box::new(Done { classes: vec![vec![class]], lag: vec![Hist::default()], idle: vec![None] }))
+}
+
+/// The result of two threads with these seconds each: CPU of the second thread and latency by second.
+fn result(load: Load, seconds: &[(u64, u64)], proxy: Vec<Option<ProxyUse>>) -> RunResult {
+    let plan = plan(load);
+    let mut tally = Tally::new(&plan, 2);
+    for (at, (cpu_ms, latency_ms)) in (0..).zip(seconds) {
+        tally.take(0, second(at, 100, *latency_ms)).expect("planned");
+        tally.take(1, second(at, *cpu_ms, *latency_ms)).expect("planned");
+    }
+    assert!(!tally.is_complete());
+    tally.take(0, done()).expect("planned");
+    tally.take(1, done()).expect("planned");
+    assert!(tally.is_complete());
+    tally.finish(&plan, Vec::new(), SystemTime::now(), false, None, proxy, Vec::new())
+}
+
+fn codes(result: &RunResult) -> Vec<&str> {
+    result.validity.reasons.iter().map(|reason| reason.code.as_str()).collect()
+}
+
+#[test]
+fn one_busy_thread_makes_the_result_invalid_however_idle_the_others_are() {
+    let hold = Load::Hold { rate: 20.0 };
+    let idle = result(hold, &[(500, 1); 30], Vec::new());
+    assert!(idle.validity.valid && codes(&idle).is_empty());
+    let busy = result(hold, &[(900, 1); 30], Vec::new());
+    assert!(!busy.validity.valid && codes(&busy) == ["client_cpu"]);
+    assert_eq!(busy.phases[0].client.busiest_percent, 90.0);
+    assert_eq!(busy.phases[0].timeline.points[3].client_cpu, 90.0);
+}
+
+#[test]
+fn only_errors_of_its_own_making_make_the_result_invalid() {
+    let plan = plan(Load::Hold { rate: 20.0 });
+    for (source, codes_) in [(Failure::OWN_SOURCE, &["client_limit"][..]), ("client", &[])] {
+        let mut tally = Tally::new(&plan, 1);
+        let mut class = ClassResult { failed: 1, ..ClassResult::default() };
+        class.count_error("AUTH_REQUIRED", source, 1);
+        let done = Done { classes: vec![vec![class]], lag: vec![Hist::default()], idle: vec![None] };
+        tally.take(0, Report::Done(Box::new(done))).expect("planned");
+        let result = tally.finish(&plan, Vec::new(), SystemTime::now(), false, None, Vec::new(), Vec::new());
+        assert_eq!(codes(&result), codes_, "a proxy's `client` is the visitor, not us");
+    }
+}
+
+#[test]
+fn seconds_of_all_threads_are_one_point() {
+    let result = result(Load::Hold { rate: 20.0 }, &[(1, 5); 30], Vec::new());
+    let points = &result.phases[0].timeline.points;
+    assert_eq!((points.len(), points[0].ok, points[29].at_s), (30, 20, 29));
+    assert!((4900.0..5100.0).contains(&points[0].p99_us));
+    assert_eq!(result.phases[0].total().ok, 600);
+}
+
+#[test]
+fn a_soak_that_gets_slower_or_larger_says_so_and_a_steady_one_does_not() {
+    let soak = Load::Soak { rate: 20.0 };
+    let used = |end| {
+        let used = ProxyUse { memory_early_bytes: 10 << 20, memory_end_bytes: end, ..ProxyUse::default() };
+        vec![Some(used)]
+    };
+    assert!(codes(&result(soak, &[(1, 5); 30], used(12 << 20))).is_empty());
+    let slower: Vec<(u64, u64)> = (0..30).map(|n| (1, 5 + n)).collect();
+    let drifted = result(soak, &slower, used(40 << 20));
+    assert_eq!(codes(&drifted), ["drift", "drift"]);
+    assert!(drifted.validity.valid, "worth knowing, not wrong");
+    // One bad second is no drift.
+    let mut hiccup = [(1, 5); 30];
+    hiccup[29].1 = 500;
+    assert!(codes(&result(soak, &hiccup, Vec::new())).is_empty());
+}
+
+#[test]
+fn reports_of_what_was_not_planned_are_refused() {
+    let plan = plan(Load::Hold { rate: 1.0 });
+    let mut tally = Tally::new(&plan, 1);
+    let strange = Report::Done(Box::new(Done { classes: Vec::new(), lag: Vec::new(), idle: Vec::new() }));
+    assert!(tally.take(0, strange).is_err());
+    let Report::Second(mut late) = second(0, 1, 1) else { unreachable!() };
+    late.phase = 7;
+    assert!(tally.take(0, Report::Second(late)).is_err());
+}
+
+#[test]
+fn a_proxy_s_cpu_is_divided_by_what_it_did() {
+    let proxy = vec![Some(ProxyUse { cpu_s: 0.006, ..ProxyUse::default() })];
+    let result = result(Load::Hold { rate: 20.0 }, &[(1, 1); 30], proxy);
+    let used = result.phases[0].proxy.as_ref().expect("given");
+    // 600 requests ended.
+    assert!((used.cpu_us_per_request - 10.0).abs() < 1e-6, "{used:?}");
+    assert!((used.requests_per_core_s - 100_000.0).abs() < 1e-3);
+}
