@@ -25,7 +25,7 @@ pub struct AdmissionRules {
     pub client_connections_max: Option<u32>,
     /// Requests and tunnels under way per sandbox.
     pub sandbox_requests_max: Option<u32>,
-    /// Clients, and sandboxes, a limit remembers. Costs about 100 bytes each and limit.
+    /// Clients, and sandboxes, a limit remembers. Costs about 150 bytes each and limit.
     pub keys_max: usize,
 }
 

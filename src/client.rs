@@ -227,6 +227,8 @@ async fn request(
     let request_id = shard.request_ids.next();
     let request_id = std::str::from_utf8(&request_id).expect("hex digits and dashes");
     client.first_byte.set(None);
+    // What ended the one before it on this connection is over.
+    client.watch.unfire();
     let mut stamps = Stamps { started, granted: None, class: Class::Own, auth: None };
     let routed = route(head, shard.route_rules);
     let mut sharing = None;
@@ -316,7 +318,8 @@ async fn staged(
     if route == Route::Health {
         return health(shard, client, head, rest, request_id).await;
     }
-    let asker = Asker::new(shard, &client.watch, client.visitor(shard, head), stamps.started);
+    // Not the time of the first byte: a head sent slowly must not stretch what is remembered.
+    let asker = Asker::new(shard, &client.watch, client.visitor(shard, head), Instant::now());
     let limited = |limit, exceeded: Exceeded| {
         add(&shard.counters.limited[limit as usize], 1);
         early(Cause::Limited(limit, exceeded.0))

@@ -28,6 +28,7 @@ use std::cell::Cell;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::task::Poll;
+use std::time::Duration;
 
 /// From so many bytes to come on, a body of a known length is cut when its right ends.
 const LONG_BODY: u64 = 256 * 1024;
@@ -151,7 +152,10 @@ pub async fn exchange(
                 .map(|answer| (answer, Uploaded::Whole(Vec::new())))
             }
             // Apart: its state is three times that of a request without a body to stream.
-            Ok(()) => Box::pin(both_ways(client, shard, &runner, outgoing, &body)).await,
+            Ok(()) => match still_granted(asker, outgoing).await {
+                Ok(()) => Box::pin(both_ways(client, shard, &runner, outgoing, &body)).await,
+                Err(cause) => Err(Failed::before_answer(cause)),
+            },
         };
         client.watch.waits_for_others(false);
         shard.buffers.give(std::mem::take(&mut out));
@@ -177,7 +181,7 @@ pub async fn exchange(
                 })?;
             }
             let early = outgoing.rest.to_vec();
-            let alive = enter(client, shard, outgoing);
+            let alive = enter(client, shard, &runner, outgoing);
             let next = Next::Tunnel(Tunnel { runner, early, alive });
             return Ok(Done { next, status, used: outgoing.rest.len(), overread: Vec::new(), early: false });
         }
@@ -333,7 +337,7 @@ async fn both_ways(
     body: &Body,
 ) -> Result<(Answered, Uploaded), Failed> {
     let head = outgoing.head;
-    let _alive = enter(client, shard, outgoing);
+    let _alive = enter(client, shard, runner, outgoing);
     let started = Cell::new(false);
     let means = client.means(shard);
     let lane = Lane { source: client.transport(), sink: runner, way: Way::Up, means: &means };
@@ -494,7 +498,8 @@ async fn respond(
     let reset = framing == ResponseBody::UntilClose;
     let sink = if framing == ResponseBody::Chunked { SinkFraming::Chunked } else { SinkFraming::Bare };
     let means = client.means(shard);
-    let _alive = goes_on(last.body, &inbuf[last.head_bytes..]).then(|| enter(client, shard, outgoing));
+    let _alive =
+        goes_on(last.body, &inbuf[last.head_bytes..]).then(|| enter(client, shard, runner, outgoing));
     let lane = Lane { source: runner, sink: client.transport(), way: Way::Down, means: &means };
     let moved = async {
         let here = &inbuf[last.head_bytes..];
@@ -506,10 +511,13 @@ async fn respond(
             ResponseBody::Length(length) => {
                 let take = usize::try_from(length).unwrap_or(usize::MAX).min(here.len());
                 out.extend_from_slice(&here[..take]);
-                out = lane.send_whole(std::mem::take(&mut out)).await?;
                 let left = length - take as u64;
                 if left > 0 {
+                    // At once, so that the rest follows without a turn of the loop between.
+                    lane.send(&out).await?;
                     lane.exact(left).await?;
+                } else {
+                    out = lane.send_whole(std::mem::take(&mut out)).await?;
                 }
                 // Bytes behind the end: delivered is what was announced, and the connection is not used again.
                 Ok(take == here.len())
@@ -566,9 +574,15 @@ async fn respond(
 }
 
 /// What lives long is found again when its right ends.
-fn enter(client: &Client, shard: &Shard, outgoing: &Outgoing<'_, '_>) -> Option<Alive> {
+fn enter(client: &Client, shard: &Shard, runner: &Socket, outgoing: &Outgoing<'_, '_>) -> Option<Alive> {
     let pass = outgoing.grant.pass(shard, outgoing.head, outgoing.ip)?;
-    let check_in = pass.basis.lifetime(&shard.config);
+    // What changed since the grant is found out about at once.
+    let outdated = shard.changes.is_old(&pass.sandbox, outgoing.grant.as_of());
+    let check_in = if outdated { Duration::ZERO } else { pass.basis.lifetime(&shard.config) };
+    // A peer that vanished without a word must not hold what lives long.
+    for fd in [client.transport().fd(), runner.fd()] {
+        let _ = socket::set_keepalive(fd);
+    }
     Some(shard.live.enter(pass, client.watch.index(), check_in))
 }
 

@@ -88,22 +88,37 @@ pub struct Asker<'a> {
     pub now: Instant,
     /// Questions asked on the client's account and not paid back.
     asked: Cell<u32>,
+    /// The client pays; what the gate wants to know for itself nobody does.
+    charged: bool,
 }
 
 impl<'a> Asker<'a> {
     pub fn new(shard: &'a Shard, watch: &'a Watch, ip: IpAddr, now: Instant) -> Self {
-        Self { shard, watch, ip, now, asked: Cell::new(0) }
+        Self { shard, watch, ip, now, asked: Cell::new(0), charged: true }
+    }
+
+    /// For looking again at what a client opened: it must not be able to put that off.
+    pub fn of_gate(shard: &'a Shard, watch: &'a Watch, ip: IpAddr, now: Instant) -> Self {
+        Self { charged: false, ..Self::new(shard, watch, ip, now) }
     }
 
     /// Asks the control plane on the client's account: who asks too much in vain is not asked for any more.
     pub async fn ask(&self, question: Question) -> Result<Told, Cause> {
-        if let Err(Exceeded(seconds)) = self.shard.admission.look_up(self.ip.into(), self.now) {
+        if self.charged
+            && let Err(Exceeded(seconds)) = self.shard.admission.look_up(self.ip.into(), self.now)
+        {
             add(&self.shard.counters.limited[Limit::LookUps as usize], 1);
             let as_of = self.shard.changes.now();
             return Ok(Told { reply: Err(Trouble::ClientLimited(seconds)), keep: Duration::ZERO, as_of });
         }
-        self.asked.set(self.asked.get() + 1);
-        ask(self.shard, self.watch, question).await.map_err(|Left| Cause::ClientGone)
+        let is_proof = matches!(question, Question::Verdict { .. } | Question::SignedToken { .. });
+        let told = ask(self.shard, self.watch, question).await.map_err(|Left| Cause::ClientGone)?;
+        // A proof that is refused was asked about in vain, whatever another one opens.
+        let in_vain = is_proof && matches!(told.reply, Ok(Answer::No | Answer::NotFound));
+        if self.charged && !in_vain {
+            self.asked.set(self.asked.get() + 1);
+        }
+        Ok(told)
     }
 
     /// The questions so far were not in vain: the client was let in.

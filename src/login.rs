@@ -16,7 +16,6 @@ use crate::grant::Asker;
 use crate::head::{FieldId, RequestHead};
 use crate::ids::{SandboxId, Token};
 use crate::mailbox::{Answer, LoginFault, LoginQuestion, Question, Redirect};
-use crate::questions::{Left, ask};
 use crate::request_id::RequestId;
 use crate::route::Route;
 use navigation::Asks;
@@ -99,11 +98,18 @@ pub async fn hand_off(
     redirect(asker, question).await
 }
 
+/// On the client's account: each step costs the control plane, and most the provider. Only steps that get somewhere
+/// are paid back; the first of a login, which anybody can ask for, is not.
 async fn redirect(asker: &Asker<'_>, question: LoginQuestion) -> Result<Redirect, Cause> {
-    let told =
-        ask(asker.shard, asker.watch, Question::Login(question)).await.map_err(|Left| Cause::ClientGone)?;
+    let begins = matches!(question, LoginQuestion::Start { .. });
+    let told = asker.ask(Question::Login(question)).await?;
     match told.reply {
-        Ok(Answer::Redirect(redirect)) => Ok(*redirect),
+        Ok(Answer::Redirect(redirect)) => {
+            if !begins {
+                asker.repay();
+            }
+            Ok(*redirect)
+        }
         Ok(Answer::LoginRefused(fault)) => Err(Cause::Login(fault)),
         Ok(_) => Err(Cause::Internal),
         Err(trouble) => Err(Cause::Login(LoginFault::Api(trouble))),

@@ -26,7 +26,7 @@ struct IdleList {
 
 /// All idle connections of a shard.
 pub struct Pool {
-    lists: RefCell<HashMap<SocketAddr, Rc<IdleList>>>,
+    lists: RefCell<HashMap<Vec<SocketAddr>, Rc<IdleList>>>,
     idle_count: Cell<usize>,
     idle_max: usize,
     /// In ticks.
@@ -38,10 +38,13 @@ impl Pool {
         Self { lists: RefCell::default(), idle_count: Cell::new(0), idle_max, idle_ticks }
     }
 
-    /// Runners at the same address share their idle connections, whoever's sandboxes they hold.
+    /// Runners at the same addresses share their idle connections, whoever's sandboxes they hold. All of them: a
+    /// connection may have been made to any.
     pub fn runner(&self, address: Arc<RunnerAddress>) -> Option<Rc<Runner>> {
-        let first = *address.addrs.first()?;
-        let idle = self.lists.borrow_mut().entry(first).or_default().clone();
+        if address.addrs.is_empty() {
+            return None;
+        }
+        let idle = self.lists.borrow_mut().entry(address.addrs.clone()).or_default().clone();
         Some(Rc::new(Runner { address, idle }))
     }
 

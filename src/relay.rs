@@ -3,7 +3,7 @@
 //! Small amounts are copied through a pooled buffer. Once [`SPLICE_MIN`] or more of a known length remain, or reads
 //! keep coming back full, bytes go through a pipe with `splice(2)` and never enter our memory. The ring's own splice
 //! is never used: each idle one would hold a kernel thread. Waits are readiness only, so an idle lane holds neither
-//! buffer nor pipe, and dropping a lane loses nothing that was not lost with its connection.
+//! buffer nor pipe, and dropping a lane (but in [`Lane::send_whole`]) loses nothing that was not lost with its connection.
 
 use crate::activity::InUse;
 use crate::buffers::{Buffers, Lease, PIPE, SMALL};
@@ -176,7 +176,8 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
     pub async fn until_end(&self, framing: SinkFraming) -> Result<u64, Fault> {
         let (mut total, mut full_reads, mut unpaused) = (0, 0, 0);
         loop {
-            self.wait_readable().await?;
+            // No deadline: a stream may be silent for as long as it likes, in either direction.
+            self.source.readable().await.map_err(Fault::SourceBroke)?;
             let mut buf = self.means.buffers.small();
             let room = buf.capacity();
             let n = match self.source.try_recv_at_most(&mut buf, room).map_err(Fault::SourceBroke)? {

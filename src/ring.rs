@@ -96,6 +96,7 @@ fn probe(driver: Driver) -> io::Result<()> {
     let needed = [
         (io_uring::opcode::PollAdd::CODE, "POLL_ADD"),
         (io_uring::opcode::Recv::CODE, "RECV"),
+        (io_uring::opcode::Send::CODE, "SEND"),
         (io_uring::opcode::AsyncCancel::CODE, "ASYNC_CANCEL"),
         (io_uring::opcode::Close::CODE, "CLOSE"),
     ];

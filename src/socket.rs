@@ -118,14 +118,13 @@ pub fn shutdown(fd: BorrowedFd<'_>, how: Shutdown) {
     let _ = rustix::net::shutdown(fd, how);
 }
 
-/// What both kinds of data-plane sockets are given: no Nagle, keep-alive probes (a peer that vanished is noticed
-/// after about 2 minutes) and an end to unacknowledged data after 60 s.
+/// What both kinds of data-plane sockets are given: no Nagle.
 pub fn set_stream_options(fd: BorrowedFd<'_>) -> io::Result<()> {
     socket2::SockRef::from(&fd).set_tcp_nodelay(true)
 }
 
-/// For connections that live long: tunnels and held requests. Set when the first wait turned out to be long, so that
-/// short requests do not pay the calls.
+/// For connections that live long: tunnels, streams, uploads. A peer that vanished is noticed after about 2 minutes.
+/// Short requests do not pay the calls.
 pub fn set_keepalive(fd: BorrowedFd<'_>) -> io::Result<()> {
     let socket = socket2::SockRef::from(&fd);
     let probes = socket2::TcpKeepalive::new()

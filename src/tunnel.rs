@@ -1,4 +1,4 @@
-//! A tunnel after a `101`: bytes both ways, no timer, half-close each way. Idle, it is two waits and nothing else.
+//! A tunnel after a `101`: bytes both ways, half-close each way, no timer but for a client that takes nothing. Idle, it is two waits and nothing else.
 
 use crate::counters::{add, less};
 use crate::deadlines::Watch;

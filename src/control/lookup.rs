@@ -141,7 +141,11 @@ impl Lookup {
         self.count(stored.is_some(), known.is_some());
         if let Some((value, expires_in)) = known {
             push.watch(Shared::Public, sandbox, began + expires_in);
-            if !in_doubt(push, sandbox, began) {
+            // Written while the API may still have told what was true before the last change: v0.190 keeps that for an
+            // hour.
+            let written = began.checked_sub(PUBLIC_TTL.saturating_sub(expires_in));
+            let settled = push.last_change(sandbox).is_none_or(|change| written >= Some(change + API_MEMORY));
+            if (settled || !value) && !in_doubt(push, sandbox, began) {
                 let pushed = if heard && push.is_trusted() { public_pushed } else { public };
                 let keep = if value { pushed } else { negative };
                 return Found { reply: Ok(yes_or_no(value)), keep: keep.min(expires_in) };

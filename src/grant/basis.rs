@@ -95,7 +95,7 @@ impl Grant {
 /// Finds out, from memory or the API, as for a new request.
 pub async fn holds(shard: &Shard, pass: &Pass) -> Holds {
     let watch = shard.deadlines.nobody();
-    let asker = Asker::new(shard, &watch, pass.client_ip, Instant::now());
+    let asker = Asker::of_gate(shard, &watch, pass.client_ip, Instant::now());
     let about = About { asker: &asker, sandbox: &pass.sandbox, api_down: None };
     let finding = match &pass.basis {
         Basis::Public => about.public().await,
@@ -103,8 +103,6 @@ pub async fn holds(shard: &Shard, pass: &Pass) -> Holds {
         Basis::Link { token, port } => about.link(*token, *port).await,
         Basis::Cookie => return Holds::Yes,
     };
-    // Looking again is the gate's own doing.
-    asker.repay();
     match finding {
         Ok(Finding::Good) => Holds::Yes,
         Ok(Finding::LinkTo(sandbox)) if sandbox == pass.sandbox => Holds::Yes,

@@ -29,6 +29,33 @@ fn gate_before(behave: impl Fn(Wire, usize) + Send + Sync + 'static) -> (Runner,
 }
 
 #[test]
+fn a_tunnel_may_be_silent_for_longer_than_a_body() {
+    let (told, tell) = mpsc::channel();
+    let told = std::sync::Mutex::new(told);
+    let runner = Runner::start(move |mut wire, _| {
+        let Ok(Some(_)) = wire.head() else { return };
+        wire.send(switching(ACCEPT)).expect("the gate reads");
+        // Four times as long as a body might stand still; an end would be told at once.
+        wire.stream.set_read_timeout(Some(Duration::from_millis(1200))).expect("not zero");
+        let silence = wire.fill().map_err(|error| error.kind());
+        wire.stream.set_read_timeout(Some(crate::harness::DEADLINE)).expect("not zero");
+        wire.send("down").expect("the gate reads");
+        let up = wire.exactly(2).expect("bytes of the tunnel");
+        told.lock().expect("one connection").send((silence, up)).expect("the test waits");
+    });
+    let gate = Gate::start(&Api::start(runner.addr), &[("SANDGATE_CLIENT_STALL_MS", "300")]);
+    let mut wire = gate.connect();
+    wire.send(upgrade("/ws")).expect("the gate reads");
+    assert_eq!(wire.head().expect("an answer").expect("an answer").status(), 101);
+    assert_eq!(wire.exactly(4).expect("bytes of the tunnel"), b"down");
+    wire.send("up").expect("the gate reads");
+    let (silence, up) = tell.recv_timeout(crate::harness::DEADLINE).expect("the runner is done");
+    assert_eq!(silence, Err(std::io::ErrorKind::WouldBlock), "the tunnel was ended");
+    assert_eq!(up, b"up");
+    gate.check(&runner);
+}
+
+#[test]
 fn bytes_sent_before_the_switch_arrive_after_it_and_bytes_glued_to_it_are_kept() {
     let (told, tell) = mpsc::channel();
     let told = std::sync::Mutex::new(told);
