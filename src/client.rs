@@ -84,7 +84,7 @@ impl Client {
             Some(Fired::ClientRead) => Cause::BodyStalled,
             Some(Fired::ClientWrite | Fired::ClientGone) => Cause::ClientGone,
             Some(Fired::Runner) => Cause::RunnerTimeout,
-            Some(Fired::Revoked) => Cause::Revoked,
+            Some(Fired::Revoked(_)) => Cause::Revoked,
             None => cause,
         }
     }

@@ -105,7 +105,7 @@ impl CacheKind {
     }
 }
 
-/// Why something that lived long was cut.
+/// Why something that lived long was ended by the gate. A client that can be told is told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Revoked {
     /// The sandbox is not public any more.
@@ -114,22 +114,42 @@ pub enum Revoked {
     Token,
     /// The signed link is over.
     Link,
-    /// Nothing runs in the sandbox any more.
-    Ended,
+    /// The session's time is over.
+    Session,
+    /// Nothing runs in the sandbox any more, and the next three say why.
+    Stopped,
+    Archived,
+    Destroyed,
     /// Something changed, and nobody could say for too long whether the right still holds.
     Undecided,
+    /// The gate ends; no right does.
+    Draining,
 }
 
 impl Revoked {
-    pub const ALL: &'static [Self] = &[Self::Private, Self::Token, Self::Link, Self::Ended, Self::Undecided];
+    pub const ALL: &'static [Self] = &[
+        Self::Private,
+        Self::Token,
+        Self::Link,
+        Self::Session,
+        Self::Stopped,
+        Self::Archived,
+        Self::Destroyed,
+        Self::Undecided,
+        Self::Draining,
+    ];
 
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Private => "private",
             Self::Token => "token",
             Self::Link => "link",
-            Self::Ended => "ended",
+            Self::Session => "session",
+            Self::Stopped => "stopped",
+            Self::Archived => "archived",
+            Self::Destroyed => "destroyed",
             Self::Undecided => "undecided",
+            Self::Draining => "draining",
         }
     }
 }

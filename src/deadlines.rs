@@ -4,6 +4,7 @@
 //! socket down, so the pending wait returns by itself and nothing in flight is ever dropped; the reason stands in
 //! the table. The sweep also notices clients that left while their request waits for the runner or the control plane.
 
+use crate::counters::Revoked;
 use crate::sys;
 use rustix::net::Shutdown;
 use std::cell::{Cell, RefCell};
@@ -16,6 +17,8 @@ use std::time::Duration;
 pub const TICK: Duration = Duration::from_millis(100);
 /// A request that waits longer than this for someone else has its client looked at.
 const HANGUP_TICKS: u32 = 5;
+/// What a revoked client is told at the end must be taken by it within this.
+const LAST_WORDS_TICKS: u32 = 3;
 const NEVER: u32 = 0;
 const NO_FD: RawFd = -1;
 
@@ -30,8 +33,8 @@ pub enum Fired {
     Runner,
     /// The client left while others were being waited for.
     ClientGone,
-    /// The right it was let in by is gone.
-    Revoked,
+    /// The right it was let in by is gone, or the gate itself is about to be.
+    Revoked(Revoked),
 }
 
 struct Entry {
@@ -39,13 +42,36 @@ struct Entry {
     runner: RawFd,
     read_by: u32,
     write_by: u32,
+    /// Of a revoked connection whose client is being told why.
+    last_words_by: u32,
     runner_by: u32,
     /// Tick since which the client's leaving matters; `NEVER`: it does not.
     waiting_since: u32,
     /// Between requests: may be closed for a drain.
     idle: bool,
+    /// When it is revoked its task tells the client why before the end.
+    tells_why: bool,
     fired: Option<Fired>,
     waker: Option<Waker>,
+}
+
+impl Entry {
+    fn is_revoked(&self) -> bool {
+        matches!(self.fired, Some(Fired::Revoked(_)))
+    }
+
+    /// Whom to wake.
+    fn revoke(&mut self, why: Revoked, now: u32) -> Option<Waker> {
+        self.fired = Some(Fired::Revoked(why));
+        if self.tells_why {
+            sys::shutdown_raw(self.client, Shutdown::Read);
+            self.last_words_by = now + LAST_WORDS_TICKS;
+        } else {
+            sys::shutdown_raw(self.client, Shutdown::Both);
+        }
+        sys::shutdown_raw(self.runner, Shutdown::Both);
+        self.waker.take()
+    }
 }
 
 /// One shard's table.
@@ -67,9 +93,11 @@ impl Deadlines {
             runner: NO_FD,
             read_by: NEVER,
             write_by: NEVER,
+            last_words_by: NEVER,
             runner_by: NEVER,
             waiting_since: NEVER,
             idle: false,
+            tells_why: false,
             fired: None,
             waker: None,
         };
@@ -92,20 +120,35 @@ impl Deadlines {
         self.watch(NO_FD)
     }
 
-    /// Ends a connection and the runner's it uses, both ways and at once. `false`: it was ended so already.
-    pub fn revoke(&self, index: u32) -> bool {
-        let mut entries = self.entries.borrow_mut();
-        let entry = &mut entries[index as usize];
-        if entry.fired == Some(Fired::Revoked) {
-            return false;
-        }
-        entry.fired = Some(Fired::Revoked);
-        sys::shutdown_raw(entry.client, Shutdown::Both);
-        sys::shutdown_raw(entry.runner, Shutdown::Both);
-        let waker = entry.waker.take();
-        drop(entries);
+    /// Ends a connection and the runner's it uses, both ways and at once; where the task tells the client why, the way
+    /// to it stays open a little longer, see [`Watch::tells_why`]. `false`: it was ended so already.
+    pub fn revoke(&self, index: u32, why: Revoked) -> bool {
+        let now = self.now.get();
+        let waker = {
+            let mut entries = self.entries.borrow_mut();
+            let entry = &mut entries[index as usize];
+            if entry.is_revoked() {
+                return false;
+            }
+            entry.revoke(why, now)
+        };
         waker.into_iter().for_each(Waker::wake);
         true
+    }
+
+    /// Ends all that can tell their clients why; how many. The rest ends by itself or when the process does.
+    pub fn revoke_who_tell_why(&self, why: Revoked) -> usize {
+        let now = self.now.get();
+        let mut wakers = Vec::new();
+        let mut ended = 0;
+        for entry in self.entries.borrow_mut().iter_mut() {
+            if entry.client != NO_FD && entry.tells_why && !entry.is_revoked() {
+                ended += 1;
+                wakers.extend(entry.revoke(why, now));
+            }
+        }
+        wakers.into_iter().for_each(Waker::wake);
+        ended
     }
 
     /// Ticks since start: a clock of one tick's exactness for free.
@@ -124,6 +167,12 @@ impl Deadlines {
         for (at, entry) in entries.iter_mut().enumerate() {
             if entry.client == NO_FD {
                 continue;
+            }
+            if due(entry.last_words_by, now) {
+                // The reason is known already; it was not taken in time.
+                sys::shutdown_raw(entry.client, Shutdown::Both);
+                entry.last_words_by = NEVER;
+                wakers.extend(entry.waker.take());
             }
             if entry.idle && (drain || due(entry.read_by, now)) {
                 // Only the reading side: what was sent may still be on its way.
@@ -247,6 +296,21 @@ impl Watch {
         self.with(|e| e.waiting_since = since);
     }
 
+    /// From now on the task of this connection tells its client why it is revoked. The runner's side is shut down at
+    /// once and the client is read no more, but the way to it stays open for up to 0.4 s: nothing else than the last
+    /// words may go there, whatever was read from the runner before; whoever waits is woken as by any other end.
+    pub fn tells_why(&self) {
+        self.with(|e| e.tells_why = true);
+    }
+
+    /// Why the right is gone, if it is.
+    pub fn revoked(&self) -> Option<Revoked> {
+        match self.fired() {
+            Some(Fired::Revoked(why)) => Some(why),
+            _ => None,
+        }
+    }
+
     pub fn fired(&self) -> Option<Fired> {
         self.with(|e| e.fired)
     }
@@ -339,6 +403,35 @@ mod tests {
         assert_eq!(idle.read(&mut [0; 1]).expect("ended"), 0);
         let kind = (&busy).read(&mut [0; 1]).expect_err("open").kind();
         assert_eq!(kind, std::io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn who_tells_why_can_still_write_for_a_moment_and_no_longer() {
+        let (mut ours, mut theirs) = UnixStream::pair().expect("pair");
+        let (mut runner, _app) = UnixStream::pair().expect("pair");
+        let (mut other, _other_end) = UnixStream::pair().expect("pair");
+        let table = Deadlines::new();
+        let (watch, silent) = (table.watch(ours.as_raw_fd()), table.watch(other.as_raw_fd()));
+        watch.attach(runner.as_raw_fd());
+        watch.tells_why();
+        assert!(
+            table.revoke(watch.index(), Revoked::Private) && !table.revoke(watch.index(), Revoked::Token)
+        );
+        assert_eq!(watch.revoked(), Some(Revoked::Private));
+        assert_eq!(runner.read(&mut [0; 1]).expect("ended"), 0);
+        assert_eq!(ours.read(&mut [0; 1]).expect("read no more"), 0);
+        ours.write_all(b"why").expect("still writable");
+        theirs.read_exact(&mut [0; 3]).expect("told");
+        sweeps(&table, LAST_WORDS_TICKS);
+        ours.write_all(b"late").expect_err("over");
+        // Its reason stays, and who cannot tell it is not ended with the others.
+        assert_eq!(table.revoke_who_tell_why(Revoked::Draining), 0);
+        assert_eq!((watch.revoked(), silent.revoked()), (Some(Revoked::Private), None));
+        silent.tells_why();
+        assert_eq!(table.revoke_who_tell_why(Revoked::Draining), 1);
+        assert_eq!(silent.revoked(), Some(Revoked::Draining));
+        drop(silent);
+        assert_eq!(other.read(&mut [0; 1]).expect("ended"), 0);
     }
 
     #[test]

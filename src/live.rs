@@ -141,12 +141,13 @@ impl Live {
         }
     }
 
-    /// Ends them; how many.
-    fn cut(&self, sandbox: &SandboxId, basis: Option<&Basis>) -> u64 {
+    /// Ends them, and counts them.
+    fn cut(&self, shard: &Shard, sandbox: &SandboxId, basis: Option<&Basis>, why: Revoked) {
         let mut watches = Vec::new();
         self.each(sandbox, basis, |entry| watches.push(entry.watch));
         // Each at most once: it stays in the table until its task has seen the end.
-        watches.into_iter().map(|watch| u64::from(self.deadlines.revoke(watch))).sum()
+        let ended = watches.into_iter().filter(|watch| self.deadlines.revoke(*watch, why)).count();
+        add(&shard.counters.revoked[why as usize], ended as u64);
     }
 
     fn enqueue(&self, sandbox: SandboxId) {
@@ -159,10 +160,7 @@ impl Live {
     pub fn changed(self: &Rc<Self>, shard: &Rc<Shard>, sandbox: &SandboxId, change: Change) {
         match change {
             Change::Runner => return,
-            Change::Ended => {
-                add(&shard.counters.revoked[Revoked::Ended as usize], self.cut(sandbox, None));
-                return;
-            }
+            Change::Ended(why) => return self.cut(shard, sandbox, None, why),
             Change::Public | Change::State => {}
         }
         let now = self.deadlines.now();
@@ -231,9 +229,7 @@ impl Live {
                 let next = ticks(basis.lifetime(&shard.config));
                 entry.check_at = now + if entry.doubt_since.take().is_some() { SETTLED_TICKS } else { next };
             }),
-            Holds::No => {
-                add(&shard.counters.revoked[basis.revoked() as usize], self.cut(sandbox, Some(basis)));
-            }
+            Holds::No => self.cut(shard, sandbox, Some(basis), basis.revoked()),
             Holds::NobodyKnows => self.each(sandbox, Some(basis), |entry| {
                 entry.check_at = now + AGAIN_TICKS;
                 doubtful_for_too_long |=
@@ -241,7 +237,7 @@ impl Live {
             }),
         }
         if doubtful_for_too_long {
-            add(&shard.counters.revoked[Revoked::Undecided as usize], self.cut(sandbox, Some(basis)));
+            self.cut(shard, sandbox, Some(basis), Revoked::Undecided);
         }
     }
 }

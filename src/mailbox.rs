@@ -3,6 +3,7 @@
 //! Up: tokio's bounded channel (`try_send`, never waits). Down: a bounded lock-free queue per shard and an eventfd
 //! the shard reads through its ring. Nothing here allocates per message but the message.
 
+use crate::counters::Revoked;
 use crate::ids::{Port, SandboxId, SignedToken, Token};
 use crate::request_id::RequestId;
 use std::net::{IpAddr, SocketAddr};
@@ -197,8 +198,8 @@ pub enum Change {
     Runner,
     /// Its state is another, and with it maybe its tokens and its runner.
     State,
-    /// Nothing runs in it any more.
-    Ended,
+    /// Nothing runs in it any more, for one of the reasons that name its state.
+    Ended(Revoked),
 }
 
 /// From the control plane to a shard.

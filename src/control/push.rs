@@ -10,6 +10,7 @@
 use super::redis::{Listener, News, Redis};
 use super::stats::Stats;
 use crate::changes::Changes;
+use crate::counters::Revoked;
 use crate::ids::SandboxId;
 use crate::log::{Level, Log};
 use crate::mailbox::Change;
@@ -291,12 +292,19 @@ struct EventSandbox {
     id: String,
 }
 
-/// States in which nothing runs that could answer.
-const ENDED: [&str; 3] = ["stopped", "archived", "destroyed"];
+/// The state as one in which nothing runs that could answer.
+fn ended(state: &str) -> Option<Revoked> {
+    match state {
+        "stopped" => Some(Revoked::Stopped),
+        "archived" => Some(Revoked::Archived),
+        "destroyed" => Some(Revoked::Destroyed),
+        _ => None,
+    }
+}
 
 fn sandbox_event(payload: &[u8]) -> Option<(SandboxId, Change)> {
     let event: SandboxEvent = serde_json::from_slice(payload).ok()?;
-    let ended = event.new_state.is_some_and(|state| ENDED.contains(&state.as_str()));
+    let ended = event.new_state.as_deref().and_then(ended);
     let sandbox = SandboxId::parse(event.sandbox.id.as_bytes())?;
-    Some((sandbox, if ended { Change::Ended } else { Change::State }))
+    Some((sandbox, ended.map_or(Change::State, Change::Ended)))
 }

@@ -53,7 +53,7 @@ impl Basis {
             Self::Public => Revoked::Private,
             Self::Token { .. } => Revoked::Token,
             Self::Link { .. } => Revoked::Link,
-            Self::Cookie => Revoked::Ended,
+            Self::Cookie => Revoked::Session,
         }
     }
 }

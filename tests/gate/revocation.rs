@@ -121,7 +121,7 @@ fn everything_ends_with_its_sandbox_and_nothing_of_another() {
     let mut other = opened(&world.gate, &HOST.replace("sb1", "sb2"), &upgrade("/ws"), "");
     cli(world.redis.port, &["publish", CHANNEL, &event("destroyed")]);
     all_end(wires, &told, Instant::now());
-    world.until_metric("preview_revoked_total{reason=\"ended\"} 4");
+    world.until_metric("preview_revoked_total{reason=\"destroyed\"} 4");
     assert!(lives(&mut other));
 }
 

@@ -6,6 +6,7 @@ use crate::control::fake_api::{Act, FakeApi, reply, within};
 use crate::control::push::Told;
 use crate::control::redis_server::{self, RedisServer};
 use crate::control::tests::LIFETIMES;
+use crate::counters::Revoked;
 use crate::log::Log;
 use crate::mailbox::{Change, Trouble};
 use std::sync::atomic::Ordering::Relaxed;
@@ -274,9 +275,9 @@ async fn a_deleted_key_and_a_published_state_are_heard_and_what_others_write_is_
     for (state, change) in [
         ("started", Change::State),
         ("stopping", Change::State),
-        ("stopped", Change::Ended),
-        ("archived", Change::Ended),
-        ("destroyed", Change::Ended),
+        ("stopped", Change::Ended(Revoked::Stopped)),
+        ("archived", Change::Ended(Revoked::Archived)),
+        ("destroyed", Change::Ended(Revoked::Destroyed)),
     ] {
         cli(&server, &["publish", "sandbox.event.channel", &event("sb", state)]).await;
         assert_eq!(proxy.heard().await, Told::Changed(id("sb"), change), "{state}");
