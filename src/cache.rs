@@ -38,7 +38,11 @@ impl<K: Hash + Eq + Clone, V> TtlMap<K, V> {
         Some(&slot.value)
     }
 
+    /// What is not to be kept at all takes nobody's place.
     pub fn insert(&mut self, key: K, value: V, ttl: Duration, now: Instant) {
+        if ttl.is_zero() {
+            return self.remove(&key);
+        }
         let expires = now + ttl;
         if let Some(&at) = self.index.get(&key) {
             let slot = &mut self.slots[at as usize];
@@ -119,6 +123,17 @@ mod tests {
             map.insert(key, 0, TTL, now);
         }
         assert_eq!(map.len(), 8);
+    }
+
+    #[test]
+    fn what_is_not_to_be_kept_takes_nobodys_place_and_ends_what_was_there() {
+        let (mut map, now) = (TtlMap::new(1), Instant::now());
+        map.insert("a", 1, TTL, now);
+        map.insert("b", 2, Duration::ZERO, now);
+        assert_eq!(map.get(&"a", now), Some(&1));
+        assert_eq!(map.get(&"b", now), None);
+        map.insert("a", 3, Duration::ZERO, now);
+        assert!(map.is_empty());
     }
 
     #[test]
