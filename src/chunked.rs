@@ -76,6 +76,18 @@ const EXTENSION_BYTES_MAX: u32 = 256;
 /// extensions does not (CVE-2023-39326, whose remedy this is).
 const LINE_EXCESS_MAX: u64 = 16 * 1024;
 
+/// All of a body, its trailer section included, and nothing behind it.
+pub fn is_whole(body: &[u8]) -> bool {
+    let (mut reader, mut at) = (ChunkReader::new(body.len()), 0);
+    loop {
+        match reader.next(&body[at..]) {
+            Ok((used, Piece::Data { .. })) => at += used,
+            Ok((used, Piece::End)) => return at + used == body.len(),
+            Ok((_, Piece::NeedMore)) | Err(_) => return false,
+        }
+    }
+}
+
 impl ChunkReader {
     /// `trailer_bytes_max` bounds the trailer section.
     pub fn new(trailer_bytes_max: usize) -> Self {

@@ -179,6 +179,13 @@ impl Cause {
                 "this method is not forwarded",
                 "CONNECT and TRACE are refused",
             ),
+            Self::NoRoute(NoRoute::ServiceWorker) => row(
+                403,
+                "SERVICE_WORKER_REFUSED",
+                Client,
+                "no service worker may be registered here",
+                "all sandboxes share this origin; register it on the preview's own host",
+            ),
             Self::AuthRequired => row(
                 401,
                 "AUTH_REQUIRED",

@@ -587,11 +587,12 @@ fn enter(client: &Client, shard: &Shard, runner: &Socket, outgoing: &Outgoing<'_
 }
 
 /// A body of which much is still to come, or nobody knows how much. What is left of others is not worth the trouble.
+/// What looks like the end of chunks may be data of one: an app must not be able to hide a stream that way.
 fn goes_on(body: ResponseBody, here: &[u8]) -> bool {
     match body {
         ResponseBody::None => false,
         ResponseBody::Length(length) => length > LONG_BODY + here.len() as u64,
-        ResponseBody::Chunked => !here.ends_with(b"0\r\n\r\n"),
+        ResponseBody::Chunked => !here.ends_with(b"0\r\n\r\n") || !chunked::is_whole(here),
         ResponseBody::UntilClose => true,
     }
 }
@@ -619,6 +620,7 @@ fn response_plan<'a>(
         close,
         request_id: outgoing.request_id,
         set_cookie: grant.set_cookie(),
+        frame_ancestors: grant.frame_ancestors(),
         confine: shard.config.confine_apps.then_some(confine),
         sharing: outgoing.sharing,
         redirect_prefix: match grant.access() {

@@ -153,6 +153,8 @@ pub struct ResponsePlan<'a> {
     pub request_id: &'a str,
     /// Value of a `Set-Cookie` of ours. Not written with 1xx but 101.
     pub set_cookie: Option<&'a str>,
+    /// Sources of a `frame-ancestors` policy of ours, beside what the app says. Not written with 1xx.
+    pub frame_ancestors: Option<&'a str>,
     /// `None`: what the app says about other hosts passes.
     pub confine: Option<Confine<'a>>,
     /// A page of another origin asked.
@@ -164,7 +166,8 @@ pub struct ResponsePlan<'a> {
 /// Appends the whole head, blank line included, to `out`. Status 101 keeps `Upgrade` and `Connection: Upgrade`.
 ///
 /// The app's `Set-Cookie` of a cookie that is ours by name is dropped; when it is confined, so is what it says about
-/// more than its own host, and `Alt-Svc`, which would move its visitors to an address that is not this gate.
+/// more than its own host, and `Alt-Svc`, which would move its visitors to an address that is not this gate. Under the
+/// toolboxes' shared origin it is a guest: it speaks for nothing there, and no document of its acts in that origin.
 pub fn write_response(head: &ResponseHead<'_>, plan: &ResponsePlan<'_>, out: &mut Vec<u8>) {
     debug_assert!(is_clean(plan.request_id), "the request id holds control characters");
     let bytes = head.bytes;
@@ -184,6 +187,8 @@ pub fn write_response(head: &ResponseHead<'_>, plan: &ResponsePlan<'_>, out: &mu
     let sharing = plan.sharing.filter(|_| head.status >= 200);
     let app_shares = sharing.is_some() && has_field(head, ALLOW_ORIGIN);
     let mut shared = SharingFields::default();
+    // Under an origin that is not the app's alone.
+    let guest = plan.confine.as_ref().is_some_and(|confine| !confine.own_host);
     for field in &head.fields {
         let value = field.value.of(bytes);
         let kept = match field.id {
@@ -198,6 +203,7 @@ pub fn write_response(head: &ResponseHead<'_>, plan: &ResponsePlan<'_>, out: &mu
             }
             FieldId::SetCookie => !confine::sets_our_cookie(value),
             FieldId::AltSvc => plan.confine.is_none(),
+            FieldId::Other if guest && confine::speaks_for_origin(field.name.of(bytes)) => false,
             FieldId::Other => {
                 sharing.is_none_or(|sharing| sharing.keeps(field.name.of(bytes), app_shares, &mut shared))
             }
@@ -219,6 +225,16 @@ pub fn write_response(head: &ResponseHead<'_>, plan: &ResponsePlan<'_>, out: &mu
 
     if let Some(sharing) = sharing {
         sharing.write(app_shares, &shared, out);
+    }
+    if guest && head.status >= 200 {
+        confine::write_isolation(head, out);
+    }
+    if let Some(sources) = plan.frame_ancestors
+        && head.status >= 200
+    {
+        out.extend_from_slice(b"Content-Security-Policy: frame-ancestors ");
+        out.extend_from_slice(sources.as_bytes());
+        out.extend_from_slice(b"\r\n");
     }
     match plan.framing {
         ResponseBody::Length(length) => write_length(length, out),

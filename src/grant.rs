@@ -33,6 +33,7 @@ pub struct Grant {
     access: Access,
     auth: AuthResult,
     set_cookie: Option<Box<str>>,
+    frame_ancestors: Option<Box<str>>,
     as_of: AsOf,
 }
 
@@ -66,6 +67,11 @@ impl Grant {
     /// Value of a `Set-Cookie` for the answer.
     pub fn set_cookie(&self) -> Option<&str> {
         self.set_cookie.as_deref()
+    }
+
+    /// Who may frame the answer, where the browser does not say who asks for it.
+    pub fn frame_ancestors(&self) -> Option<&str> {
+        self.frame_ancestors.as_deref()
     }
 
     /// It was found out not before this: a change since then makes it doubtful.
@@ -200,6 +206,10 @@ fn grant(
         }
         _ => None,
     };
+    let frame_ancestors = match (route, proof) {
+        (Route::Preview { label, .. }, Proof::Cookie) => session::frame_ancestors(asker.shard, head, label),
+        _ => None,
+    };
     let auth = match proof {
         Proof::Public => AuthResult::Public,
         Proof::Bearer => AuthResult::Bearer,
@@ -208,7 +218,7 @@ fn grant(
         Proof::Cookie => AuthResult::Cookie,
         Proof::SignedLink => AuthResult::SignedLink,
     };
-    Ok(Grant { access, auth, set_cookie, as_of: asker.shard.changes.now() })
+    Ok(Grant { access, auth, set_cookie, frame_ancestors, as_of: asker.shard.changes.now() })
 }
 
 async fn find(

@@ -4,8 +4,10 @@
 //! `SameSite` nor the cookie's domain keeps the page of one from acting on another in its visitor's name: `fetch` to
 //! its toolbox, a WebSocket to its terminal. What tells is who the browser says the initiator is: `Origin` (RFC 6454
 //! 7.3) and `Sec-Fetch-Site` (Fetch Metadata), neither of which a page can forge. A cookie counts for the sandbox's
-//! own pages, for origins the operator trusts, and for opening a page; else the request is treated as having none.
-//! Proofs that are no cookies are never sent by themselves and count from anywhere. Pure.
+//! own pages, for origins the operator trusts, and for opening a page in a tab; else the request is treated as having
+//! none. In a frame a page is shown and clicked on inside another one, whose visitor may not know (clickjacking, RFC 9700
+//! 4.16): there the cookie counts for those that count anyway. Proofs that are no cookies are never sent by themselves
+//! and count from anywhere. Pure.
 
 use crate::head::{Field, FieldId, Method, RequestHead};
 use crate::ids::SandboxId;
@@ -52,12 +54,13 @@ pub fn may_use_cookies(head: &RequestHead<'_>, place: &Place<'_>) -> bool {
             // Typed, or from a bookmark.
             One::Is(b"none") => reads,
             One::Is(_) => {
-                // A link from anywhere opens a page; what it holds stays out of the linking page's reach. Under the
-                // toolboxes' shared origin it would not: there any sandbox's page may hold the window.
-                (place.own_origin && reads && opens_a_page(head)) || comes_from_welcome_page(head, place)
+                // A link from anywhere opens a page in a tab; what it holds stays out of the linking page's reach. Under
+                // the toolboxes' shared origin it would not: there any sandbox's page may hold the window.
+                (place.own_origin && reads && opens_a_tab(head)) || comes_from_welcome_page(head, place)
             }
             // Browsers name the initiator of whatever changes something, opens a WebSocket or reads what it fetched
-            // across origins. What is left is no browser's, or opens or embeds something the page cannot read.
+            // across origins. What is left is no browser's, or opens or embeds something the page cannot read; whether
+            // it may be framed is told with the answer, see `frame_ancestors`.
             One::None => reads && (place.own_origin || browsers_send_metadata(head, place)),
         },
     }
@@ -87,19 +90,39 @@ fn one<'b>(head: &RequestHead<'b>, id: FieldId) -> One<'b> {
     }
 }
 
-fn opens_a_page(head: &RequestHead<'_>) -> bool {
-    let dest = one(head, FieldId::SecFetchDest);
-    one(head, FieldId::SecFetchMode).is(b"navigate")
-        && (dest.is(b"document") || dest.is(b"iframe") || dest.is(b"frame"))
+fn opens_a_tab(head: &RequestHead<'_>) -> bool {
+    one(head, FieldId::SecFetchMode).is(b"navigate") && one(head, FieldId::SecFetchDest).is(b"document")
 }
 
-/// A subresource of a page on another port of the same sandbox has no `Origin`; its `Referer` says as much. A page can
-/// leave that out, not invent one.
+/// What a page on another port of the same sandbox loads or frames has no `Origin`; its `Referer` says as much. A page
+/// can leave that out, not invent one.
 fn comes_from_welcome_page(head: &RequestHead<'_>, place: &Place<'_>) -> bool {
-    let One::Is(referer) = one(head, FieldId::Referer) else { return false };
+    welcome_referer(head, place).is_some()
+}
+
+/// The origin of the page that refers, if it is welcome.
+fn welcome_referer<'b>(head: &RequestHead<'b>, place: &Place<'_>) -> Option<&'b [u8]> {
+    let One::Is(referer) = one(head, FieldId::Referer) else { return None };
     let authority = memchr::memmem::find(referer, b"://").map_or(referer.len(), |at| at + 3);
     let end = memchr::memchr(b'/', &referer[authority..]).map_or(referer.len(), |at| authority + at);
-    is_welcome(&referer[..end], head, place)
+    let origin = &referer[..end];
+    is_welcome(origin, head, place).then_some(origin)
+}
+
+/// Who may frame what a cookie opened, for browsers that do not say who asks (older ones, and all over plain http): the
+/// sources of `frame-ancestors` (CSP 3 6.4.2). `None`: the browser has said it, and it has been decided.
+pub fn frame_ancestors(head: &RequestHead<'_>, place: &Place<'_>) -> Option<Box<str>> {
+    if !matches!(one(head, FieldId::SecFetchSite), One::None) {
+        return None;
+    }
+    let mut sources = String::from("'self'");
+    // Both are checked to be scheme, host and port: nothing in them ends a source or a policy.
+    let referer = welcome_referer(head, place).and_then(|origin| std::str::from_utf8(origin).ok());
+    for source in place.trusted.iter().map(Origin::as_str).chain(referer) {
+        sources.push(' ');
+        sources.push_str(source);
+    }
+    Some(sources.into())
 }
 
 /// One the operator trusts, or a page of the same sandbox: the same label under the same domain and port, whatever
@@ -229,16 +252,14 @@ mod tests {
     }
 
     #[test]
-    fn a_link_from_anywhere_opens_a_page_and_nothing_else() {
+    fn a_link_from_anywhere_opens_a_page_in_a_tab_and_nothing_else() {
         for site in ["cross-site", "same-site"] {
             let nav =
                 |dest| [("Sec-Fetch-Site", site), ("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", dest)];
-            for dest in ["document", "iframe", "frame"] {
-                assert!(asks(true, A, "GET", &nav(dest)));
-                assert!(!asks(true, A, "POST", &nav(dest)), "a form");
-                assert!(!asks(true, TOOLBOXES, "GET", &nav(dest)), "all toolboxes share an origin");
-            }
-            for dest in ["object", "embed", "image", "script", "empty", "worker"] {
+            assert!(asks(true, A, "GET", &nav("document")));
+            assert!(!asks(true, A, "POST", &nav("document")), "a form");
+            assert!(!asks(true, TOOLBOXES, "GET", &nav("document")), "all toolboxes share an origin");
+            for dest in FRAMES.iter().chain(&["image", "script", "empty", "worker"]) {
                 assert!(!asks(true, A, "GET", &nav(dest)), "{dest}");
             }
             let mode =
@@ -247,6 +268,47 @@ mod tests {
                 assert!(!asks(true, A, "GET", &mode(wrong)), "{wrong}");
             }
         }
+    }
+
+    const FRAMES: [&str; 5] = ["iframe", "frame", "embed", "object", "fencedframe"];
+
+    #[test]
+    fn a_frame_counts_by_the_page_that_holds_it() {
+        for dest in FRAMES {
+            let framed = |site, referer| {
+                let nav =
+                    [("Sec-Fetch-Site", site), ("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", dest)];
+                asks(true, A, "GET", &[&nav[..], &[("Referer", referer)]].concat())
+            };
+            assert!(framed("same-origin", "https://3000-a.proxy.test/"));
+            assert!(framed("same-site", "https://8080-a.proxy.test/"));
+            assert!(framed("cross-site", "https://app.test/"));
+            for stranger in ["https://3000-b.proxy.test/", "https://proxy.test/", "https://evil.test/", ""] {
+                assert!(!framed("same-site", stranger) && !framed("cross-site", stranger), "{stranger}");
+            }
+        }
+    }
+
+    #[test]
+    fn where_the_browser_does_not_say_who_frames_the_answer_says_who_may() {
+        let may_frame = |fields: &[(&str, &str)]| {
+            let mut text = format!("GET / HTTP/1.1\r\nHost: {A}\r\n");
+            fields.iter().for_each(|(name, value)| text.push_str(&format!("{name}: {value}\r\n")));
+            text.push_str("\r\n");
+            let head = RequestHead::parse(text.as_bytes(), &Limits::default()).expect("good").expect("whole");
+            let sandbox = SandboxId::parse(b"a").expect("an id");
+            let trusted = [Origin::parse(b"https://app.test").expect("an origin")];
+            let place = Place { https: true, sandbox: &sandbox, own_origin: true, trusted: &trusted };
+            frame_ancestors(&head, &place)
+        };
+        assert_eq!(may_frame(&[]).as_deref(), Some("'self' https://app.test"));
+        let own = may_frame(&[("Referer", "https://8080-a.proxy.test/x;y")]);
+        assert_eq!(own.as_deref(), Some("'self' https://app.test https://8080-a.proxy.test"));
+        for foreign in ["https://3000-b.proxy.test/", "https://8080-a.proxy.test;*/", "*"] {
+            let said = may_frame(&[("Referer", foreign)]);
+            assert_eq!(said.as_deref(), Some("'self' https://app.test"), "{foreign}");
+        }
+        assert_eq!(may_frame(&[("Sec-Fetch-Site", "none")]), None);
     }
 
     #[test]

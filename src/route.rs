@@ -4,7 +4,7 @@ mod contain;
 #[cfg(test)]
 mod tests;
 
-use crate::head::{Method, RequestHead};
+use crate::head::{Field, FieldId, Method, RequestHead};
 use crate::ids::{Port, SandboxId};
 use crate::login::HANDOFF_PATH;
 
@@ -45,6 +45,8 @@ pub enum NoRoute {
     PathClimbs,
     /// CONNECT and TRACE: 405.
     MethodNotAllowed,
+    /// A service worker's script, of an origin that is not one sandbox's alone: 403.
+    ServiceWorker,
 }
 
 /// Settings that change routing.
@@ -84,7 +86,13 @@ pub fn route(head: &RequestHead<'_>, rules: RouteRules) -> Result<Route, NoRoute
             contained(path)?;
             Ok(Route::Preview { port, label })
         }
-        None => own_path(head, path),
+        None => match own_path(head, path)? {
+            // It would answer for all toolboxes and for the end of logins.
+            Route::Toolbox { .. } | Route::BuildLogs { .. } if registers_worker(head) => {
+                Err(NoRoute::ServiceWorker)
+            }
+            route => Ok(route),
+        },
     }
 }
 
@@ -129,6 +137,17 @@ fn own_path(head: &RequestHead<'_>, path: &[u8]) -> Result<Route, NoRoute> {
         return Ok(Route::BuildLogs { of, follow: follows(head.query()) });
     }
     Err(NoRoute::NotFound)
+}
+
+/// Browsers say it of a service worker's script and of what it imports, and no page can take it away (Service Workers
+/// 4.3; Fetch Metadata says it again).
+fn registers_worker(head: &RequestHead<'_>) -> bool {
+    let is_worker = |field: &Field| match field.id {
+        FieldId::Other => field.name.of(head.bytes).eq_ignore_ascii_case(b"service-worker"),
+        FieldId::SecFetchDest => field.value.of(head.bytes) == b"serviceworker",
+        _ => false,
+    };
+    head.fields.iter().any(is_worker)
 }
 
 fn build_logs(path: &[u8]) -> Option<BuildLogsOf> {

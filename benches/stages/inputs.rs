@@ -132,6 +132,7 @@ pub fn response_plan() -> ResponsePlan<'static> {
         close: false,
         request_id: REQUEST_ID,
         set_cookie: None,
+        frame_ancestors: None,
         confine: Some(Confine { authority: b"3000-public0123456789abcd.proxy.example.com", own_host: true }),
         sharing: None,
         redirect_prefix: None,

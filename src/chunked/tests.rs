@@ -371,3 +371,16 @@ fn fields_that_steer_a_message_are_dropped_from_trailers() {
         assert!(!kept(line), "{line}");
     }
 }
+
+#[test]
+fn a_body_is_whole_at_its_end_and_not_where_its_data_looks_like_it() {
+    for whole in ["0\r\n\r\n", "3\r\nabc\r\n0\r\n\r\n", "1\r\na\r\n0\r\nX: 1\r\n\r\n"] {
+        assert!(is_whole(whole.as_bytes()), "{whole:?}");
+        for end in 0..whole.len() {
+            assert!(!is_whole(&whole.as_bytes()[..end]), "{whole:?} to {end}");
+        }
+        assert!(!is_whole(format!("{whole}0\r\n\r\n").as_bytes()));
+    }
+    assert!(!is_whole(b"1000\r\nabc\r\n0\r\n\r\n"), "data of a chunk that goes on");
+    assert!(!is_whole(b"zz0\r\n\r\n"));
+}

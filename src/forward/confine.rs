@@ -1,9 +1,11 @@
 //! What an app says to browsers about more than itself: taken out of its answers.
 //!
 //! All sandboxes are siblings under one domain. A cookie for that domain goes to all of them, and clearing cookies
-//! clears theirs: browsers keep both by registrable domain. What is about the app's own host passes. Pure.
+//! clears theirs: browsers keep both by registrable domain. What is about the app's own host passes. Under the
+//! toolboxes, whose origin all sandboxes share and the end of logins too, no document may act in the origin's name. Pure.
 
 use super::proofs::is_our_cookie;
+use crate::head::ResponseHead;
 use std::ops::Range;
 
 /// The host a browser has asked, as far as it is the app's.
@@ -73,9 +75,112 @@ pub(super) fn append_clear_site_data(value: &[u8], out: &mut Vec<u8>) -> bool {
     out.len() > start
 }
 
+/// A field about a whole origin, in the answer of one that is a guest there: what a service worker's script may reach
+/// (Service Workers 3.4.1), whether the host is asked in clear text at all (RFC 6797), and where browsers report each of
+/// its requests to, URL included (Network Error Logging, Reporting API). The last is ours to write.
+pub(super) fn speaks_for_origin(name: &[u8]) -> bool {
+    let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+    is(b"service-worker-allowed")
+        || is(b"strict-transport-security")
+        || is(b"nel")
+        || is(b"report-to")
+        || is(b"reporting-endpoints")
+        || is(b"x-content-type-options")
+}
+
+/// Appends what keeps a guest's answer from acting in the origin's name. As a document it gets an origin of its own and
+/// no script (CSP 3 6.3.4); an app's own policy stays, both hold. What browsers never make a document of that can act
+/// goes without: a policy would only get into the way of their viewers. That they don't guess is what `nosniff` is for.
+pub(super) fn write_isolation(head: &ResponseHead<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"X-Content-Type-Options: nosniff\r\n");
+    let is_type = |name: &[u8]| name.eq_ignore_ascii_case(b"content-type");
+    let mut types = head.fields.iter().filter(|field| is_type(field.name.of(head.bytes)));
+    let inert = match (types.next(), types.next()) {
+        (Some(only), None) => is_inert(only.value.of(head.bytes)),
+        // Without a type, or with two, browsers decide.
+        _ => false,
+    };
+    if !inert {
+        out.extend_from_slice(b"Content-Security-Policy: sandbox\r\n");
+    }
+}
+
+/// A media type no browser makes a document of that runs or refers to anything.
+fn is_inert(content_type: &[u8]) -> bool {
+    let end = memchr::memchr(b';', content_type).unwrap_or(content_type.len());
+    let media_type = content_type[..end].trim_ascii();
+    let is = |known: &[u8]| media_type.eq_ignore_ascii_case(known);
+    let starts = |kind: &[u8]| media_type.get(..kind.len()).is_some_and(|s| s.eq_ignore_ascii_case(kind));
+    // A list of two is one value with a comma in it.
+    let whole = !content_type.contains(&b',');
+    whole
+        && (is(b"application/json")
+            || is(b"application/octet-stream")
+            || is(b"text/plain")
+            || is(b"text/event-stream")
+            || is(b"application/x-ndjson")
+            || is(b"application/zip")
+            || is(b"application/gzip")
+            || is(b"application/x-tar")
+            || is(b"application/pdf")
+            || (starts(b"image/") && !starts(b"image/svg"))
+            || starts(b"audio/")
+            || starts(b"video/")
+            || starts(b"font/"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_no_browser_makes_a_document_of_is_inert() {
+        for inert in [
+            "application/json",
+            "Application/JSON; charset=utf-8",
+            "application/octet-stream",
+            "text/plain;charset=utf-8",
+            "text/event-stream",
+            "image/png",
+            "video/mp4",
+        ] {
+            assert!(is_inert(inert.as_bytes()), "{inert}");
+        }
+        for active in [
+            "",
+            "text/html",
+            "text/html; x=application/json",
+            "application/xhtml+xml",
+            "image/svg+xml",
+            "IMAGE/SVG",
+            "text/xml",
+            "application/xml",
+            "application/rss+xml",
+            "multipart/x-mixed-replace; boundary=application/json",
+            "text/javascript",
+            "text/css",
+            "application/jsonx",
+            "application/json, text/html",
+            "text/plain\tx",
+            "unknown",
+            "*/*",
+        ] {
+            assert!(!is_inert(active.as_bytes()), "{active}");
+        }
+    }
+
+    #[test]
+    fn what_is_about_the_whole_origin_is_told_in_any_case() {
+        for name in
+            ["Service-Worker-Allowed", "NEL", "report-to", "Strict-Transport-Security", "Reporting-Endpoints"]
+        {
+            assert!(speaks_for_origin(name.as_bytes()), "{name}");
+        }
+        for name in ["Content-Type", "Content-Security-Policy", "X-Frame-Options", "Service-Worker", "X-NEL"]
+        {
+            assert!(!speaks_for_origin(name.as_bytes()), "{name}");
+        }
+    }
 
     fn confined(authority: &str, own_host: bool, set_cookie: &str) -> String {
         let confine = Confine { authority: authority.as_bytes(), own_host };

@@ -401,6 +401,7 @@ fn response_plan(framing: ResponseBody) -> ResponsePlan<'static> {
         close: false,
         request_id: "our-id",
         set_cookie: None,
+        frame_ancestors: None,
         confine: Some(CONFINE),
         sharing: None,
         redirect_prefix: None,

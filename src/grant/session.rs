@@ -10,7 +10,7 @@ use crate::config::{CookieMode, Scheme};
 use crate::cookie::{self, AUTH_MAX_AGE, AUTH_PREFIX, SAME_NAMED_MAX, SameSite, SetCookie};
 use crate::head::{FieldId, RequestHead};
 use crate::ids::SandboxId;
-use crate::initiator::{Place, may_use_cookies};
+use crate::initiator::{self, Place, may_use_cookies};
 use crate::login::{HOST_COOKIE, host_cookie_value};
 use crate::shard::Shard;
 use std::time::SystemTime;
@@ -20,18 +20,22 @@ pub fn find(shard: &Shard, head: &RequestHead<'_>, sandbox: &SandboxId, preview:
     if !head.seen.contains(FieldId::Cookie) {
         return Finding::NotShown;
     }
-    let place = Place {
-        https: shard.config.protocol == Scheme::Https,
-        sandbox,
-        own_origin: preview,
-        trusted: &shard.config.trusted_origins,
-    };
-    if !may_use_cookies(head, &place) {
+    if !may_use_cookies(head, &place(shard, sandbox, preview)) {
         return Finding::NotShown;
     }
     let own = preview && shard.config.cookie_mode == CookieMode::Isolated;
     let good = vouches(shard, head, sandbox, sandbox) || (own && vouches_here(shard, head, sandbox));
     if good { Finding::Good } else { Finding::Bad }
+}
+
+/// Who may frame a preview that a session opened; `None` where that has been decided by now.
+pub fn frame_ancestors(shard: &Shard, head: &RequestHead<'_>, sandbox: &SandboxId) -> Option<Box<str>> {
+    initiator::frame_ancestors(head, &place(shard, sandbox, true))
+}
+
+fn place<'a>(shard: &'a Shard, sandbox: &'a SandboxId, preview: bool) -> Place<'a> {
+    let https = shard.config.protocol == Scheme::Https;
+    Place { https, sandbox, own_origin: preview, trusted: &shard.config.trusted_origins }
 }
 
 /// The cookie for visitors of a signed link, unless they have it. As v0.190 makes it, but for the host alone even
