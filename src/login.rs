@@ -18,6 +18,7 @@ use crate::ids::{SandboxId, Token};
 use crate::mailbox::{Answer, LoginFault, LoginQuestion, Question, Redirect};
 use crate::request_id::RequestId;
 use crate::route::Route;
+use flow::FlowCookies;
 use navigation::Asks;
 
 /// Where a login comes to the sandbox's own host, in isolated cookie mode.
@@ -127,20 +128,8 @@ fn query(head: &RequestHead<'_>) -> Result<Token, Cause> {
     query.ok_or(Cause::Login(LoginFault::StateInvalid))
 }
 
-/// The cookies that tie logins to this browser, and no other: the rest of the jar is not the control plane's business.
-fn flow_cookies(asker: &Asker<'_>, head: &RequestHead<'_>) -> Option<Token> {
-    let prefix = flow_cookie_prefix(asker.shard.config.cookie_mode).as_bytes();
+fn flow_cookies(asker: &Asker<'_>, head: &RequestHead<'_>) -> FlowCookies {
     let fields = head.fields.iter().filter(|field| field.id == FieldId::Cookie);
-    let crumbs = fields.flat_map(|field| field.value.of(head.bytes).split(|b| *b == b';'));
-    let mut found = Vec::new();
-    for crumb in crumbs.map(<[u8]>::trim_ascii).filter(|crumb| crumb.starts_with(prefix)) {
-        if found.len() + crumb.len() >= Token::MAX {
-            break;
-        }
-        if !found.is_empty() {
-            found.push(b';');
-        }
-        found.extend_from_slice(crumb);
-    }
-    Token::parse(&found)
+    let values = fields.map(|field| field.value.of(head.bytes));
+    FlowCookies::read(values, flow_cookie_prefix(asker.shard.config.cookie_mode))
 }

@@ -5,6 +5,7 @@
 
 use crate::counters::Revoked;
 use crate::ids::{Port, SandboxId, SignedToken, Token};
+use crate::login::flow::FlowCookies;
 use crate::request_id::RequestId;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -36,15 +37,9 @@ pub enum LoginQuestion {
     Start { request_id: RequestId, host: Box<str>, sandbox: SandboxId, return_to: Box<str> },
     /// A browser is back from the provider. `host` is that of the callback; the query holds the code; `cookies` are the
     /// ones that tie logins to browsers.
-    Callback {
-        request_id: RequestId,
-        host: Box<str>,
-        query: Token,
-        cookies: Option<Token>,
-        client_ip: IpAddr,
-    },
+    Callback { request_id: RequestId, host: Box<str>, query: Token, cookies: FlowCookies, client_ip: IpAddr },
     /// A browser brings a ticket to the host of the sandbox.
-    Handoff { request_id: RequestId, host: Box<str>, query: Token, cookies: Option<Token> },
+    Handoff { request_id: RequestId, host: Box<str>, query: Token, cookies: FlowCookies },
 }
 
 /// Where a browser goes next, and with which cookies.

@@ -91,10 +91,10 @@ impl Login {
                 self.start(host, sandbox, return_to).await
             }
             LoginQuestion::Callback { host, query, cookies, client_ip, .. } => {
-                self.callback(host, query.expose(), cookies_of(cookies), *client_ip).await
+                self.callback(host, query.expose(), cookies.expose(), *client_ip).await
             }
             LoginQuestion::Handoff { host, query, cookies, .. } => {
-                self.hand_off(host, query.expose(), cookies_of(cookies)).await
+                self.hand_off(host, query.expose(), cookies.expose()).await
             }
         }
     }
@@ -339,10 +339,6 @@ fn random<const N: usize>() -> Result<[u8; N], LoginFault> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(no_random)?;
     Ok(bytes)
-}
-
-fn cookies_of(cookies: &Option<Token>) -> &str {
-    cookies.as_ref().map_or("", Token::expose)
 }
 
 /// Seconds since 1970.

@@ -9,6 +9,7 @@ use crate::cookie;
 use crate::ids::SandboxId;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::fmt;
 
 /// From leaving for the provider to coming back.
 pub const FLOW_LIFE_SEC: u64 = 300;
@@ -156,6 +157,56 @@ impl FlowCookie {
     }
 }
 
+/// The cookies that tie logins to a browser, as one `Cookie` value; the rest of the jar is not the control plane's
+/// business. Secret, never printed.
+#[derive(Clone, PartialEq, Eq, Hash, Default)]
+pub struct FlowCookies(Box<str>);
+
+impl FlowCookies {
+    /// More than browsers keep for all hosts of a domain together (Chromium 180, Firefox and Safari less): a page of a
+    /// sibling sandbox can plant as many for our path, before ours. Costs 18 KiB when somebody does.
+    const COUNT_MAX: usize = 256;
+    /// Of a name behind its prefix, and of a value.
+    const ID_DIGITS: usize = 16;
+    const SECRET_DIGITS: usize = 32;
+
+    /// From the values of `Cookie` fields. What only looks like one of ours is passed over, however long it is.
+    pub fn read<'b>(values: impl Iterator<Item = &'b [u8]>, prefix: &str) -> Self {
+        let crumbs = values.flat_map(|value| value.split(|b| *b == b';')).map(<[u8]>::trim_ascii);
+        let mut found = String::new();
+        for crumb in crumbs.filter(|crumb| Self::is_one(crumb, prefix)).take(Self::COUNT_MAX) {
+            if !found.is_empty() {
+                found.push(';');
+            }
+            found.extend(crumb.iter().map(|b| char::from(*b)));
+        }
+        Self(found.into())
+    }
+
+    /// Exactly as [`FlowCookie::new`] makes them.
+    fn is_one(crumb: &[u8], prefix: &str) -> bool {
+        let is_hex = |text: &[u8]| text.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        crumb
+            .strip_prefix(prefix.as_bytes())
+            .filter(|rest| rest.len() == Self::ID_DIGITS + 1 + Self::SECRET_DIGITS)
+            .is_some_and(|rest| {
+                let (id, rest) = rest.split_at(Self::ID_DIGITS);
+                is_hex(id) && rest[0] == b'=' && is_hex(&rest[1..])
+            })
+    }
+
+    /// The secrets themselves, for the one place that compares them.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for FlowCookies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[secret]")
+    }
+}
+
 /// Does the browser hold the flow's cookie? `cookies` is a `Cookie` field's value; of several cookies with the name any
 /// will do, for a sibling host can plant one beside ours.
 pub fn holds_binding(cookies: &str, name: &str, binding: &[u8; 32]) -> Result<(), Refusal> {
@@ -266,6 +317,38 @@ mod tests {
         let named = |cookies: &str| name_of_binding(cookies, "login-", &cookie().binding());
         assert_eq!(named(&format!("login-ff=x; other={value}; {name}={value}")), Ok(name.clone()));
         assert_eq!(named(&format!("other={value}")), Err(Refusal::OtherBrowser));
+    }
+
+    #[test]
+    fn of_a_jar_full_of_lookalikes_the_flow_cookies_are_read() {
+        let FlowCookie { name, value } = cookie();
+        let (good, id) = (format!("{name}={value}"), &name["login-".len()..]);
+        let planted = [
+            format!("login-{}", "x".repeat(9000)),
+            format!("{name}={}", "0".repeat(9000)),
+            format!("{name}={}", "0".repeat(31)),
+            format!("{name}={}", "A".repeat(32)),
+            format!("login-{}={value}", "A".repeat(16)),
+            format!("login-{id}0={}", &value[1..]),
+            format!("Login-{id}={value}"),
+            format!("x={good}"),
+            name.clone(),
+            String::new(),
+        ];
+        let jar = format!("{}; {good}", planted.join("; "));
+        let other = format!("a=b;{good} ; c");
+        let read = FlowCookies::read([jar.as_bytes(), other.as_bytes()].into_iter(), "login-");
+        assert_eq!(read.expose(), format!("{good};{good}"));
+        assert_eq!(format!("{read:?}"), "[secret]");
+        assert_eq!(FlowCookies::read([&b""[..]].into_iter(), "login-").expose(), "");
+    }
+
+    #[test]
+    fn more_flow_cookies_than_a_browser_keeps_are_not_carried_on() {
+        let some = |count: usize| vec![format!("login-{:016x}={:032x}", 1, 2); count].join("; ");
+        let read = |count| FlowCookies::read([some(count).as_bytes()].into_iter(), "login-").expose().len();
+        assert!(read(180) > read(179));
+        assert_eq!(read(1000), read(FlowCookies::COUNT_MAX));
     }
 
     #[test]

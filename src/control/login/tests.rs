@@ -5,6 +5,7 @@ use crate::control::fake_api::within;
 use crate::control::redis_server::{self, RedisServer};
 use crate::demo::spec::{Account, ApiMood, SandboxSpec, WorldSpec};
 use crate::demo::world::World;
+use crate::login::flow::FlowCookies;
 use crate::request_id::RequestIds;
 use url::Url;
 
@@ -403,7 +404,7 @@ async fn what_is_logged_and_shown_holds_no_secret() {
         host: BASE.into(),
         query: Token::parse(format!("code=canary&state={}", left.parameter("state")).as_bytes())
             .expect("ASCII"),
-        cookies: Token::parse(left.cookie.as_bytes()),
+        cookies: FlowCookies::read([left.cookie.as_bytes()].into_iter(), "daytona-login-"),
         client_ip: IP,
     };
     let reply = login.answer(&question).await;
