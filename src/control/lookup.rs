@@ -10,7 +10,7 @@ use super::redis::{Redis, Stored};
 use super::runner_address::RunnerUrl;
 use super::stats::{SharedResult, Stats};
 use crate::config::Config;
-use crate::ids::{SandboxId, Token};
+use crate::ids::{SandboxId, SignedToken, Token};
 use crate::mailbox::{Answer, ProofKind, Question, Reply, RunnerAddress};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -90,7 +90,9 @@ impl Lookup {
     /// Cancel-safe.
     pub async fn answer(&self, question: &Question) -> Found {
         let began = Instant::now();
-        match (question, &self.shared) {
+        // The name of a key is told to everybody who may list keys or watch commands.
+        let shared = self.shared.as_ref().filter(|_| !may_name_a_link(question));
+        match (question, shared) {
             (Question::Public(sandbox), Some(shared)) => self.public(question, sandbox, shared, began).await,
             (Question::Runner { sandbox, fresh }, Some(shared)) => {
                 self.runner(question, (sandbox, *fresh), shared, began).await
@@ -302,10 +304,12 @@ async fn share(
         return keep.alone.min(settled);
     }
     if !same {
+        // Where no news come nobody would take it back: it stands no longer than what rests on it.
+        let ttl = if push.complete_since().is_some() { entry.ttl } else { entry.ttl.min(keep.alone) };
         if let Some(shared) = entry.watched {
-            push.watch(shared, sandbox, Instant::now() + entry.ttl);
+            push.watch(shared, sandbox, Instant::now() + ttl);
         }
-        if redis.set(entry.key, entry.value.as_bytes(), entry.ttl).await.is_err() {
+        if redis.set(entry.key, entry.value.as_bytes(), ttl).await.is_err() {
             if let Some(shared) = entry.watched {
                 push.unwatch(shared, sandbox);
             }
@@ -322,15 +326,22 @@ async fn share(
 }
 
 /// How long an answer asked for at `began` may be kept for all that is known of changes: not at all when there was
-/// one since, briefly when the API may have answered from its memory, [`Duration::MAX`] otherwise.
+/// one since, briefly when the API may have answered from its memory, [`Duration::MAX`] otherwise. Before news were
+/// listened for there may always have been a change: a gate that has just begun knows no better than that.
 fn until_settled(push: &Push, sandbox: &SandboxId, began: Instant) -> Duration {
     if push.changed_since(sandbox, began) {
         return Duration::ZERO;
     }
-    match push.last_change(sandbox).map(|change| change + API_MEMORY) {
+    match push.last_change(sandbox).max(push.complete_since()).map(|change| change + API_MEMORY) {
         Some(settled) if began < settled => settled.saturating_duration_since(Instant::now()),
         _ => Duration::MAX,
     }
+}
+
+/// The label may be a signed link's token, which nothing keeps secret as a part of a key's name. A sandbox of such a
+/// name is answered for by the API alone, as without Redis.
+fn may_name_a_link(question: &Question) -> bool {
+    question.sandbox().is_some_and(|label| SignedToken::of_label(label).is_some())
 }
 
 fn in_doubt(push: &Push, sandbox: &SandboxId, began: Instant) -> bool {
