@@ -94,3 +94,30 @@ impl Pool {
         counters.runner_idle.set(0);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runners_share_connections_only_where_all_their_addresses_are_the_same() {
+        let pool = Pool::new(8, 100);
+        let runner = |addrs: &[&str]| {
+            let address = RunnerAddress {
+                authority: "runner".into(),
+                base_path: String::new(),
+                addrs: addrs.iter().map(|addr| addr.parse().expect("an address")).collect(),
+                authorization: "Bearer k".into(),
+            };
+            pool.runner(Arc::new(address)).expect("it has an address")
+        };
+        let one = runner(&["192.0.2.1:80", "192.0.2.2:80"]);
+        assert!(Rc::ptr_eq(&one.idle, &runner(&["192.0.2.1:80", "192.0.2.2:80"]).idle));
+        // A connection of the first may have been made to its second address, which is not one of these.
+        for other in
+            [&["192.0.2.1:80"][..], &["192.0.2.1:80", "192.0.2.3:80"], &["192.0.2.1:81", "192.0.2.2:80"]]
+        {
+            assert!(!Rc::ptr_eq(&one.idle, &runner(other).idle), "{other:?}");
+        }
+    }
+}
