@@ -211,7 +211,7 @@ pub const VARIABLES: &[Variable] = &[
         "SANDGATE_CONFINE_APPS",
         Flag,
         Value("true"),
-        "Take out of apps' answers what reaches other sandboxes: wide cookie domains, Alt-Svc, clearing all cookies.",
+        "Take out of apps' answers what reaches other sandboxes: wide cookie domains, Alt-Svc, documents in the toolboxes' origin.",
     ),
     row(
         "SANDGATE_ACCESS_LOG",
@@ -277,7 +277,7 @@ pub const VARIABLES: &[Variable] = &[
         "SANDGATE_LOOKUP_RATE",
         number(0, 1_000_000, "per second, client and shard"),
         Value("50"),
-        "Look-ups at the API that let nobody in; beyond it the client (IPv6: its /64) is answered 429. 0: no limit.",
+        "Look-ups at the API that let nobody in; beyond it the client (IPv6: its /64) is answered 429. Times shards in all; 0: no limit.",
     ),
     row(
         "SANDGATE_LOOKUP_BURST",
@@ -289,25 +289,25 @@ pub const VARIABLES: &[Variable] = &[
         "SANDGATE_CLIENT_RATE",
         number(0, 1_000_000, "per second, client and shard"),
         Value("0"),
-        "Requests of one client; bursts of twice as many pass. 0: no limit.",
+        "Requests of one client; bursts of twice as many pass. For a total divide it by the shards; 0: no limit.",
     ),
     row(
         "SANDGATE_SANDBOX_RATE",
         number(0, 1_000_000, "per second, sandbox and shard"),
         Value("0"),
-        "Requests to one sandbox; bursts of twice as many pass. 0: no limit.",
+        "Requests to one sandbox; bursts of twice as many pass. For a total divide it by the shards; 0: no limit.",
     ),
     row(
         "SANDGATE_CLIENT_CONNECTIONS_MAX",
         number(0, 10_000_000, "per client and shard"),
         Value("0"),
-        "Open connections of one client; those of trusted proxies do not count. 0: no limit.",
+        "Open connections of one client; those of trusted proxies do not count. For a total divide it by the shards; 0: no limit.",
     ),
     row(
         "SANDGATE_SANDBOX_REQUESTS_MAX",
         number(0, 10_000_000, "per sandbox and shard"),
         Value("0"),
-        "Requests and tunnels under way to one sandbox. 0: no limit.",
+        "Requests and tunnels under way to one sandbox. For a total divide it by the shards; 0: no limit.",
     ),
     row(
         "SANDGATE_LIMIT_KEYS_MAX",
