@@ -1,16 +1,24 @@
-//! A real Chromium against the demo: what a person with a browser gets.
+//! A real Chromium against the demo: what a person with a browser gets, and what hostile pages do not.
 
+#[path = "gate/harness.rs"]
+#[allow(dead_code, reason = "this binary uses a part of it")]
+mod harness;
 #[path = "support/scene.rs"]
 #[allow(dead_code, reason = "this binary uses a part of it")]
 mod scene;
+#[path = "gate/strict.rs"]
+#[allow(dead_code, reason = "this binary uses a part of it")]
+mod strict;
 
+use harness::{Api, Gate, KEY, Runner};
+use sandgate::cookie::{AUTH_PREFIX, CookieKeys, escape};
 use scene::Scene;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio_tungstenite::tungstenite::stream::MaybeTlsStream;
 use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
 
@@ -255,4 +263,107 @@ fn a_person_logs_in_with_a_real_provider() {
     let document = page.document(&["/sandboxes/priv/"]);
     assert!(document.contains("GET /sandboxes/priv/toolbox/proxy/3000/hello?a=b HTTP/1.1"), "{document}");
     assert!(!document.contains("daytona-"), "the app is sent no cookie of the gate's: {document}");
+}
+
+/// A runner whose apps answer with these pages, by how the target ends (its query aside).
+fn serving(pages: Vec<(String, String)>) -> Runner {
+    Runner::start(move |mut wire, _| {
+        while let Ok(Some(request)) = wire.message() {
+            let path = request.target().split('?').next().unwrap_or_default();
+            let page = pages.iter().find(|(end, _)| path.ends_with(end)).map(|(_, page)| page.as_str());
+            let (status, body) = page.map_or(("404 Not Found", ""), |page| ("200 OK", page));
+            let kind = if path.ends_with(".js") { "text/javascript" } else { "text/html" };
+            let answer = format!(
+                "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nService-Worker-Allowed: /\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            if wire.send(answer).is_err() {
+                return;
+            }
+        }
+    })
+}
+
+/// What a page under the toolbox of one sandbox gets at in the origin it shares with all others: whether its own script
+/// ran, a service worker for the origin, cookies, storage, and the origin.
+fn reach_of_a_toolbox_page(settings: &[(&str, &str)]) -> String {
+    let page = "<title>calm</title><script>document.title = 'ran'</script><p>hostile page</p>";
+    let runner = serving(vec![("/page".into(), page.into()), ("/sw.js".into(), "onfetch = () => {}".into())]);
+    let gate = Gate::start(&Api::start(runner.addr), settings);
+    let base = format!("http://proxy.localhost:{}", gate.addr.port());
+    let mut browser = Browser::open("about:blank");
+    let planted = serde_json::json!({"url": base, "name": "planted", "value": "by-the-base-host"});
+    browser.call("Network.setCookie", &planted);
+    let token = "DAYTONA_SANDBOX_AUTH_KEY=tok";
+    browser.call("Page.navigate", &serde_json::json!({"url": format!("{base}/toolbox/evil/page?{token}")}));
+    assert!(browser.document(&["hostile page"]).contains("hostile page"));
+    let tried = |what: &str| format!("try {{ said.push({what}) }} catch (error) {{ said.push(error.name) }}");
+    let script = format!(
+        "(async () => {{ const said = [document.title]; {}; {}; {}; said.push(self.origin); return said.join(' ') }})()",
+        tried(&format!(
+            "(await navigator.serviceWorker.register('/toolbox/evil/sw.js?{token}', {{scope: '/'}})).scope"
+        )),
+        tried("document.cookie"),
+        tried("(localStorage.x = 'stored')"),
+    );
+    browser.evaluate(&script).replace(&base, "base")
+}
+
+#[test]
+fn a_hostile_toolbox_page_gets_neither_a_service_worker_nor_what_the_base_origin_holds() {
+    assert_eq!(reach_of_a_toolbox_page(&[]), "calm SecurityError SecurityError SecurityError null");
+    // Left alone, it is a page of the base origin; a service worker it has not even then.
+    assert_eq!(
+        reach_of_a_toolbox_page(&[("SANDGATE_CONFINE_APPS", "false")]),
+        "ran TypeError planted=by-the-base-host stored base"
+    );
+}
+
+#[test]
+fn a_private_page_is_shown_in_a_frame_of_its_own_sandbox_and_not_in_a_siblings() {
+    const SECRET: &str = "/sandboxes/priv/toolbox/proxy/3000/secret";
+    let free = harness::free_port();
+    let holder = |note: &str| {
+        format!(
+            "<body>{note}<script>onmessage = e => document.body.append('frame says ' + e.data)</script>\
+             <iframe src=\"http://3000-priv.proxy.localhost:{free}/secret\" \
+             onload=\"document.body.append('frame is there')\"></iframe></body>"
+        )
+    };
+    let secret = "<p>a private page</p><script>parent.postMessage('shown', '*')</script>";
+    let runner = serving(vec![
+        ("/sandboxes/evil/toolbox/proxy/3000/".into(), holder("a sibling's page")),
+        ("/sandboxes/priv/toolbox/proxy/8080/".into(), holder("an own page")),
+        (SECRET.into(), secret.into()),
+    ]);
+    let api = Api::start(runner.addr);
+    api.script.reply("/api/preview/priv/public", 404, "{}");
+    let gate = Gate::start(&api, &[("PROXY_PORT", &free.to_string())]);
+    let name = format!("{AUTH_PREFIX}priv");
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
+    let session = CookieKeys::new(KEY, []).seal(&name, b"priv", now);
+    let session = serde_json::json!({
+        "name": name, "value": escape(session.as_bytes()), "domain": ".proxy.localhost", "path": "/",
+        "sameSite": "Lax", "httpOnly": true,
+    });
+    let open = |label: &str, parts: &[&str]| {
+        let mut browser = Browser::open("about:blank");
+        let set = browser.call("Network.setCookie", &session);
+        assert_eq!(set["result"]["success"], true, "{set}");
+        let url = format!("http://{label}.proxy.localhost:{free}/");
+        browser.call("Page.navigate", &serde_json::json!({"url": url}));
+        browser.document(parts)
+    };
+    let own = open("8080-priv", &["frame says shown"]);
+    assert!(own.contains("an own page") && own.contains("frame says shown"), "{own}");
+    let framed = |runner: &Runner| {
+        let received = runner.received().concat();
+        received.windows(SECRET.len()).filter(|w| *w == SECRET.as_bytes()).count()
+    };
+    let before = framed(&runner);
+    let siblings = open("3000-evil", &["frame is there"]);
+    assert!(siblings.contains("a sibling's page") && siblings.contains("frame is there"), "{siblings}");
+    assert!(!siblings.contains("shown"), "{siblings}");
+    assert_eq!(framed(&runner), before, "it is not even asked for in the visitor's name");
+    drop(gate);
 }

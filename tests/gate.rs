@@ -18,10 +18,16 @@ mod kernel;
 mod life;
 #[path = "gate/limits.rs"]
 mod limits;
+#[path = "gate/origins.rs"]
+mod origins;
 #[path = "gate/proofs.rs"]
 mod proofs;
 #[path = "gate/revocation.rs"]
 mod revocation;
+#[path = "gate/rights.rs"]
+mod rights;
+#[path = "gate/secrets.rs"]
+mod secrets;
 #[path = "gate/shared.rs"]
 mod shared;
 #[path = "gate/smuggling.rs"]

@@ -140,6 +140,46 @@ fn tabs_that_log_in_at_once_all_come_back() {
 }
 
 #[test]
+fn cookies_planted_by_a_siblings_page_do_not_keep_anybody_out() {
+    let scene = Scene::start();
+    let mut alice = person(&scene);
+    let back = alice.open_until(&scene.url("priv", "/"), "/callback", "alice").location();
+    // As many as a browser keeps, looking like the real one, and some that only begin so; all before it.
+    for n in 0..170 {
+        alice.plant("proxy.localhost", &format!("daytona-login-{n:016x}"), &format!("{n:032x}"));
+    }
+    let real = alice.holds().into_iter().rfind(|name| name.starts_with("daytona-login-"));
+    let real = real.expect("the login's own").to_owned();
+    alice.plant("proxy.localhost", &real, &"0".repeat(32));
+    alice.plant("proxy.localhost", &real, &"x".repeat(4000));
+    alice.plant("proxy.localhost", "daytona-login-", &"x".repeat(8200));
+    let ended = alice.get(back.as_str());
+    assert_eq!(
+        (ended.status, ended.location().as_str()),
+        (302, scene.url("priv", "/").as_str()),
+        "{ended:?}"
+    );
+}
+
+#[test]
+fn beginning_logins_is_on_the_account_of_who_begins_them() {
+    let settings = [("SANDGATE_LOOKUP_RATE", "1"), ("SANDGATE_LOOKUP_BURST", "5"), ("SANDGATE_SHARDS", "1")];
+    let scene = Scene::with(None, &settings);
+    let begun = Instant::now();
+    let mut anybody = person(&scene);
+    let mut begins = 0;
+    for n in 0..40 {
+        let page = anybody.get(&scene.url("priv", &format!("/{n}")));
+        match page.status {
+            307 => begins += 1,
+            _ => is_readable(&page, 429, "CLIENT_LIMIT"),
+        }
+    }
+    let seconds = begun.elapsed().as_secs() as usize;
+    assert!((1..=5 + seconds + 1).contains(&begins), "{begins} logins begun in {seconds} s");
+}
+
+#[test]
 fn an_id_token_that_does_not_hold_opens_nothing() {
     let scene = Scene::start();
     for how in ["nonce", "issuer", "audience", "expired"] {

@@ -320,6 +320,7 @@ pub struct Script {
     pub status: AtomicU16,
     pub runner_questions: AtomicUsize,
     pub questions: AtomicUsize,
+    held: Mutex<Option<String>>,
     trouble: Mutex<Option<Trouble>>,
     /// Sandboxes on a runner of their own, by port.
     elsewhere: Mutex<HashMap<String, u16>>,
@@ -348,6 +349,7 @@ impl Api {
             status: AtomicU16::new(200),
             runner_questions: AtomicUsize::new(0),
             questions: AtomicUsize::new(0),
+            held: Mutex::default(),
             activity_status: AtomicU16::new(201),
             asked: Mutex::default(),
             replies: Mutex::default(),
@@ -415,6 +417,16 @@ impl Script {
             .map(|(_, status, body)| (*status, body.clone()))
     }
 
+    /// Questions whose target ends like this wait for their answer until something else is held.
+    pub fn hold(&self, end: Option<&str>) {
+        *self.held.lock().expect("no thread panics with it") = end.map(str::to_owned);
+    }
+
+    fn is_held(&self, target: &str) -> bool {
+        let held = self.held.lock().expect("no thread panics with it");
+        held.as_ref().is_some_and(|end| target.ends_with(end))
+    }
+
     /// The requests whose target ends like this, so far.
     pub fn asked(&self, end: &str) -> Vec<Message> {
         let asked = self.asked.lock().expect("no thread panics with it");
@@ -461,6 +473,9 @@ impl Script {
             }
             let runner = request.target().starts_with("/api/runners/by-sandbox/");
             self.questions.fetch_add(1, SeqCst);
+            while self.is_held(request.target()) {
+                thread::sleep(Duration::from_millis(1));
+            }
             let trouble = *self.trouble.lock().expect("no thread panics with it");
             if let Some(trouble) = trouble {
                 let told = wire.send(trouble.answer());
@@ -537,7 +552,7 @@ impl Gate {
     }
 
     fn launch(wrapper: &[&str], api_url: &str, settings: &[(&str, &str)]) -> Self {
-        let (port, metrics) = (free_port(), free_port());
+        let [port, metrics] = free_ports();
         let mut words = wrapper.iter().copied().chain([env!("CARGO_BIN_EXE_sandgate")]);
         let mut command = Command::new(words.next().expect("the binary at least"));
         command.args(words);
@@ -678,6 +693,12 @@ pub fn sample_of(page: &str, sample: &str) -> u64 {
 }
 
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("it is bound").port()
+    let [port] = free_ports();
+    port
+}
+
+/// Different ones.
+fn free_ports<const N: usize>() -> [u16; N] {
+    let bound = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("loopback has a free port"));
+    bound.map(|listener| listener.local_addr().expect("it is bound").port())
 }

@@ -47,7 +47,8 @@ fn cookie_made(key: &str, label: &str, value: &str, age: u64) -> String {
     format!("{name}={}", escape(sealed.as_bytes()))
 }
 
-fn cookie(label: &str, value: &str) -> String {
+/// A session of now, as a login leaves it.
+pub fn cookie(label: &str, value: &str) -> String {
     cookie_made(KEY, label, value, 0)
 }
 

@@ -11,13 +11,15 @@ pub mod redis_server;
 
 pub const PUBLIC_KEY: &str = "proxy:sandbox-public:sb1";
 const SHARDS: &str = "4";
+/// For so long after a change the API may still answer what was true before it, and a little more.
+pub const API_MEMORY: Duration = Duration::from_millis(3600);
 /// Enough for the kernel to give each of the shards some.
 const CONNECTIONS: usize = 48;
 
 pub struct World {
     pub redis: RedisServer,
     pub api: Api,
-    _runner: Runner,
+    pub runner: Runner,
     pub gate: Gate,
     metrics: u16,
 }
@@ -35,7 +37,7 @@ impl World {
             ("METRICS_PORT", metrics_port.as_str()),
         ];
         let gate = Gate::start(&api, &[&ours[..], settings].concat());
-        Self { redis, api, _runner: runner, gate, metrics }
+        Self { redis, api, runner, gate, metrics }
     }
 
     pub fn start(settings: &[(&str, &str)]) -> Self {
@@ -43,6 +45,20 @@ impl World {
     }
 
     pub fn before(runner: Runner, settings: &[(&str, &str)]) -> Self {
+        let world = Self::just_begun(runner, settings);
+        world.settle();
+        world
+    }
+
+    /// Until it has listened for longer than the API answers from a memory of its own: before that, what the API says
+    /// is not shared.
+    fn settle(&self) {
+        self.until_metric("preview_push_trusted 1");
+        std::thread::sleep(API_MEMORY);
+    }
+
+    /// News have just begun to be heard.
+    pub fn just_begun(runner: Runner, settings: &[(&str, &str)]) -> Self {
         let redis = RedisServer::start(&[]);
         let api = Api::start(runner.addr);
         let metrics = crate::harness::free_port();
@@ -56,7 +72,7 @@ impl World {
             ("SANDGATE_PUSHED_PUBLIC_TTL_SEC", "3600"),
         ];
         let gate = Gate::start(&api, &[&ours[..], settings].concat());
-        let world = Self { redis, api, _runner: runner, gate, metrics };
+        let world = Self { redis, api, runner, gate, metrics };
         world.until_metric("preview_push_trusted 1");
         world
     }
@@ -142,7 +158,7 @@ fn redis_gone_costs_answers_nothing_and_back_it_is_used_again() {
     }
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     redis.thaw();
-    world.until_metric("preview_push_trusted 1");
+    world.settle();
     // A sandbox nobody has asked for yet.
     let mut wire = gate.connect();
     wire.send(format!("GET / HTTP/1.1\r\nHost: {}\r\n\r\n", HOST.replace("sb1", "sb2"))).expect("it reads");
