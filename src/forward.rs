@@ -21,6 +21,7 @@ use crate::ids::{Port, SandboxId};
 use smallvec::SmallVec;
 use std::io::Write as _;
 use std::net::IpAddr;
+use std::ops::Range;
 
 /// Where on a runner a request goes, behind the runner's own base path.
 pub enum RunnerPath {
@@ -80,6 +81,7 @@ pub fn write_request(head: &RequestHead<'_>, plan: &RequestPlan<'_>, out: &mut V
 
     let named = Named::collect(head.connection_names());
     let mut has_request_id = false;
+    let mut lines = Lines::of(bytes);
     for field in &head.fields {
         let value = field.value.of(bytes);
         let kept = match field.id {
@@ -104,7 +106,7 @@ pub fn write_request(head: &RequestHead<'_>, plan: &RequestPlan<'_>, out: &mut V
             // What a trusted peer says about the client stays, even if a client's `Connection` names it.
             FieldId::Forwarded | FieldId::XForwardedPort | FieldId::XRealIp => {
                 if plan.trusted_peer {
-                    write_line(bytes, field, out);
+                    lines.keep(field, out);
                 }
                 false
             }
@@ -115,13 +117,17 @@ pub fn write_request(head: &RequestHead<'_>, plan: &RequestPlan<'_>, out: &mut V
             continue;
         }
         match field.id {
-            FieldId::Cookie => write_cookie(bytes, field, out),
+            FieldId::Cookie => {
+                lines.flush(out);
+                write_cookie(bytes, field, out);
+            }
             id => {
                 has_request_id |= id == FieldId::XRequestId;
-                write_line(bytes, field, out);
+                lines.keep(field, out);
             }
         }
     }
+    lines.flush(out);
 
     match head.body {
         RequestBody::None => {}
@@ -189,6 +195,7 @@ pub fn write_response(head: &ResponseHead<'_>, plan: &ResponsePlan<'_>, out: &mu
     let mut shared = SharingFields::default();
     // Under an origin that is not the app's alone.
     let guest = plan.confine.as_ref().is_some_and(|confine| !confine.own_host);
+    let mut lines = Lines::of(bytes);
     for field in &head.fields {
         let value = field.value.of(bytes);
         let kept = match field.id {
@@ -213,15 +220,25 @@ pub fn write_response(head: &ResponseHead<'_>, plan: &ResponsePlan<'_>, out: &mu
             continue;
         }
         match (field.id, &plan.confine) {
-            (FieldId::SetCookie, Some(confine)) => write_set_cookie(bytes, field, confine, out),
-            (FieldId::ClearSiteData, Some(_)) => write_clear_site_data(bytes, field, out),
-            (FieldId::Location, _) => write_location(bytes, field, plan.redirect_prefix.as_ref(), out),
+            (FieldId::SetCookie, Some(confine)) => {
+                lines.flush(out);
+                write_set_cookie(bytes, field, confine, out);
+            }
+            (FieldId::ClearSiteData, Some(_)) => {
+                lines.flush(out);
+                write_clear_site_data(bytes, field, out);
+            }
+            (FieldId::Location, _) => {
+                lines.flush(out);
+                write_location(bytes, field, plan.redirect_prefix.as_ref(), out);
+            }
             _ => {
                 has_request_id |= field.id == FieldId::XRequestId;
-                write_line(bytes, field, out);
+                lines.keep(field, out);
             }
         }
     }
+    lines.flush(out);
 
     if let Some(sharing) = sharing {
         sharing.write(app_shares, &shared, out);
@@ -371,7 +388,7 @@ fn write_forwarded(head: &RequestHead<'_>, plan: &RequestPlan<'_>, out: &mut Vec
         out.extend_from_slice(value);
         out.extend_from_slice(b", ");
     }
-    write!(out, "{}", plan.client_ip.to_canonical()).expect("a Vec takes all that is written");
+    write_ip(plan.client_ip.to_canonical(), out);
     out.extend_from_slice(b"\r\n");
 
     let host = said(FieldId::XForwardedHost).next().unwrap_or(head.authority.of(head.bytes));
@@ -445,6 +462,49 @@ fn write_location(bytes: &[u8], field: &Field, prefix: Option<&SandboxId>, out: 
     out.extend_from_slice(b"\r\n");
 }
 
+/// Lines of the other side that pass unchanged, copied as far as they stand together in its head.
+struct Lines<'h> {
+    bytes: &'h [u8],
+    /// What is kept and not yet written.
+    run: Range<usize>,
+}
+
+impl<'h> Lines<'h> {
+    fn of(bytes: &'h [u8]) -> Self {
+        Self { bytes, run: 0..0 }
+    }
+
+    fn keep(&mut self, field: &Field, out: &mut Vec<u8>) {
+        match self.as_it_stands(field) {
+            Some(line) if line.start == self.run.end => self.run.end = line.end,
+            Some(line) => {
+                self.flush(out);
+                self.run = line;
+            }
+            None => {
+                self.flush(out);
+                write_line(self.bytes, field, out);
+            }
+        }
+    }
+
+    /// Where the line is, if it is spelled as we would: one space, and nothing behind the value but CRLF.
+    fn as_it_stands(&self, field: &Field) -> Option<Range<usize>> {
+        let start = usize::from(field.name.start);
+        let colon = start + usize::from(field.name.len);
+        let value = usize::from(field.value.start);
+        let end = value + usize::from(field.value.len);
+        let canonical = value == colon + 2
+            && self.bytes.get(colon..value) == Some(b": ")
+            && self.bytes.get(end..end + 2) == Some(b"\r\n");
+        canonical.then_some(start..end + 2)
+    }
+
+    fn flush(&mut self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.bytes[std::mem::take(&mut self.run)]);
+    }
+}
+
 /// A field line of the other side, name and value byte-identical.
 fn write_line(bytes: &[u8], field: &Field, out: &mut Vec<u8>) {
     let (name, value) = (field.name.of(bytes), field.value.of(bytes));
@@ -469,6 +529,21 @@ fn write_length(length: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(b"Content-Length: ");
     write_number(length, out);
     out.extend_from_slice(b"\r\n");
+}
+
+fn write_ip(ip: IpAddr, out: &mut Vec<u8>) {
+    match ip {
+        // By hand: the formatting machinery costs more than the rest of the field.
+        IpAddr::V4(ip) => {
+            for (at, octet) in ip.octets().into_iter().enumerate() {
+                if at > 0 {
+                    out.push(b'.');
+                }
+                write_number(u64::from(octet), out);
+            }
+        }
+        IpAddr::V6(ip) => write!(out, "{ip}").expect("a Vec takes all that is written"),
+    }
 }
 
 fn write_number(mut number: u64, out: &mut Vec<u8>) {
