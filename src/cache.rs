@@ -3,6 +3,7 @@
 //! Knows no clock: `now` is given. When full, the entry that was not used since the hand last passed makes room
 //! (CLOCK), so a flood of once-seen keys cannot push out what is in use.
 
+use foldhash::quality::RandomState;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ struct Slot<K, V> {
 }
 
 pub struct TtlMap<K, V> {
-    index: HashMap<K, u32>,
+    index: HashMap<K, u32, RandomState>,
     slots: Vec<Slot<K, V>>,
     hand: usize,
     entries_max: usize,
@@ -25,7 +26,7 @@ impl<K: Hash + Eq + Clone, V> TtlMap<K, V> {
     /// Never holds more than `entries_max` entries; memory grows with use, not ahead.
     pub fn new(entries_max: usize) -> Self {
         assert!(entries_max > 0 && u32::try_from(entries_max).is_ok(), "a cache holds at least one entry");
-        Self { index: HashMap::new(), slots: Vec::new(), hand: 0, entries_max }
+        Self { index: HashMap::default(), slots: Vec::new(), hand: 0, entries_max }
     }
 
     /// `None` when unknown or expired.
