@@ -50,6 +50,11 @@ impl Log {
         Self { mode, slow, batch: RefCell::default(), writer, counters }
     }
 
+    /// Are lines of ordinary requests written, which tell where the time went? Each stamp is a look at the clock.
+    pub fn times_stages(&self) -> bool {
+        self.mode == AccessLog::All || self.slow.is_some()
+    }
+
     pub fn wants(&self, status: u16, took: Duration) -> bool {
         match self.mode {
             AccessLog::Off => false,

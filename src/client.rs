@@ -24,6 +24,7 @@ use crate::request_id::RequestId;
 use crate::route::{NoRoute, Route, route};
 use crate::shard::Shard;
 use crate::socket::{Moved, Socket};
+use crate::sys;
 use crate::target;
 use crate::tunnel;
 use crate::warning;
@@ -90,8 +91,10 @@ impl Client {
     }
 
     /// The app's answer has begun.
-    pub fn first_byte(&self) {
-        self.first_byte.set(Some(Instant::now()));
+    pub fn first_byte(&self, shard: &Shard) {
+        if shard.log.times_stages() {
+            self.first_byte.set(Some(Instant::now()));
+        }
     }
 }
 
@@ -122,13 +125,17 @@ impl Client {
 pub fn serve(shard: Rc<Shard>, client: Client) -> impl Future<Output = ()> {
     add(&shard.counters.connections_open, 1);
     async move {
+        // Who connects speaks soon.
+        let mut warm = shard.warm.has_room();
         loop {
-            client.watch.idle(shard.config.limits.client_idle);
-            if client.transport.readable().await.is_err() {
-                break;
+            if !warm {
+                client.watch.idle(shard.config.limits.client_idle);
+                if client.transport.readable().await.is_err() {
+                    break;
+                }
             }
-            match Box::pin(requests(&shard, &client)).await {
-                Next::KeepAlive if !shard.draining.get() => {}
+            match sys::boxed(|| requests(&shard, &client, warm)).await {
+                Next::KeepAlive if !shard.draining.get() => warm = false,
                 Next::KeepAlive | Next::Close => break,
                 Next::Tunnel(tunnel) => {
                     client.watch.busy();
@@ -149,11 +156,27 @@ async fn tunnelled(shard: &Shard, client: &Client, tunnel: tunnel::Tunnel) {
     tunnel::run(&client.transport, tunnel, means).await;
 }
 
-/// Serves the requests that are here, until the connection has no byte left to interpret.
-async fn requests(shard: &Shard, client: &Client) -> Next {
+/// Serves requests until the connection has no byte left to interpret and no next one came soon.
+/// `between`: none has begun yet, else bytes are here.
+async fn requests(shard: &Shard, client: &Client, mut between: bool) -> Next {
     let mut buf = shard.buffers.small();
-    let mut begun = None;
+    let (mut begun, mut waited) = (None, false);
     loop {
+        if std::mem::take(&mut between) {
+            let received;
+            (received, buf) = next_request(shard, client, buf).await;
+            match received {
+                Received::Bytes => {
+                    begun = Some(Instant::now());
+                    client.watch.busy();
+                }
+                Received::Nothing => {
+                    shard.buffers.give(buf);
+                    return Next::KeepAlive;
+                }
+                Received::End => return Next::Close,
+            }
+        }
         // One request's head may need several reads; pipelined ones need none.
         let parsed = RequestHead::parse(&buf, &shard.config.limits);
         match parsed {
@@ -169,6 +192,7 @@ async fn requests(shard: &Shard, client: &Client) -> Next {
                     return Next::KeepAlive;
                 }
                 Ok(Moved::NotReady) => {
+                    waited = true;
                     let begun = *begun.get_or_insert_with(Instant::now);
                     let left = shard.config.limits.head_deadline.saturating_sub(begun.elapsed());
                     client.watch.client_reads(Some(left));
@@ -192,8 +216,11 @@ async fn requests(shard: &Shard, client: &Client) -> Next {
             Ok(Some(head)) => {
                 let head_bytes = head.bytes.len();
                 let started = begun.take().unwrap_or_else(Instant::now);
+                // Not the time of the first byte: a head sent slowly must not stretch what is remembered.
+                let now = if std::mem::take(&mut waited) { Instant::now() } else { started };
                 client.watch.busy();
-                let (next, used, overread) = request(shard, client, &head, &buf[head_bytes..], started).await;
+                let stamps = Stamps { started, now, granted: None, class: Class::Own, auth: None };
+                let (next, used, overread) = request(shard, client, &head, &buf[head_bytes..], stamps).await;
                 drop(head);
                 if !matches!(next, Next::KeepAlive) {
                     shard.buffers.give(buf);
@@ -201,8 +228,8 @@ async fn requests(shard: &Shard, client: &Client) -> Next {
                 }
                 if overread.is_empty() && buf.len() == head_bytes + used {
                     // The usual case: nothing is pipelined. Whether more is there is for the ring to say.
-                    shard.buffers.give(buf);
-                    return Next::KeepAlive;
+                    buf.clear();
+                    between = true;
                 } else if overread.is_empty() {
                     buf.drain(..head_bytes + used);
                 } else {
@@ -215,13 +242,38 @@ async fn requests(shard: &Shard, client: &Client) -> Next {
     }
 }
 
+enum Received {
+    /// At least the first byte of a request.
+    Bytes,
+    /// Not soon.
+    Nothing,
+    End,
+}
+
+/// Waits a moment for the first bytes of a request, with the buffer in the ring's hands: on a busy connection they
+/// come at once, and taking them then costs no system call. A connection that stays silent gives the buffer back.
+async fn next_request(shard: &Shard, client: &Client, buf: Vec<u8>) -> (Received, Vec<u8>) {
+    let Some(_warm) = shard.warm.enter().filter(|_| !shard.draining.get()) else {
+        return (Received::Nothing, buf);
+    };
+    let cancel = client.watch.warm(shard.config.limits.client_idle);
+    let (received, buf) = client.transport.recv_cancellable(buf, cancel).await;
+    let received = match received {
+        Ok(0) => Received::End,
+        Ok(_) => Received::Bytes,
+        Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => Received::Nothing,
+        Err(_) => Received::End,
+    };
+    (received, buf)
+}
+
 /// One request through all stages.
 async fn request(
     shard: &Shard,
     client: &Client,
     head: &RequestHead<'_>,
     rest: &[u8],
-    started: Instant,
+    mut stamps: Stamps,
 ) -> (Next, usize, Vec<u8>) {
     add(&shard.counters.requests_active, 1);
     let request_id = shard.request_ids.next();
@@ -229,7 +281,6 @@ async fn request(
     client.first_byte.set(None);
     // What ended the one before it on this connection is over.
     client.watch.unfire();
-    let mut stamps = Stamps { started, granted: None, class: Class::Own, auth: None };
     let routed = route(head, shard.route_rules);
     let mut sharing = None;
     let outcome = match cors::decide(head, shard.config.cors, |origin| relation(shard, head, &routed, origin))
@@ -280,7 +331,10 @@ async fn request(
 }
 
 struct Stamps {
+    /// Its first byte was there.
     started: Instant,
+    /// All of its head was.
+    now: Instant,
     granted: Option<Instant>,
     class: Class,
     auth: Option<AuthResult>,
@@ -318,8 +372,7 @@ async fn staged(
     if route == Route::Health {
         return health(shard, client, head, rest, request_id).await;
     }
-    // Not the time of the first byte: a head sent slowly must not stretch what is remembered.
-    let asker = Asker::new(shard, &client.watch, client.visitor(shard, head), Instant::now());
+    let asker = Asker::new(shard, &client.watch, client.visitor(shard, head), stamps.now);
     let limited = |limit, exceeded: Exceeded| {
         add(&shard.counters.limited[limit as usize], 1);
         early(Cause::Limited(limit, exceeded.0))
@@ -339,7 +392,7 @@ async fn staged(
             return Box::pin(log_in(client, &asker, &route, head, rest, request_id, refusal)).await;
         }
     };
-    stamps.granted = Some(Instant::now());
+    stamps.granted = shard.log.times_stages().then(Instant::now);
     stamps.auth = Some(grant.auth());
     let target = target::locate(&asker, &grant, false).await.map_err(early)?;
     asker.repay();

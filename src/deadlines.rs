@@ -6,6 +6,7 @@
 
 use crate::counters::Revoked;
 use crate::sys;
+use monoio::io::{CancelHandle, Canceller};
 use rustix::net::Shutdown;
 use std::cell::{Cell, RefCell};
 use std::os::fd::RawFd;
@@ -17,6 +18,8 @@ use std::time::Duration;
 pub const TICK: Duration = Duration::from_millis(100);
 /// A request that waits longer than this for someone else has its client looked at.
 const HANGUP_TICKS: u32 = 5;
+/// For so long a connection that waits for its next request keeps a buffer in the ring.
+const WARM_TICKS: u32 = 2;
 /// What a revoked client is told at the end must be taken by it within this.
 const LAST_WORDS_TICKS: u32 = 3;
 const NEVER: u32 = 0;
@@ -53,6 +56,9 @@ struct Entry {
     tells_why: bool,
     fired: Option<Fired>,
     waker: Option<Waker>,
+    /// Tick since which its wait for the next request is a receive with a buffer; `NEVER`: it is none.
+    warm_since: u32,
+    canceller: Option<Canceller>,
 }
 
 impl Entry {
@@ -100,6 +106,8 @@ impl Deadlines {
             tells_why: false,
             fired: None,
             waker: None,
+            warm_since: NEVER,
+            canceller: None,
         };
         let mut entries = self.entries.borrow_mut();
         let index = match self.free.borrow_mut().pop() {
@@ -163,10 +171,15 @@ impl Deadlines {
         let mut fired = 0;
         let mut suspects = Vec::new();
         let mut wakers = Vec::new();
+        let mut cooled = Vec::new();
         let mut entries = self.entries.borrow_mut();
         for (at, entry) in entries.iter_mut().enumerate() {
             if entry.client == NO_FD {
                 continue;
+            }
+            if entry.warm_since != NEVER && now - entry.warm_since >= WARM_TICKS {
+                entry.warm_since = NEVER;
+                cooled.extend(entry.canceller.take());
             }
             if due(entry.last_words_by, now) {
                 // The reason is known already; it was not taken in time.
@@ -214,8 +227,19 @@ impl Deadlines {
         }
         drop(entries);
         wakers.into_iter().for_each(Waker::wake);
+        // The task awaits the receive's result, which is the bytes if they were faster.
+        cooled.into_iter().for_each(|canceller| drop(canceller.cancel()));
         fired
     }
+}
+
+/// Rounded up; what does not fit is for ever. In 64 bits: `Duration` counts in 128, whose division is a call, and this
+/// is done several times a request.
+fn ticks(wait: Duration) -> u32 {
+    const TICK_MILLIS: u64 = TICK.as_millis() as u64;
+    let millis = wait.as_secs().saturating_mul(1000).saturating_add(u64::from(wait.subsec_millis()));
+    let begun = u64::from(!wait.subsec_nanos().is_multiple_of(1_000_000));
+    u32::try_from(millis.saturating_add(begun).div_ceil(TICK_MILLIS)).unwrap_or(u32::MAX)
 }
 
 fn due(by: u32, now: u32) -> bool {
@@ -236,14 +260,7 @@ impl Watch {
     fn by(&self, within: Option<Duration>) -> u32 {
         match within {
             None => NEVER,
-            Some(wait) => {
-                let ticks = wait.as_millis().div_ceil(TICK.as_millis());
-                self.table
-                    .now
-                    .get()
-                    .saturating_add(u32::try_from(ticks).unwrap_or(u32::MAX))
-                    .saturating_add(1)
-            }
+            Some(wait) => self.table.now.get().saturating_add(ticks(wait)).saturating_add(1),
         }
     }
 
@@ -276,9 +293,18 @@ impl Watch {
         self.with(|e| (e.idle, e.read_by, e.fired) = (true, by, None));
     }
 
+    /// As [`Self::idle`], with a receive that gets the result: if it takes longer than two ticks it is cancelled.
+    pub fn warm(&self, within: Duration) -> CancelHandle {
+        let (by, now) = (self.by(Some(within)), self.table.now.get());
+        self.with(|e| {
+            (e.idle, e.read_by, e.fired, e.warm_since) = (true, by, None, now);
+            e.canceller.get_or_insert_default().handle()
+        })
+    }
+
     /// A request has begun.
     pub fn busy(&self) {
-        self.with(|e| (e.idle, e.read_by) = (false, NEVER));
+        self.with(|e| (e.idle, e.read_by, e.warm_since) = (false, NEVER, NEVER));
     }
 
     /// The runner connection this client's request uses now; the socket must stay open until [`Self::detach`].
@@ -328,7 +354,7 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.with(|e| (e.client, e.runner, e.waker) = (NO_FD, NO_FD, None));
+        self.with(|e| (e.client, e.runner, e.waker, e.canceller) = (NO_FD, NO_FD, None, None));
         self.table.free.borrow_mut().push(self.index);
     }
 }

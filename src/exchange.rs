@@ -20,6 +20,7 @@ use crate::relay::{Fault, Lane, SinkFraming, Way};
 use crate::route::route;
 use crate::shard::Shard;
 use crate::socket::{self, Moved, Socket};
+use crate::sys;
 use crate::target::{self, Target};
 use crate::tunnel::Tunnel;
 use base64::Engine as _;
@@ -28,7 +29,7 @@ use std::cell::Cell;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// From so many bytes to come on, a body of a known length is cut when its right ends.
 const LONG_BODY: u64 = 256 * 1024;
@@ -92,7 +93,7 @@ pub async fn exchange(
     let mut out = shard.buffers.small();
     let (mut looked_up_again, mut resent) = (false, false);
     loop {
-        let reused = shard.pool.take(&target.runner, &shard.counters);
+        let reused = shard.pool.take(&target.runner, Instant::now(), &shard.counters);
         let was_reused = reused.is_some();
         let runner = match reused {
             Some(socket) => socket,
@@ -131,9 +132,7 @@ pub async fn exchange(
                 let (received, inbuf) = runner.recv_waiting(std::mem::take(&mut out)).await;
                 match received {
                     Ok(n) if n > 0 => match still_granted(asker, outgoing).await {
-                        Ok(()) => {
-                            respond(client, shard, &runner, head, outgoing, inbuf, &Cell::new(false)).await
-                        }
+                        Ok(()) => respond(client, shard, &runner, outgoing, inbuf, &Cell::new(false)).await,
                         Err(cause) => Err(Failed::before_answer(cause)),
                     },
                     _ if was_reused
@@ -153,7 +152,7 @@ pub async fn exchange(
             }
             // Apart: its state is three times that of a request without a body to stream.
             Ok(()) => match still_granted(asker, outgoing).await {
-                Ok(()) => Box::pin(both_ways(client, shard, &runner, outgoing, &body)).await,
+                Ok(()) => sys::boxed(|| both_ways(client, shard, &runner, outgoing, &body)).await,
                 Err(cause) => Err(Failed::before_answer(cause)),
             },
         };
@@ -353,7 +352,7 @@ async fn both_ways(
         }
     };
     let inbuf = shard.buffers.small();
-    let answer = respond(client, shard, runner, head, outgoing, inbuf, &started);
+    let answer = respond(client, shard, runner, outgoing, inbuf, &started);
     let (mut upload, mut answer) = (pin!(upload), pin!(answer));
     let mut uploaded = None;
     let answered = std::future::poll_fn(|cx| {
@@ -398,12 +397,75 @@ struct Answered {
     switched: Option<Vec<u8>>,
 }
 
+/// What a head of the runner's means for the relay. Apart from the head itself, which is written out where it is read
+/// and not kept over a wait.
+enum Step {
+    More,
+    /// A 1xx, so many bytes of what was received.
+    Informational(usize),
+    /// The 101; what the runner sent behind it.
+    Switched(Vec<u8>),
+    Final(Final),
+}
+
 /// The final head, as far as the relay needs it.
 struct Final {
     head_bytes: usize,
     status: u16,
     body: ResponseBody,
     keep_alive: bool,
+    /// As the body goes out.
+    framing: ResponseBody,
+    client_stays: bool,
+}
+
+/// Reads the next head out of what was received and writes the client's to `out`.
+fn step(
+    shard: &Shard,
+    outgoing: &Outgoing<'_, '_>,
+    received: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<Step, Cause> {
+    let head = outgoing.head;
+    let parsed = ResponseHead::parse(received, head.method, &shard.config.limits);
+    // By reference: a head is some 400 bytes to move.
+    let answer = match &parsed {
+        Err(_) => return Err(Cause::RunnerGarbage),
+        Ok(None) => return Ok(Step::More),
+        Ok(Some(answer)) => answer,
+    };
+    let head_bytes = answer.bytes.len();
+    if answer.status == 101 {
+        if !head.websocket || !accepts_websocket(head, answer) {
+            return Err(Cause::RunnerGarbage);
+        }
+        forward::write_response(answer, &response_plan(shard, outgoing, ResponseBody::None, false), out);
+        return Ok(Step::Switched(received[head_bytes..].to_vec()));
+    }
+    if answer.status < 200 {
+        // RFC 9110 15.2: never to an HTTP/1.0 client.
+        if head.version == Version::Http11 {
+            forward::write_response(answer, &response_plan(shard, outgoing, ResponseBody::None, false), out);
+        }
+        return Ok(Step::Informational(head_bytes));
+    }
+    let framing = match answer.body {
+        ResponseBody::Chunked | ResponseBody::UntilClose if head.version == Version::Http10 => {
+            ResponseBody::UntilClose
+        }
+        ResponseBody::UntilClose => ResponseBody::Chunked,
+        other => other,
+    };
+    let close = !head.keep_alive || shard.draining.get() || framing == ResponseBody::UntilClose;
+    forward::write_response(answer, &response_plan(shard, outgoing, framing, close), out);
+    Ok(Step::Final(Final {
+        head_bytes,
+        status: answer.status,
+        body: answer.body,
+        keep_alive: answer.keep_alive,
+        framing,
+        client_stays: !close,
+    }))
 }
 
 /// Reads the runner's answer, of which `inbuf` holds the first bytes, and passes it on.
@@ -411,7 +473,6 @@ async fn respond(
     client: &Client,
     shard: &Shard,
     runner: &Socket,
-    head: &RequestHead<'_>,
     outgoing: &Outgoing<'_, '_>,
     mut inbuf: Vec<u8>,
     started: &Cell<bool>,
@@ -422,79 +483,34 @@ async fn respond(
     let mut informational = 0;
     let last = loop {
         out.clear();
-        match ResponseHead::parse(&inbuf, head.method, limits) {
-            Err(_) => return Err(fail(Cause::RunnerGarbage)),
-            Ok(None) => {
-                match runner.try_recv(with_room(&mut inbuf)) {
-                    Ok(Moved::Bytes(_)) => {}
-                    Ok(Moved::NotReady) => runner.readable().await.map_err(|_| fail(Cause::RunnerClosed))?,
-                    Ok(Moved::End) if !inbuf.is_empty() => return Err(fail(Cause::RunnerGarbage)),
-                    Ok(Moved::End) | Err(_) => return Err(fail(Cause::RunnerClosed)),
-                }
-                continue;
-            }
-            Ok(Some(answer)) if answer.status == 101 => {
-                if !head.websocket || !accepts_websocket(head, &answer) {
-                    return Err(fail(Cause::RunnerGarbage));
-                }
-                let plan = response_plan(shard, outgoing, ResponseBody::None, false);
-                forward::write_response(&answer, &plan, &mut out);
-                let behind = inbuf[answer.bytes.len()..].to_vec();
+        match step(shard, outgoing, &inbuf, &mut out).map_err(fail)? {
+            Step::Final(last) => break last,
+            Step::More => match runner.try_recv(with_room(&mut inbuf)) {
+                Ok(Moved::Bytes(_)) => {}
+                Ok(Moved::NotReady) => runner.readable().await.map_err(|_| fail(Cause::RunnerClosed))?,
+                Ok(Moved::End) if !inbuf.is_empty() => return Err(fail(Cause::RunnerGarbage)),
+                Ok(Moved::End) | Err(_) => return Err(fail(Cause::RunnerClosed)),
+            },
+            Step::Switched(behind) => {
                 started.set(true);
                 client.send(shard, &out).await.map_err(|_| fail(Cause::ClientGone))?;
-                return Ok(Answered {
-                    status: 101,
-                    runner_reusable: false,
-                    client_stays: false,
-                    switched: Some(behind),
-                });
+                let (status, switched) = (101, Some(behind));
+                return Ok(Answered { status, runner_reusable: false, client_stays: false, switched });
             }
-            Ok(Some(answer)) if answer.status < 200 => {
+            Step::Informational(used) => {
                 informational += 1;
                 if informational > limits.informational_max {
                     return Err(fail(Cause::RunnerGarbage));
                 }
-                let used = answer.bytes.len();
-                // RFC 9110 15.2: never to an HTTP/1.0 client.
-                if head.version == Version::Http11 {
-                    forward::write_response(
-                        &answer,
-                        &response_plan(shard, outgoing, ResponseBody::None, false),
-                        &mut out,
-                    );
-                    client.send(shard, &out).await.map_err(|_| fail(Cause::ClientGone))?;
-                }
+                client.send(shard, &out).await.map_err(|_| fail(Cause::ClientGone))?;
                 inbuf.drain(..used);
-                continue;
-            }
-            Ok(Some(answer)) => {
-                let framing = match answer.body {
-                    ResponseBody::Chunked | ResponseBody::UntilClose if head.version == Version::Http10 => {
-                        ResponseBody::UntilClose
-                    }
-                    ResponseBody::UntilClose => ResponseBody::Chunked,
-                    other => other,
-                };
-                let close = !head.keep_alive || shard.draining.get() || framing == ResponseBody::UntilClose;
-                forward::write_response(&answer, &response_plan(shard, outgoing, framing, close), &mut out);
-                let head_bytes = answer.bytes.len();
-                break (
-                    Final {
-                        head_bytes,
-                        status: answer.status,
-                        body: answer.body,
-                        keep_alive: answer.keep_alive,
-                    },
-                    framing,
-                    !close,
-                );
             }
         }
     };
-    let (last, framing, client_stays) = last;
+    let Final { framing, client_stays, .. } = last;
     client.watch.runner_answers(None);
     started.set(true);
-    client.first_byte();
+    client.first_byte(shard);
     let reset = framing == ResponseBody::UntilClose;
     let sink = if framing == ResponseBody::Chunked { SinkFraming::Chunked } else { SinkFraming::Bare };
     let means = client.means(shard);

@@ -54,4 +54,5 @@ pub mod socket;
 pub mod sys;
 pub mod target;
 pub mod tunnel;
-pub mod warning;
+pub mod warm;
+mod warning;

@@ -23,6 +23,7 @@ use crate::route::RouteRules;
 use crate::socket::{self, Socket};
 use crate::sys;
 use crate::target::Places;
+use crate::warm::{WARM_MAX, Warm};
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -60,11 +61,19 @@ pub struct Shard {
     pub request_ids: RequestIds,
     pub log: Log,
     pub draining: Cell<bool>,
+    /// Connections that wait for their next request with a buffer.
+    pub warm: Warm,
 }
 
 impl Shard {
     /// One of everything, empty. Its tasks and its ring are [`run`]'s.
-    pub fn new(index: usize, config: Arc<Config>, up: mpsc::Sender<ToControl>, log: LogSender) -> Self {
+    pub fn new(
+        index: usize,
+        config: Arc<Config>,
+        driver: Driver,
+        up: mpsc::Sender<ToControl>,
+        log: LogSender,
+    ) -> Self {
         let limits = config.limits.clone();
         let (counters, deadlines) = (Rc::new(Counters::default()), Deadlines::new());
         let idle_ticks = (limits.runner_idle.as_millis() / TICK.as_millis()) as u32;
@@ -95,6 +104,7 @@ impl Shard {
             request_ids: RequestIds::new(),
             log: Log::new(config.access_log, config.slow, log, counters.clone()),
             draining: Cell::new(false),
+            warm: Warm::new(if driver == Driver::Epoll { 0 } else { WARM_MAX }),
             counters,
             config,
         }
@@ -144,7 +154,7 @@ pub fn run(start: Start) -> io::Result<()> {
 }
 
 async fn main(start: Start) -> io::Result<()> {
-    let shard = Rc::new(Shard::new(start.index, start.config, start.up, start.log));
+    let shard = Rc::new(Shard::new(start.index, start.config, start.driver, start.up, start.log));
     let listener = Rc::new(RefCell::new(Some(Socket::new(start.listener)?)));
     monoio::spawn(accept(shard.clone(), listener.clone()));
     monoio::spawn(tick(shard.clone()));
@@ -248,8 +258,7 @@ fn accepted(shard: &Rc<Shard>, fd: OwnedFd, peer: std::net::IpAddr) {
             return;
         }
     };
-    let socket = socket::set_stream_options(fd.as_fd()).and_then(|()| Socket::new(fd));
-    match socket {
+    match Socket::new(fd) {
         Ok(socket) => {
             let client = Client::new(shard, socket, peer, trusted, held);
             monoio::spawn(client::serve(shard.clone(), client));

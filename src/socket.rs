@@ -1,17 +1,19 @@
 //! A non-blocking stream socket of a shard: waits go through the ring, bytes through direct calls.
 //!
 //! Waiting and moving are apart on purpose. `readable()` and `writable()` own no buffer, so an idle connection holds
-//! none and dropping a wait loses no byte; `try_*` calls never block. Two calls hand a buffer to the ring instead, on
-//! the path of every small request: [`Socket::recv_waiting`], when an answer is certain to come, and
-//! [`Socket::send_waiting`] for whole messages. They save a system call each, and messages sent in one turn of the
-//! loop leave together, so that a peer is woken once for all of them. They must not be dropped; whoever wants them to
-//! end shuts the socket down.
+//! none and dropping a wait loses no byte; `try_*` calls never block. Three calls hand a buffer to the ring instead, on
+//! the path of every small request: [`Socket::recv_waiting`], when an answer is certain to come,
+//! [`Socket::recv_cancellable`], when a next request is likely, and [`Socket::send_waiting`] for whole messages. They
+//! save a system call each, and messages sent in one turn of the loop leave together, so that a peer is woken once for
+//! all of them. They must not be dropped; whoever wants them to end shuts the socket down or cancels.
 
 use crate::sys::{self, Duplex};
 use monoio::buf::IoBufMut;
+use monoio::io::CancelHandle;
 use monoio::net::TcpStream;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
+use smallvec::SmallVec;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -89,6 +91,13 @@ impl Socket {
         (result, slice.into_inner())
     }
 
+    /// As [`Self::recv_waiting`], until cancelled, which is `ECANCELED`; bytes that came before are given all the same.
+    pub async fn recv_cancellable(&self, buf: Vec<u8>, cancel: CancelHandle) -> (io::Result<usize>, Vec<u8>) {
+        let (start, end) = (buf.len(), buf.capacity());
+        let (result, slice) = self.stream.read_cancellable(buf.slice_mut(start..end), cancel).await;
+        (result, slice.into_inner())
+    }
+
     /// Sends with the buffer in the kernel's hands, as soon as the shard has nothing else to do: how many of its bytes
     /// were taken, not always all. Not cancel-safe: await it to its end.
     pub fn send_waiting(&self, buf: Vec<u8>) -> impl Future<Output = (io::Result<usize>, Vec<u8>)> {
@@ -112,15 +121,22 @@ impl Socket {
     }
 }
 
+/// As [`Socket::is_quiet`], of several with one call.
+pub fn are_silent<'a>(sockets: impl Iterator<Item = &'a Socket>) -> SmallVec<[bool; 32]> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let watched = PollFlags::IN | PollFlags::RDHUP;
+    let mut asked: SmallVec<[PollFd<'a>; 32]> =
+        sockets.map(|socket| PollFd::from_borrowed_fd(socket.fd(), watched)).collect();
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // An error says nothing about any of them, so none counts as silent.
+    let answered = poll(&mut asked, Some(&at_once)).is_ok();
+    asked.iter().map(|one| answered && one.revents().is_empty()).collect()
+}
+
 /// Ends one or both directions of a socket known by number or borrow. A socket that is not connected any more has
 /// nothing left to end, so the error says nothing.
 pub fn shutdown(fd: BorrowedFd<'_>, how: Shutdown) {
     let _ = rustix::net::shutdown(fd, how);
-}
-
-/// What both kinds of data-plane sockets are given: no Nagle.
-pub fn set_stream_options(fd: BorrowedFd<'_>) -> io::Result<()> {
-    socket2::SockRef::from(&fd).set_tcp_nodelay(true)
 }
 
 /// For connections that live long: tunnels, streams, uploads. A peer that vanished is noticed after about 2 minutes.
@@ -166,6 +182,8 @@ pub fn bind(addr: SocketAddr) -> io::Result<socket2::Socket> {
     }
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
+    // Accepted connections inherit it: a call less for each.
+    socket.set_tcp_nodelay(true)?;
     socket.bind(&addr.into())?;
     Ok(socket)
 }
@@ -180,5 +198,108 @@ pub fn try_accept(listener: BorrowedFd<'_>) -> io::Result<Option<(OwnedFd, Socke
         }
         Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED | Errno::PROTO) => Ok(None),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn an_accepted_connection_sends_small_messages_at_once() {
+        let listener = listen(([127, 0, 0, 1], 0).into(), 8).expect("listening");
+        let addr = socket2::SockRef::from(&listener).local_addr().expect("bound").as_socket().expect("TCP");
+        let _client = std::net::TcpStream::connect(addr).expect("connected");
+        let (accepted, _) = try_accept(listener.as_fd()).expect("accepted").expect("one waits");
+        assert!(socket2::SockRef::from(&accepted).tcp_nodelay().expect("an option"));
+    }
+
+    /// A connected pair: ours on the shard's ring, theirs plain.
+    fn pair() -> (Socket, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("bound");
+        let (fd, _) = start_connect(listener.local_addr().expect("an address")).expect("connecting");
+        let (theirs, _) = listener.accept().expect("accepted");
+        (Socket::new(fd).expect("a socket"), theirs)
+    }
+
+    /// On the best driver there is.
+    fn on_a_shard<F: Future>(test: impl FnOnce() -> F + Send + 'static) {
+        use crate::ring::{Wish, block_on, choose};
+        let driver = choose(Wish::Auto).expect("a driver").driver;
+        std::thread::spawn(move || block_on(driver, test()).map(drop).expect("built"))
+            .join()
+            .expect("no panic");
+    }
+
+    #[test]
+    fn a_receive_that_is_cancelled_loses_no_byte_however_close_the_byte_comes() {
+        use crate::deadlines::{Deadlines, TICK};
+        use std::io::Write;
+        use std::rc::Rc;
+        on_a_shard(|| async {
+            let (ours, mut theirs) = pair();
+            let ours = Rc::new(ours);
+            let table = Deadlines::new();
+            let watch = table.watch(ours.raw_fd());
+            let (mut cancelled, mut in_time) = (0, 0);
+            for round in 0..3000_u32 {
+                let cancel = watch.warm(TICK * 1000);
+                let receiving = ours.clone();
+                let wait =
+                    monoio::spawn(
+                        async move { receiving.recv_cancellable(Vec::with_capacity(8), cancel).await },
+                    );
+                // The byte before the receive is submitted, after it, or after the cancellation; the last with a turn
+                // of the loop between or without.
+                let mut speak = || theirs.write_all(&[round as u8]).expect("sent");
+                if round % 5 == 0 {
+                    speak();
+                }
+                if round % 5 != 1 {
+                    monoio::time::sleep(std::time::Duration::ZERO).await;
+                }
+                if round % 5 == 2 {
+                    speak();
+                }
+                (0..3).for_each(|_| drop(table.sweep(false)));
+                if round % 5 == 3 {
+                    monoio::time::sleep(std::time::Duration::ZERO).await;
+                }
+                if ![0, 2].contains(&(round % 5)) {
+                    speak();
+                }
+                let (received, bytes) = wait.await;
+                let bytes = match received {
+                    Ok(1) => {
+                        in_time += 1;
+                        bytes
+                    }
+                    Err(error) if error.raw_os_error() == Some(libc::ECANCELED) => {
+                        cancelled += 1;
+                        assert!(bytes.is_empty());
+                        ours.recv_waiting(bytes).await.1
+                    }
+                    other => panic!("round {round}: {other:?}"),
+                };
+                assert_eq!(bytes, [round as u8], "round {round}");
+            }
+            assert!(cancelled > 100 && in_time > 100, "{cancelled} cancelled, {in_time} in time");
+        });
+    }
+
+    #[test]
+    fn several_are_asked_at_once_which_are_silent() {
+        use std::io::Write;
+        on_a_shard(|| async {
+            let (silent, _keep) = pair();
+            let (speaking, mut theirs) = pair();
+            let (closed, gone) = pair();
+            theirs.write_all(b"x").expect("sent");
+            drop(gone);
+            speaking.readable().await.expect("readable");
+            closed.readable().await.expect("readable");
+            assert_eq!(are_silent([&silent, &speaking, &closed].into_iter())[..], [true, false, false]);
+        });
     }
 }

@@ -4,11 +4,21 @@
 #![allow(unsafe_code)]
 
 use monoio::buf::{IoBuf, IoBufMut};
-use monoio::io::{AsyncReadRent, AsyncWriteRent};
+use monoio::io::{AsyncReadRent, AsyncWriteRent, CancelHandle, CancelableAsyncReadRent};
 use monoio::net::TcpStream;
 use std::cell::UnsafeCell;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::pin::Pin;
+
+/// Boxes a future where it will stay. `Box::pin` makes it on the stack and copies all of it, a request's four kilobytes
+/// with every request; here only what the future starts with is written.
+pub fn boxed<F>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
+    let mut place = Box::<F>::new_uninit();
+    place.write(make());
+    // SAFETY: the line above initialised it. (A panic in `make` drops an uninitialised box, which drops nothing.)
+    Box::into_pin(unsafe { place.assume_init() })
+}
 
 /// A non-blocking, close-on-exec eventfd at zero.
 pub fn eventfd() -> io::Result<OwnedFd> {
@@ -100,6 +110,16 @@ impl Duplex {
     pub fn read<B: IoBufMut>(&self, buf: B) -> impl Future<Output = (io::Result<usize>, B)> {
         // SAFETY: as in `write`.
         unsafe { &mut *self.0.get() }.read(buf)
+    }
+
+    /// As [`Self::read`]; cancelled through the handle it still has to be awaited, and says what came before.
+    pub fn read_cancellable<B: IoBufMut>(
+        &self,
+        buf: B,
+        cancel: CancelHandle,
+    ) -> impl Future<Output = (io::Result<usize>, B)> {
+        // SAFETY: as in `write`.
+        unsafe { &mut *self.0.get() }.cancelable_read(buf, cancel)
     }
 }
 

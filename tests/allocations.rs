@@ -24,9 +24,6 @@ use std::sync::Arc;
 use std::thread;
 use tokio::sync::mpsc;
 
-/// What [`a_request_costs_a_shard_one_allocation`] holds the shard to.
-const PER_REQUEST: f64 = 1.0;
-
 /// Runs `stage` a hundred times after once, which may grow what is kept for ever.
 fn assert_no_allocation(name: &str, mut stage: impl FnMut()) {
     stage();
@@ -140,16 +137,18 @@ fn a_cause_finds_its_row_without_allocation() {
     }
 }
 
-/// All that a shard allocates for one more request on a kept-alive connection, its runtime included: the request's
-/// working state. Found by counting a short and a long life of the same shard and dividing the difference.
+/// All that a shard allocates for one more request on a busy kept-alive connection, its runtime included: nothing on a
+/// ring, where the connection keeps the request's working state for a moment; that state on epoll. Found by counting a
+/// short and a long life of the same shard and dividing the difference.
 #[test]
-fn a_request_costs_a_shard_one_allocation() {
+fn a_request_costs_a_shard_no_allocation_on_a_ring_and_one_on_epoll() {
     for driver in [ring::choose(Wish::Auto).expect("there is epoll at least").driver, Driver::Epoll] {
         let (few, many) = (lifetime(driver, 1_000), lifetime(driver, 11_000));
         let per_request = (many - few) as f64 / 10_000.0;
         println!("{}: {per_request:.3} allocations per request", driver.as_str());
-        // The shard's clock ticks meanwhile, and not equally often in both lives.
-        assert!(per_request < PER_REQUEST + 0.1, "{}: {per_request}", driver.as_str());
+        let expected = if driver == Driver::Epoll { 1.0 } else { 0.0 };
+        // The shard's clock ticks meanwhile, and not equally often in both lives; a pause cools the connection.
+        assert!(per_request < expected + 0.1, "{}: {per_request}", driver.as_str());
     }
 }
 

@@ -192,7 +192,7 @@ impl World {
         let log = LogWriter::spawn("log", Box::new(std::io::sink()), 1).expect("a thread");
         let limits = config.limits.clone();
         let runner = runner(SocketAddr::from(([10, 0, 3, 17], 3003)));
-        let shard = Shard::new(0, config, up, log.sender());
+        let shard = Shard::new(0, config, sandgate::ring::Driver::Epoll, up, log.sender());
         // No descriptor: nothing fires.
         let watch = shard.deadlines.watch(-1);
         Self { shard, limits, watch, questions: RefCell::new(questions), runner, now: Instant::now() }
