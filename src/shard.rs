@@ -26,7 +26,7 @@ use crate::target::Places;
 use crate::warm::{WARM_MAX, Warm};
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;

@@ -262,7 +262,9 @@ mod tests {
                 if round % 5 == 2 {
                     speak();
                 }
-                (0..3).for_each(|_| drop(table.sweep(false)));
+                for _ in 0..3 {
+                    table.sweep(false);
+                }
                 if round % 5 == 3 {
                     monoio::time::sleep(std::time::Duration::ZERO).await;
                 }

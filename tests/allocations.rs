@@ -144,7 +144,7 @@ fn a_cause_finds_its_row_without_allocation() {
 fn a_request_costs_a_shard_no_allocation_on_a_ring_and_one_on_epoll() {
     for driver in [ring::choose(Wish::Auto).expect("there is epoll at least").driver, Driver::Epoll] {
         let (few, many) = (lifetime(driver, 1_000), lifetime(driver, 11_000));
-        let per_request = (many - few) as f64 / 10_000.0;
+        let per_request = (many as f64 - few as f64) / 10_000.0;
         println!("{}: {per_request:.3} allocations per request", driver.as_str());
         let expected = if driver == Driver::Epoll { 1.0 } else { 0.0 };
         // The shard's clock ticks meanwhile, and not equally often in both lives; a pause cools the connection.
