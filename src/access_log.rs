@@ -5,7 +5,7 @@
 
 use crate::config::AccessLog;
 use crate::counters::{AuthResult, Counters, add};
-use crate::error::Answer;
+use crate::error::{Answer, Cause, Source};
 use crate::log_writer::LogSender;
 use std::cell::RefCell;
 use std::net::IpAddr;
@@ -50,16 +50,21 @@ impl Log {
         Self { mode, slow, batch: RefCell::default(), writer, counters }
     }
 
-    /// Are lines of ordinary requests written, which tell where the time went? Each stamp is a look at the clock.
+    /// Are there lines that tell where the time went? Each stamp is a look at the clock.
     pub fn times_stages(&self) -> bool {
-        self.mode == AccessLog::All || self.slow.is_some()
+        self.mode != AccessLog::Off
     }
 
-    pub fn wants(&self, status: u16, took: Duration) -> bool {
+    /// `status` 0: there was no answer, or not all of it.
+    pub fn wants(&self, status: u16, cause: Option<Cause>, took: Duration) -> bool {
         match self.mode {
             AccessLog::Off => false,
             AccessLog::All => true,
-            AccessLog::Errors => status >= 500 || self.slow.is_some_and(|slow| took >= slow),
+            AccessLog::Errors => {
+                let cut_short =
+                    status == 0 && cause.is_some_and(|cause| cause.answer().source != Source::Client);
+                status >= 500 || cut_short || self.slow.is_some_and(|slow| took >= slow)
+            }
         }
     }
 

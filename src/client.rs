@@ -9,7 +9,7 @@ use crate::activity::InUse;
 use crate::admission::{Exceeded, Held, Limit};
 use crate::cors::{self, Decision, Preflight, Relation, Sharing};
 use crate::counters::{AuthResult, Class, add, less};
-use crate::deadlines::{Fired, Watch};
+use crate::deadlines::{Fired, WARM_TICKS, Watch};
 use crate::error::{Cause, Source};
 use crate::exchange::{self, Failed, Next, Outgoing};
 use crate::grant::{Asker, Grant, authorize};
@@ -125,20 +125,23 @@ impl Client {
 pub fn serve(shard: Rc<Shard>, client: Client) -> impl Future<Output = ()> {
     add(&shard.counters.connections_open, 1);
     async move {
-        // Who connects speaks soon.
-        let mut warm = shard.warm.has_room();
+        // Who connects speaks soon, and who spoke soon after the last answer will again.
+        let (mut warm, mut soon) = (shard.warm.has_room() && !shard.draining.get(), true);
         loop {
             if !warm {
+                let since = shard.deadlines.now();
                 client.watch.idle(shard.config.limits.client_idle);
                 if client.transport.readable().await.is_err() {
                     break;
                 }
+                soon = shard.deadlines.now() - since <= WARM_TICKS;
             }
-            match sys::boxed(|| requests(&shard, &client, warm)).await {
+            match sys::boxed(|| requests(&shard, &client, warm, soon)).await {
                 Next::KeepAlive if !shard.draining.get() => warm = false,
                 Next::KeepAlive | Next::Close => break,
                 Next::Tunnel(tunnel) => {
                     client.watch.busy();
+                    client.watch.forget_warm();
                     // Apart, so that connections that never become tunnels do not carry its state.
                     Box::pin(tunnelled(&shard, &client, tunnel)).await;
                     break;
@@ -157,8 +160,8 @@ async fn tunnelled(shard: &Shard, client: &Client, tunnel: tunnel::Tunnel) {
 }
 
 /// Serves requests until the connection has no byte left to interpret and no next one came soon.
-/// `between`: none has begun yet, else bytes are here.
-async fn requests(shard: &Shard, client: &Client, mut between: bool) -> Next {
+/// `between`: none has begun yet, else bytes are here. `soon`: the next one is worth a warm wait.
+async fn requests(shard: &Shard, client: &Client, mut between: bool, soon: bool) -> Next {
     let mut buf = shard.buffers.small();
     let (mut begun, mut waited) = (None, false);
     loop {
@@ -228,6 +231,10 @@ async fn requests(shard: &Shard, client: &Client, mut between: bool) -> Next {
                 }
                 if overread.is_empty() && buf.len() == head_bytes + used {
                     // The usual case: nothing is pipelined. Whether more is there is for the ring to say.
+                    if !soon {
+                        shard.buffers.give(buf);
+                        return Next::KeepAlive;
+                    }
                     buf.clear();
                     between = true;
                 } else if overread.is_empty() {
@@ -795,7 +802,7 @@ fn finish(
     if let Some(cause) = cause {
         add(&counters.errors[source_index(cause.answer().source)], 1);
     }
-    if shard.log.wants(status, took) {
+    if shard.log.wants(status, cause, took) {
         let since = |at: Option<Instant>| at.map(|at| at.duration_since(stamps.started));
         shard.log.write(&Line {
             request_id,

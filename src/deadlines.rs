@@ -19,7 +19,7 @@ pub const TICK: Duration = Duration::from_millis(100);
 /// A request that waits longer than this for someone else has its client looked at.
 const HANGUP_TICKS: u32 = 5;
 /// For so long a connection that waits for its next request keeps a buffer in the ring.
-const WARM_TICKS: u32 = 2;
+pub const WARM_TICKS: u32 = 2;
 /// What a revoked client is told at the end must be taken by it within this.
 const LAST_WORDS_TICKS: u32 = 3;
 const NEVER: u32 = 0;
@@ -305,6 +305,11 @@ impl Watch {
     /// A request has begun.
     pub fn busy(&self) {
         self.with(|e| (e.idle, e.read_by, e.warm_since) = (false, NEVER, NEVER));
+    }
+
+    /// There will be no [`Self::warm`] any more: what it is cancelled with is not kept for a tunnel's hours.
+    pub fn forget_warm(&self) {
+        self.with(|e| e.canceller = None);
     }
 
     /// The runner connection this client's request uses now; the socket must stay open until [`Self::detach`].

@@ -16,6 +16,7 @@ use crate::framing::{RequestBody, ResponseBody};
 use crate::grant::{Access, Asker, Grant, authorize};
 use crate::head::{FieldId, RequestHead, ResponseHead, Version};
 use crate::live::Alive;
+use crate::pool::Trust;
 use crate::relay::{Fault, Lane, SinkFraming, Way};
 use crate::route::route;
 use crate::shard::Shard;
@@ -92,8 +93,9 @@ pub async fn exchange(
     let body = Body::of(head.body, outgoing.rest);
     let mut out = shard.buffers.small();
     let (mut looked_up_again, mut resent) = (false, false);
+    let trust = if body.complete && head.method.is_idempotent() { Trust::Recent } else { Trust::Anew };
     loop {
-        let reused = shard.pool.take(&target.runner, Instant::now(), &shard.counters);
+        let reused = shard.pool.take(&target.runner, Instant::now(), trust, &shard.counters);
         let was_reused = reused.is_some();
         let runner = match reused {
             Some(socket) => socket,

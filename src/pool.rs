@@ -1,6 +1,6 @@
 //! Idle connections to runners, per shard.
 //!
-//! A connection is given out only if it is open and silent at that moment, and taken back only by an exchange that
+//! A connection is given out only if it was open and silent a moment ago, and taken back only by an exchange that
 //! ended exactly where its framing said; anything odd and it is closed. A byte nobody asked for would else be taken
 //! for the answer to the next request, which may be another tenant's. Whether they are silent is asked of several at
 //! once, as many as were wanted lately: one system call for each cost 3 % of a small request.
@@ -15,7 +15,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// For so long what was found silent counts as silent: much less than a byte that is under way takes to arrive.
+/// For so long what was found silent counts as silent. A request leaves at the end of the loop's turn, so whatever is
+/// found out here is about that old when it does: the moment adds to a gap that cannot be closed, and is as short.
 const SILENCE_HOLDS: Duration = Duration::from_micros(100);
 /// Most connections asked at once.
 const LOOK_MAX: usize = 32;
@@ -32,6 +33,15 @@ struct IdleList {
     sockets: RefCell<Vec<Idle>>,
     /// Some of the newest, found silent by the last look.
     silent: RefCell<Silent>,
+}
+
+/// What a look may be that a connection is given out on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Trust {
+    /// Another request's, [`SILENCE_HOLDS`] ago at most.
+    Recent,
+    /// One of now: the request cannot be sent again if the runner has closed meanwhile.
+    Anew,
 }
 
 /// A connection and the tick it was given back at.
@@ -70,9 +80,10 @@ impl Pool {
     }
 
     /// A usable idle connection, or `None`. `now` is this very moment.
-    pub fn take(&self, runner: &Runner, now: Instant, counters: &Counters) -> Option<Socket> {
+    pub fn take(&self, runner: &Runner, now: Instant, trust: Trust, counters: &Counters) -> Option<Socket> {
         let mut silent = runner.idle.silent.borrow_mut();
-        let holds = silent.looked_at.is_some_and(|at| now.saturating_duration_since(at) < SILENCE_HOLDS);
+        let holds = trust == Trust::Recent
+            && silent.looked_at.is_some_and(|at| now.saturating_duration_since(at) < SILENCE_HOLDS);
         if !holds || silent.sockets.is_empty() {
             self.look(&mut runner.idle.sockets.borrow_mut(), &mut silent, counters);
             silent.looked_at = Some(now);
@@ -204,7 +215,7 @@ mod tests {
         }
 
         fn take(&self, now: Instant) -> Option<Socket> {
-            self.pool.take(&self.runner, now, &self.counters)
+            self.pool.take(&self.runner, now, Trust::Recent, &self.counters)
         }
     }
 
@@ -247,6 +258,20 @@ mod tests {
             assert!(world.take(later + SILENCE_HOLDS).is_none());
             assert_eq!(world.counters.runner_stale.get(), 2);
             assert_eq!(world.pool.idle_count.get(), 0);
+        });
+    }
+
+    #[test]
+    fn a_request_that_cannot_be_sent_again_gets_no_connection_on_an_older_look() {
+        on_a_shard(|| async {
+            let mut world = World::of(3).await;
+            let now = Instant::now();
+            let taken = [world.take(now), world.take(now)].map(|socket| socket.expect("silent"));
+            taken.into_iter().for_each(|socket| world.pool.give(&world.runner, socket, 1, &world.counters));
+            let later = now + SILENCE_HOLDS;
+            drop(world.take(later).expect("silent"));
+            world.theirs.iter_mut().for_each(|theirs| drop(theirs.shutdown(std::net::Shutdown::Both)));
+            assert!(world.pool.take(&world.runner, later, Trust::Anew, &world.counters).is_none());
         });
     }
 

@@ -118,7 +118,8 @@ impl Duplex {
         buf: B,
         cancel: CancelHandle,
     ) -> impl Future<Output = (io::Result<usize>, B)> {
-        // SAFETY: as in `write`.
+        // SAFETY: as in `write`, but for one thing: the future keeps the `&mut` until it is done. It uses it before it
+        // first waits, to clone the handle of the descriptor, and never again; nobody else ever writes to the stream.
         unsafe { &mut *self.0.get() }.cancelable_read(buf, cancel)
     }
 }

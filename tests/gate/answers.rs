@@ -335,3 +335,32 @@ fn an_http_1_0_client_sees_a_cut_answer_as_a_reset_and_a_whole_one_as_an_end() {
     }
     gate.check(&runner);
 }
+
+#[test]
+fn the_line_of_a_failed_request_says_where_its_time_went() {
+    let runner = Runner::start(|mut wire, _| {
+        while let Ok(Some(request)) = wire.message() {
+            let cut = request.target().ends_with("/cut");
+            let sent =
+                if cut { wire.send("HTTP/1.1 500 Odd\r\nContent-Length: 9\r\n\r\nfive") } else { Ok(()) };
+            if cut || sent.is_err() {
+                return;
+            }
+        }
+    });
+    // The default of SANDGATE_ACCESS_LOG: errors.
+    let gate = Gate::start(&Api::start(runner.addr), &[]);
+    assert!(gate.get("/cut").is_err());
+    let begun = std::time::Instant::now();
+    let line = loop {
+        let log = gate.access_log.lock().expect("no thread panics with it").clone();
+        if let Some(line) = log.lines().next() {
+            break serde_json::from_str::<serde_json::Value>(line).expect("a line is JSON");
+        }
+        assert!(begun.elapsed() < std::time::Duration::from_secs(10), "no line");
+        std::thread::yield_now();
+    };
+    for stage in ["t_auth_ms", "t_first_byte_ms", "t_total_ms"] {
+        assert!(line[stage].is_number(), "{stage}: {line}");
+    }
+}

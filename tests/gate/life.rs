@@ -146,3 +146,22 @@ fn a_metrics_port_that_is_taken_ends_the_start() {
     assert!(events.contains(&port.to_string()), "{events}");
     assert!(!events.contains("listening\""), "it said that it listens: {events}");
 }
+
+#[test]
+fn a_connection_serves_on_after_a_pause_of_any_length() {
+    let runner = Runner::echo();
+    let gate = Gate::start(&Api::start(runner.addr), &[]);
+    let mut wires: Vec<_> = (0..8).map(|_| gate.connect()).collect();
+    // Around the moment (two to three tenths of a second) in which a wait for a next request changes its kind, in steps
+    // that meet it at different points.
+    for pause_ms in [0, 1, 50, 150, 190, 200, 205, 215, 230, 250, 280, 300, 310, 350, 700] {
+        std::thread::sleep(std::time::Duration::from_millis(pause_ms));
+        for (n, wire) in wires.iter_mut().enumerate() {
+            let path = format!("/{pause_ms}/{n}");
+            let answer = wire.get(&path).expect("an answer after a pause");
+            assert_eq!(answer.status(), 200, "after {pause_ms} ms");
+            assert!(answer.text().contains(&path), "after {pause_ms} ms: {answer:?}");
+        }
+    }
+    gate.check(&runner);
+}
