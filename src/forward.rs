@@ -195,6 +195,7 @@ pub fn write_response(head: &ResponseHead<'_>, plan: &ResponsePlan<'_>, out: &mu
     let mut shared = SharingFields::default();
     // Under an origin that is not the app's alone.
     let guest = plan.confine.as_ref().is_some_and(|confine| !confine.own_host);
+    let mut document = confine::Document::default();
     let mut lines = Lines::of(bytes);
     for field in &head.fields {
         let value = field.value.of(bytes);
@@ -219,11 +220,23 @@ pub fn write_response(head: &ResponseHead<'_>, plan: &ResponsePlan<'_>, out: &mu
         if !kept || named.hold(field, bytes) {
             continue;
         }
+        if guest {
+            document.add(field.name.of(bytes), value);
+        }
         match (field.id, &plan.confine) {
             (FieldId::SetCookie, Some(confine)) => {
                 lines.flush(out);
-                write_set_cookie(bytes, field, confine, out);
+                match (guest, &plan.redirect_prefix) {
+                    (false, _) => write_set_cookie(bytes, field, confine, "", out),
+                    (true, Some(sandbox)) => {
+                        let path = format!("; Path=/toolbox/{sandbox}");
+                        write_set_cookie(bytes, field, confine, &path, out);
+                    }
+                    // What is no sandbox's has no place for one.
+                    (true, None) => {}
+                }
             }
+            (FieldId::ClearSiteData, Some(_)) if guest => {}
             (FieldId::ClearSiteData, Some(_)) => {
                 lines.flush(out);
                 write_clear_site_data(bytes, field, out);
@@ -244,12 +257,13 @@ pub fn write_response(head: &ResponseHead<'_>, plan: &ResponsePlan<'_>, out: &mu
         sharing.write(app_shares, &shared, out);
     }
     if guest && head.status >= 200 {
-        confine::write_isolation(head, out);
+        document.write_isolation(head.status, out);
     }
     if let Some(sources) = plan.frame_ancestors
         && head.status >= 200
     {
-        out.extend_from_slice(b"Content-Security-Policy: frame-ancestors ");
+        // A copy kept from a tab is not for a frame, whose holder it does not name.
+        out.extend_from_slice(b"Vary: Sec-Fetch-Dest\r\nContent-Security-Policy: frame-ancestors ");
         out.extend_from_slice(sources.as_bytes());
         out.extend_from_slice(b"\r\n");
     }
@@ -413,7 +427,8 @@ fn write_cookie(bytes: &[u8], field: &Field, out: &mut Vec<u8>) {
     }
 }
 
-fn write_set_cookie(bytes: &[u8], field: &Field, confine: &Confine<'_>, out: &mut Vec<u8>) {
+/// `last`: a further attribute, which counts before any of its name in front of it (RFC 6265 5.3).
+fn write_set_cookie(bytes: &[u8], field: &Field, confine: &Confine<'_>, last: &str, out: &mut Vec<u8>) {
     out.extend_from_slice(field.name.of(bytes));
     out.extend_from_slice(b": ");
     let value = field.value.of(bytes);
@@ -423,6 +438,7 @@ fn write_set_cookie(bytes: &[u8], field: &Field, confine: &Confine<'_>, out: &mu
         kept = wide.end;
     }
     out.extend_from_slice(&value[kept..]);
+    out.extend_from_slice(last.as_bytes());
     out.extend_from_slice(b"\r\n");
 }
 

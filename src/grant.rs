@@ -23,6 +23,7 @@ use crate::questions::{Left, Told, ask};
 use crate::route::{BuildLogsOf, Route};
 use crate::shard::Shard;
 use decision::{Finding, Findings, Proof, Step, decide};
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
@@ -33,7 +34,7 @@ pub struct Grant {
     access: Access,
     auth: AuthResult,
     set_cookie: Option<Box<str>>,
-    frame_ancestors: Option<Box<str>>,
+    frame_ancestors: Option<Cow<'static, str>>,
     as_of: AsOf,
 }
 
@@ -207,7 +208,9 @@ fn grant(
         _ => None,
     };
     let frame_ancestors = match (route, proof) {
-        (Route::Preview { label, .. }, Proof::Cookie) => session::frame_ancestors(asker.shard, head, label),
+        (Route::Preview { label, .. }, Proof::Cookie) => {
+            Some(session::frame_ancestors(asker.shard, head, label))
+        }
         _ => None,
     };
     let auth = match proof {

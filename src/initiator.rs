@@ -12,6 +12,7 @@
 use crate::head::{Field, FieldId, Method, RequestHead};
 use crate::ids::SandboxId;
 use crate::route;
+use std::borrow::Cow;
 
 /// Scheme, host and port of a page (RFC 6454), as browsers write it: lower case, default port left out.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -109,20 +110,14 @@ fn welcome_referer<'b>(head: &RequestHead<'b>, place: &Place<'_>) -> Option<&'b 
     is_welcome(origin, head, place).then_some(origin)
 }
 
-/// Who may frame what a cookie opened, for browsers that do not say who asks (older ones, and all over plain http): the
-/// sources of `frame-ancestors` (CSP 3 6.4.2). `None`: the browser has said it, and it has been decided.
-pub fn frame_ancestors(head: &RequestHead<'_>, place: &Place<'_>) -> Option<Box<str>> {
-    if !matches!(one(head, FieldId::SecFetchSite), One::None) {
-        return None;
-    }
-    let mut sources = String::from("'self'");
+/// Who may frame what a cookie opened: the sources of `frame-ancestors` (CSP 3 6.4.2). Also where the browser has said
+/// who frames it and that has been decided: a copy of the answer may be framed by somebody else later, out of a cache or
+/// by the app's own service worker, and the page that holds a frame may itself be framed.
+pub fn frame_ancestors(head: &RequestHead<'_>, place: &Place<'_>) -> Cow<'static, str> {
     // Both are checked to be scheme, host and port: nothing in them ends a source or a policy.
     let referer = welcome_referer(head, place).and_then(|origin| std::str::from_utf8(origin).ok());
-    for source in place.trusted.iter().map(Origin::as_str).chain(referer) {
-        sources.push(' ');
-        sources.push_str(source);
-    }
-    Some(sources.into())
+    let more = place.trusted.iter().map(Origin::as_str).chain(referer);
+    more.fold(Cow::Borrowed("'self'"), |sources, source| Cow::Owned(format!("{sources} {source}")))
 }
 
 /// One the operator trusts, or a page of the same sandbox: the same label under the same domain and port, whatever
@@ -290,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn where_the_browser_does_not_say_who_frames_the_answer_says_who_may() {
+    fn the_answer_says_who_may_frame_it() {
         let may_frame = |fields: &[(&str, &str)]| {
             let mut text = format!("GET / HTTP/1.1\r\nHost: {A}\r\n");
             fields.iter().for_each(|(name, value)| text.push_str(&format!("{name}: {value}\r\n")));
@@ -301,14 +296,14 @@ mod tests {
             let place = Place { https: true, sandbox: &sandbox, own_origin: true, trusted: &trusted };
             frame_ancestors(&head, &place)
         };
-        assert_eq!(may_frame(&[]).as_deref(), Some("'self' https://app.test"));
+        assert_eq!(may_frame(&[]), "'self' https://app.test");
         let own = may_frame(&[("Referer", "https://8080-a.proxy.test/x;y")]);
-        assert_eq!(own.as_deref(), Some("'self' https://app.test https://8080-a.proxy.test"));
+        assert_eq!(own, "'self' https://app.test https://8080-a.proxy.test");
         for foreign in ["https://3000-b.proxy.test/", "https://8080-a.proxy.test;*/", "*"] {
             let said = may_frame(&[("Referer", foreign)]);
-            assert_eq!(said.as_deref(), Some("'self' https://app.test"), "{foreign}");
+            assert_eq!(said, "'self' https://app.test", "{foreign}");
         }
-        assert_eq!(may_frame(&[("Sec-Fetch-Site", "none")]), None);
+        assert_eq!(may_frame(&[("Sec-Fetch-Site", "none")]), "'self' https://app.test", "a copy is kept");
     }
 
     #[test]

@@ -5,7 +5,6 @@
 //! toolboxes, whose origin all sandboxes share and the end of logins too, no document may act in the origin's name. Pure.
 
 use super::proofs::is_our_cookie;
-use crate::head::ResponseHead;
 use std::ops::Range;
 
 /// The host a browser has asked, as far as it is the app's.
@@ -88,20 +87,36 @@ pub(super) fn speaks_for_origin(name: &[u8]) -> bool {
         || is(b"x-content-type-options")
 }
 
-/// Appends what keeps a guest's answer from acting in the origin's name. As a document it gets an origin of its own and
-/// no script (CSP 3 6.3.4); an app's own policy stays, both hold. What browsers never make a document of that can act
-/// goes without: a policy would only get into the way of their viewers. That they don't guess is what `nosniff` is for.
-pub(super) fn write_isolation(head: &ResponseHead<'_>, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"X-Content-Type-Options: nosniff\r\n");
-    let is_type = |name: &[u8]| name.eq_ignore_ascii_case(b"content-type");
-    let mut types = head.fields.iter().filter(|field| is_type(field.name.of(head.bytes)));
-    let inert = match (types.next(), types.next()) {
-        (Some(only), None) => is_inert(only.value.of(head.bytes)),
-        // Without a type, or with two, browsers decide.
-        _ => false,
-    };
-    if !inert {
-        out.extend_from_slice(b"Content-Security-Policy: sandbox\r\n");
+/// What a browser will make of a guest's answer, told by the fields that reach it.
+#[derive(Default)]
+pub(super) struct Document {
+    types: usize,
+    /// As far as it goes: with two types browsers decide, and without one.
+    inert: bool,
+    has_policy: bool,
+}
+
+impl Document {
+    /// A field that is passed on.
+    pub(super) fn add(&mut self, name: &[u8], value: &[u8]) {
+        if name.eq_ignore_ascii_case(b"content-type") {
+            self.types += 1;
+            self.inert = self.types == 1 && is_inert(value);
+        }
+        self.has_policy |= name.eq_ignore_ascii_case(b"content-security-policy");
+    }
+
+    /// Appends what keeps the answer from acting in the origin's name. As a document it gets an origin of its own and no
+    /// script (CSP 3 6.3.4); an app's own policy stays, both hold. What browsers never make a document of that can act
+    /// goes without: a policy would only get into the way of their viewers. That they don't guess is what `nosniff` is
+    /// for. What a 304 says replaces what was stored with the answer it confirms (RFC 9111 3.2): it is judged as an
+    /// answer if it says anything of that, and else leaves what was stored as it is.
+    pub(super) fn write_isolation(&self, status: u16, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"X-Content-Type-Options: nosniff\r\n");
+        let confirms = status == 304 && self.types == 0 && !self.has_policy;
+        if !self.inert && !confirms {
+            out.extend_from_slice(b"Content-Security-Policy: sandbox\r\n");
+        }
     }
 }
 

@@ -13,6 +13,7 @@ use crate::ids::SandboxId;
 use crate::initiator::{self, Place, may_use_cookies};
 use crate::login::{HOST_COOKIE, host_cookie_value};
 use crate::shard::Shard;
+use std::borrow::Cow;
 use std::time::SystemTime;
 
 /// `preview`: by its host, not by the toolbox path.
@@ -28,8 +29,8 @@ pub fn find(shard: &Shard, head: &RequestHead<'_>, sandbox: &SandboxId, preview:
     if good { Finding::Good } else { Finding::Bad }
 }
 
-/// Who may frame a preview that a session opened; `None` where that has been decided by now.
-pub fn frame_ancestors(shard: &Shard, head: &RequestHead<'_>, sandbox: &SandboxId) -> Option<Box<str>> {
+/// Who may frame a preview that a session opened.
+pub fn frame_ancestors(shard: &Shard, head: &RequestHead<'_>, sandbox: &SandboxId) -> Cow<'static, str> {
     initiator::frame_ancestors(head, &place(shard, sandbox, true))
 }
 

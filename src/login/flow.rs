@@ -163,9 +163,9 @@ impl FlowCookie {
 pub struct FlowCookies(Box<str>);
 
 impl FlowCookies {
-    /// More than browsers keep for all hosts of a domain together (Chromium 180, Firefox and Safari less): a page of a
-    /// sibling sandbox can plant as many for our path, before ours. Costs 18 KiB when somebody does.
-    const COUNT_MAX: usize = 256;
+    /// As many as fit a head of the default size, and more than browsers keep for all hosts of a domain together (some
+    /// 180 to 600): a page of a sibling sandbox can plant as many for our path, before ours. Costs 36 KiB when somebody does.
+    const COUNT_MAX: usize = 512;
     /// Of a name behind its prefix, and of a value.
     const ID_DIGITS: usize = 16;
     const SECRET_DIGITS: usize = 32;

@@ -146,7 +146,13 @@ fn in_a_frame_a_session_counts_by_the_page_that_holds_it() {
             let answer = framed(dest, site, referer);
             let wanted = if counts { 200 } else { 401 };
             assert_eq!(answer.status(), wanted, "{dest} {site} {referer:?}: {answer:?}");
-            assert!(answer.field("Content-Security-Policy").is_none() || !counts, "it has been decided");
+            // It has been decided for this frame; a copy may be put into another one.
+            let policy = answer.field("Content-Security-Policy").unwrap_or_default();
+            assert!(
+                !counts || policy.starts_with("frame-ancestors 'self' https://dashboard.test"),
+                "{policy}"
+            );
+            assert!(!policy.contains("evil"), "{policy}");
         }
     }
     assert_eq!(
@@ -157,7 +163,7 @@ fn in_a_frame_a_session_counts_by_the_page_that_holds_it() {
 }
 
 #[test]
-fn a_browser_that_does_not_say_who_frames_is_told_who_may() {
+fn what_a_session_opened_says_who_may_frame_it_whoever_asked() {
     let (_runner, api, session) = private();
     let gate = Gate::start(&api, &[("SANDGATE_TRUSTED_ORIGINS", "https://dashboard.test")]);
     let policies = |fields: &[(&str, &str)]| {
@@ -168,9 +174,66 @@ fn a_browser_that_does_not_say_who_frames_is_told_who_may() {
     let session = ("Cookie", session.as_str());
     let own = "frame-ancestors 'self' https://dashboard.test";
     assert_eq!(policies(&[session]), own);
+    // What a service worker fetches to answer with later, and what a tab leaves in the cache.
+    let worker = ("Sec-Fetch-Site", "same-origin");
+    assert_eq!(policies(&[session, worker, ("Sec-Fetch-Mode", "cors"), ("Sec-Fetch-Dest", "empty")]), own);
+    let tab = [("Sec-Fetch-Site", "none"), ("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", "document")];
+    assert_eq!(policies(&[session, tab[0], tab[1], tab[2]]), own);
+    let kept = ask(&gate, "GET /", HOST, &[session, tab[0], tab[1], tab[2]]);
+    assert_eq!(all(&kept, "Vary"), ["Sec-Fetch-Dest"], "a tab's copy is none for a frame");
     let of_sandbox = format!("{own} http://8080-priv.preview.localhost");
     assert_eq!(policies(&[session, ("Referer", "http://8080-priv.preview.localhost/x")]), of_sandbox);
     assert_eq!(policies(&[session, ("Referer", "http://3000-evil.preview.localhost/")]), own);
     // What no cookie opened may be framed as the app likes.
     assert_eq!(policies(&[TOKEN]), "");
+}
+
+/// Gives the answer whose number ends the path.
+fn saying_runner(answers: &'static [&'static str]) -> Runner {
+    Runner::start(move |mut wire, _| {
+        while let Ok(Some(request)) = wire.message() {
+            let number = request.target().rsplit('/').next().and_then(|n| n.parse::<usize>().ok());
+            let answer = number.and_then(|n| answers.get(n)).expect("a number of an answer");
+            if wire.send(answer).is_err() {
+                return;
+            }
+        }
+    })
+}
+
+#[test]
+fn a_guest_is_judged_by_what_the_browser_gets_of_its_answer() {
+    let runner = saying_runner(&[
+        "HTTP/1.1 200 OK\r\nConnection: content-type\r\nContent-Type: text/plain\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Type: text/html\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 304 Not Modified\r\nETag: \"x\"\r\n\r\n",
+        "HTTP/1.1 304 Not Modified\r\nContent-Type: text/html\r\n\r\n",
+        "HTTP/1.1 304 Not Modified\r\nContent-Security-Policy: default-src *\r\n\r\n",
+    ]);
+    let gate = Gate::start(&Api::start(runner.addr), &[]);
+    for (number, isolated) in [true, true, false, true, true].into_iter().enumerate() {
+        let answer = ask(&gate, &format!("GET /toolbox/sb1/proxy/3000/{number}"), "preview.test", &[TOKEN]);
+        let policies = all(&answer, "Content-Security-Policy");
+        assert_eq!(policies.contains(&"sandbox"), isolated, "{number}: {answer:?}");
+        assert_eq!(all(&answer, "X-Content-Type-Options"), ["nosniff"], "{number}");
+    }
+}
+
+#[test]
+fn a_guests_cookies_are_its_own_paths_and_it_clears_nothing() {
+    let runner =
+        saying_runner(&["HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nSet-Cookie: c=d; Path=/callback; Secure\r\n\
+         Clear-Site-Data: \"storage\"\r\nContent-Length: 0\r\n\r\n"]);
+    let gate = Gate::start(&Api::start(runner.addr), &[]);
+    let guest = ask(&gate, "GET /toolbox/sb1/proxy/3000/0", "preview.test", &[TOKEN]);
+    let cookies = all(&guest, "Set-Cookie");
+    assert_eq!(cookies, ["a=b; Path=/toolbox/sb1", "c=d; Path=/callback; Secure; Path=/toolbox/sb1"]);
+    assert!(guest.field("Clear-Site-Data").is_none(), "{guest:?}");
+    let own = ask(&gate, "GET /0", "3000-sb1.preview.test", &[]);
+    assert_eq!(
+        all(&own, "Set-Cookie"),
+        ["a=b", "c=d; Path=/callback; Secure"],
+        "a preview's host is its own"
+    );
+    assert_eq!(own.field("Clear-Site-Data"), Some("\"storage\""));
 }
