@@ -10,6 +10,8 @@ mod chaos;
 mod cors;
 #[path = "gate/faults.rs"]
 mod faults;
+#[path = "gate/fleet.rs"]
+mod fleet;
 #[path = "gate/harness.rs"]
 mod harness;
 #[path = "gate/kernel.rs"]

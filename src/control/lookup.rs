@@ -12,7 +12,7 @@ use super::stats::{SharedResult, Stats};
 use crate::config::Config;
 use crate::ids::{SandboxId, SignedToken, Token};
 use crate::mailbox::{Answer, ProofKind, Question, Reply, RunnerAddress};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -354,7 +354,7 @@ fn yes_or_no(value: bool) -> Answer {
 }
 
 /// The shape of every value of v0.190.
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 struct Wrapped<T> {
     value: T,
 }
@@ -367,8 +367,9 @@ fn flag_json(value: bool) -> String {
     format!("{{\"value\":{value}}}")
 }
 
-/// `apiUrl` is the runner's proxy URL, by v0.190's own misnomer.
-#[derive(Deserialize)]
+/// `apiUrl` is the runner's proxy URL, by v0.190's own misnomer. Written in its order, too, so that the same runner is
+/// the same bytes whoever wrote it.
+#[derive(Deserialize, Serialize)]
 struct Place {
     #[serde(rename = "apiUrl")]
     api_url: String,
@@ -391,9 +392,9 @@ fn place(stored: &Stored) -> Option<Place> {
 
 fn place_json(address: &RunnerAddress) -> String {
     let RunnerAddress { authority, base_path, authorization, addrs: _ } = address;
-    let key = authorization.strip_prefix("Bearer ").unwrap_or_default();
-    serde_json::json!({ "value": { "apiUrl": format!("http://{authority}{base_path}"), "apiKey": key } })
-        .to_string()
+    let api_key = authorization.strip_prefix("Bearer ").unwrap_or_default().to_owned();
+    let value = Place { api_url: format!("http://{authority}{base_path}"), api_key };
+    serde_json::to_string(&Wrapped { value }).expect("text is JSON")
 }
 
 fn verdict_key(proof: ProofKind, sandbox: &SandboxId, token: &Token) -> String {

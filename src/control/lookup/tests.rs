@@ -161,7 +161,7 @@ async fn what_one_proxy_learnt_another_need_not_ask() {
     assert!((3590..=3600).contains(&ttl(&server, "proxy:sandbox-public:sb").await));
     assert_eq!(
         cli(&server, &["get", "proxy:sandbox-runner-info:sb"]).await,
-        r#"{"value":{"apiKey":"runner-key","apiUrl":"http://127.0.0.1:3003/base"}}"#
+        r#"{"value":{"apiUrl":"http://127.0.0.1:3003/base","apiKey":"runner-key"}}"#
     );
     assert!((110..=120).contains(&ttl(&server, "proxy:sandbox-runner-info:sb").await));
     let keys = cli(&server, &["keys", "*"]).await;
