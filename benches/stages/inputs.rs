@@ -140,6 +140,10 @@ pub fn response_plan() -> ResponsePlan<'static> {
 }
 
 pub fn config() -> Arc<Config> {
+    config_with(&[])
+}
+
+pub fn config_with(more: &[(&str, &str)]) -> Arc<Config> {
     let environment: Environment = [
         ("PROXY_PORT", "4000"),
         ("PROXY_PROTOCOL", "https"),
@@ -150,6 +154,7 @@ pub fn config() -> Arc<Config> {
         ("SANDGATE_RUNNER_TTL_SEC", "3600"),
     ]
     .into_iter()
+    .chain(more.iter().copied())
     .collect();
     Arc::new(Config::from_env(&environment).expect("the settings are good"))
 }
@@ -187,7 +192,12 @@ pub struct World {
 
 impl World {
     pub fn new() -> Self {
-        let config = config();
+        Self::with(&[])
+    }
+
+    /// With further settings.
+    pub fn with(settings: &[(&str, &str)]) -> Self {
+        let config = config_with(settings);
         let (up, questions) = mpsc::channel(16);
         let log = LogWriter::spawn("log", Box::new(std::io::sink()), 1).expect("a thread");
         let limits = config.limits.clone();
