@@ -2,36 +2,46 @@
 //!
 //! Knows no clock: `now` is given. When full, the entry that was not used since the hand last passed makes room
 //! (CLOCK), so a flood of once-seen keys cannot push out what is in use.
+//!
+//! Address space is set aside for all entries at once, memory is touched with use: an entry costs its slot and about
+//! 16 bytes of index, and no request ever pays for a map of a million that has to grow.
 
-use foldhash::quality::RandomState;
-use std::collections::HashMap;
+mod index;
+
+use index::Index;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
 struct Slot<K, V> {
     key: K,
     value: V,
-    expires: Instant,
+    /// Since the map's beginning, in nanoseconds.
+    expires: u64,
     used: bool,
 }
 
 pub struct TtlMap<K, V> {
-    index: HashMap<K, u32, RandomState>,
+    index: Index,
     slots: Vec<Slot<K, V>>,
     hand: usize,
     entries_max: usize,
+    /// The first moment the map was told of.
+    begun: Option<Instant>,
 }
 
 impl<K: Hash + Eq + Clone, V> TtlMap<K, V> {
-    /// Never holds more than `entries_max` entries; memory grows with use, not ahead.
+    /// Never holds more than `entries_max` entries.
     pub fn new(entries_max: usize) -> Self {
-        assert!(entries_max > 0 && u32::try_from(entries_max).is_ok(), "a cache holds at least one entry");
-        Self { index: HashMap::default(), slots: Vec::new(), hand: 0, entries_max }
+        assert!(entries_max > 0 && entries_max <= Index::ENTRIES_MAX, "a cache holds at least one entry");
+        let slots = Vec::with_capacity(entries_max);
+        Self { index: Index::new(entries_max), slots, hand: 0, entries_max, begun: None }
     }
 
     /// `None` when unknown or expired.
     pub fn get(&mut self, key: &K, now: Instant) -> Option<&V> {
-        let slot = &mut self.slots[*self.index.get(key)? as usize];
+        let now = self.moment(now);
+        let at = self.find(key)?;
+        let slot = &mut self.slots[at];
         if slot.expires <= now {
             return None;
         }
@@ -44,32 +54,34 @@ impl<K: Hash + Eq + Clone, V> TtlMap<K, V> {
         if ttl.is_zero() {
             return self.remove(&key);
         }
-        let expires = now + ttl;
-        if let Some(&at) = self.index.get(&key) {
-            let slot = &mut self.slots[at as usize];
+        let now = self.moment(now);
+        let expires = now.saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX));
+        if let Some(at) = self.find(&key) {
+            let slot = &mut self.slots[at];
             (slot.value, slot.expires) = (value, expires);
             return;
         }
-        let slot = Slot { key: key.clone(), value, expires, used: false };
+        let hash = self.index.hash(&key);
+        let slot = Slot { key, value, expires, used: false };
         let at = if self.slots.len() < self.entries_max {
             self.slots.push(slot);
             self.slots.len() - 1
         } else {
             let at = self.victim(now);
             let old = std::mem::replace(&mut self.slots[at], slot);
-            self.index.remove(&old.key);
+            self.index.remove(self.index.hash(&old.key), at);
             at
         };
-        self.index.insert(key, at as u32);
+        self.index.insert(hash, at);
     }
 
     /// The entry is gone for the next `get`.
     pub fn remove(&mut self, key: &K) {
-        let Some(at) = self.index.remove(key) else { return };
-        let at = at as usize;
+        let Some(at) = self.find(key) else { return };
+        self.index.remove(self.index.hash(key), at);
         self.slots.swap_remove(at);
         if let Some(moved) = self.slots.get(at) {
-            self.index.insert(moved.key.clone(), at as u32);
+            self.index.replace(self.index.hash(&moved.key), self.slots.len(), at);
         }
     }
 
@@ -86,8 +98,18 @@ impl<K: Hash + Eq + Clone, V> TtlMap<K, V> {
         self.slots.is_empty()
     }
 
+    fn find(&self, key: &K) -> Option<usize> {
+        self.index.find(self.index.hash(key), |at| self.slots[at].key == *key)
+    }
+
+    /// 584 years last.
+    fn moment(&mut self, now: Instant) -> u64 {
+        let since = now.saturating_duration_since(*self.begun.get_or_insert(now));
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    }
+
     /// At most two rounds: the first takes every mark away.
-    fn victim(&mut self, now: Instant) -> usize {
+    fn victim(&mut self, now: u64) -> usize {
         loop {
             let at = self.hand % self.slots.len();
             self.hand = at + 1;
@@ -104,6 +126,7 @@ impl<K: Hash + Eq + Clone, V> TtlMap<K, V> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::HashMap;
 
     const TTL: Duration = Duration::from_secs(10);
 
@@ -165,6 +188,9 @@ mod tests {
                 }
                 prop_assert!(map.len() <= 5);
                 prop_assert_eq!(map.index.len(), map.slots.len());
+                for (at, slot) in map.slots.iter().enumerate() {
+                    prop_assert_eq!(map.find(&slot.key), Some(at));
+                }
             }
         }
     }

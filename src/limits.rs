@@ -33,9 +33,9 @@ pub struct Limits {
     /// reads, no memory.
     pub linger: Duration,
     pub linger_bytes_max: u64,
-    /// Cached sandboxes per shard (public flag and runner). About 300 bytes each.
+    /// Cached sandboxes per shard (public flag and runner). About 280 bytes each, as they come.
     pub sandbox_cache_max: usize,
-    /// Cached verdicts per shard. About 200 bytes each.
+    /// Cached verdicts per shard, and as many signed links. About 140 bytes each, as they come.
     pub verdict_cache_max: usize,
     /// Questions a shard may have open at the control plane; beyond it requests are answered 503.
     pub questions_max: usize,

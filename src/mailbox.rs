@@ -119,7 +119,7 @@ pub enum Answer {
 }
 
 /// Where a runner listens and what it wants to see. Made by the control plane, which resolved the name.
-#[derive(PartialEq, Eq)]
+#[derive(PartialEq, Eq, Hash)]
 pub struct RunnerAddress {
     /// At least one, in the order to try.
     pub addrs: Vec<SocketAddr>,

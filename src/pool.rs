@@ -11,7 +11,7 @@ use crate::socket::{self, Socket};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -58,6 +58,8 @@ struct Silent {
 /// All idle connections of a shard.
 pub struct Pool {
     lists: RefCell<HashMap<Vec<SocketAddr>, Rc<IdleList>>>,
+    /// Those somebody holds. Thousands of sandboxes are on one runner: it is known once, not once for each.
+    runners: RefCell<HashMap<Arc<RunnerAddress>, Weak<Runner>>>,
     idle_count: Cell<usize>,
     idle_max: usize,
     /// In ticks.
@@ -66,7 +68,13 @@ pub struct Pool {
 
 impl Pool {
     pub fn new(idle_max: usize, idle_ticks: u32) -> Self {
-        Self { lists: RefCell::default(), idle_count: Cell::new(0), idle_max, idle_ticks }
+        Self {
+            lists: RefCell::default(),
+            runners: RefCell::default(),
+            idle_count: Cell::new(0),
+            idle_max,
+            idle_ticks,
+        }
     }
 
     /// Runners at the same addresses share their idle connections, whoever's sandboxes they hold. All of them: a
@@ -75,8 +83,14 @@ impl Pool {
         if address.addrs.is_empty() {
             return None;
         }
+        let mut runners = self.runners.borrow_mut();
+        if let Some(runner) = runners.get(&address).and_then(Weak::upgrade) {
+            return Some(runner);
+        }
         let idle = self.lists.borrow_mut().entry(address.addrs.clone()).or_default().clone();
-        Some(Rc::new(Runner { address, idle }))
+        let runner = Rc::new(Runner { address: address.clone(), idle });
+        runners.insert(address, Rc::downgrade(&runner));
+        Some(runner)
     }
 
     /// A usable idle connection, or `None`. `now` is this very moment.
@@ -128,6 +142,7 @@ impl Pool {
 
     /// Closes what idled too long or was closed by its runner, and forgets runners nobody names any more.
     pub fn sweep(&self, now: u32, counters: &Counters) {
+        self.runners.borrow_mut().retain(|_, runner| runner.strong_count() > 0);
         self.lists.borrow_mut().retain(|_, list| {
             let mut sockets = list.sockets.borrow_mut();
             sockets.append(&mut list.silent.borrow_mut().sockets);
@@ -286,5 +301,26 @@ mod tests {
             world.pool.sweep(200, &world.counters);
             assert_eq!((world.pool.idle_count.get(), world.counters.runner_idle.get()), (0, 0));
         });
+    }
+
+    #[test]
+    fn a_runner_is_known_once_while_anybody_holds_it_and_with_another_key_is_another() {
+        let pool = Pool::new(8, 100);
+        let runner = |key: &str| {
+            let address = RunnerAddress {
+                authority: "runner".into(),
+                base_path: String::new(),
+                addrs: vec!["192.0.2.1:80".parse().expect("an address")],
+                authorization: format!("Bearer {key}"),
+            };
+            pool.runner(Arc::new(address)).expect("it has an address")
+        };
+        let (one, other) = (runner("k"), runner("new"));
+        assert!(Rc::ptr_eq(&one, &runner("k")));
+        assert!(!Rc::ptr_eq(&one, &other) && Rc::ptr_eq(&one.idle, &other.idle));
+        drop(other);
+        pool.sweep(0, &Counters::default());
+        assert_eq!(pool.runners.borrow().len(), 1);
+        assert!(Rc::ptr_eq(&one, &runner("k")));
     }
 }

@@ -24,6 +24,10 @@ use std::sync::Arc;
 use std::thread;
 use tokio::sync::mpsc;
 
+/// What the settings say of `SANDGATE_SANDBOX_CACHE_MAX`, and of `SANDGATE_VERDICT_CACHE_MAX`.
+const SANDBOX_BYTES: u64 = 300;
+const VERDICT_BYTES: u64 = 300;
+
 /// Runs `stage` a hundred times after once, which may grow what is kept for ever.
 fn assert_no_allocation(name: &str, mut stage: impl FnMut()) {
     stage();
@@ -135,6 +139,53 @@ fn a_cause_finds_its_row_without_allocation() {
             black_box(black_box(cause).answer());
         });
     }
+}
+
+/// What a sandbox costs while it is remembered, with a token that opens it: what the settings say, whoever makes up
+/// the names, and nothing beyond their number.
+#[test]
+fn random_names_cost_what_the_settings_say_up_to_their_number_and_nothing_beyond() {
+    const ENTRIES: u64 = 4096;
+    let most = ENTRIES.to_string();
+    let one = measure(|| drop(black_box(World::with(&cache_sizes("1", "1")))));
+    for (sandbox_count, verdict_count, bytes_each, opens) in [
+        (most.as_str(), "1", SANDBOX_BYTES, open as fn(u64) -> String),
+        ("1", most.as_str(), VERDICT_BYTES, private),
+    ] {
+        let mut world = None;
+        let ahead = measure(|| world = Some(World::with(&cache_sizes(sandbox_count, verdict_count))));
+        let world = world.expect("it was made");
+        let visit = |names: std::ops::Range<u64>| {
+            measure(|| names.for_each(|name| world.warm(opens(name).as_bytes())))
+        };
+        let filled = visit(0..ENTRIES);
+        let beyond = visit(ENTRIES..5 * ENTRIES);
+        let verdicts = world.shard.verdicts.borrow();
+        let held = [verdicts.public.len(), world.shard.places.borrow().len(), verdicts.proofs.len()];
+        let each = if verdict_count == "1" { [ENTRIES, ENTRIES, 0] } else { [1, 1, ENTRIES] };
+        assert_eq!(held.map(|len| len as u64), each);
+        let bytes = ahead.bytes_max - one.bytes_max + filled.bytes_current.max(0) as u64;
+        println!("{} bytes each", bytes / ENTRIES);
+        assert!(bytes <= bytes_each * ENTRIES, "{} bytes each", bytes / ENTRIES);
+        assert!(beyond.bytes_current <= 64 * 1024, "{} bytes more", beyond.bytes_current);
+    }
+}
+
+/// Nobody is charged for asking.
+fn cache_sizes<'v>(sandboxes: &'v str, verdicts: &'v str) -> [(&'static str, &'v str); 3] {
+    let rate = ("SANDGATE_LOOKUP_RATE", "0");
+    [("SANDGATE_SANDBOX_CACHE_MAX", sandboxes), ("SANDGATE_VERDICT_CACHE_MAX", verdicts), rate]
+}
+
+fn open(name: u64) -> String {
+    format!("GET / HTTP/1.1\r\nHost: 3000-public{name:051}.preview.example\r\n\r\n")
+}
+
+fn private(name: u64) -> String {
+    format!(
+        "GET / HTTP/1.1\r\nHost: 3000-private{name:050}.preview.example\r\n\
+         X-Daytona-Preview-Token: token-{name}\r\n\r\n"
+    )
 }
 
 /// All that a shard allocates for one more request on a busy kept-alive connection, its runtime included: nothing on a

@@ -125,6 +125,26 @@ fn random_hosts_cost_what_the_bucket_holds_and_neither_memory_nor_others() {
 }
 
 #[test]
+fn random_hosts_fill_the_caches_to_their_bound_and_no_further() {
+    let (_runner, api) = api_with_strangers();
+    let settings = [
+        ("SANDGATE_SANDBOX_CACHE_MAX", "64"),
+        ("SANDGATE_VERDICT_CACHE_MAX", "32"),
+        ("SANDGATE_LOOKUP_RATE", "0"),
+    ];
+    let gate = Gate::start(&api, &settings);
+    let mut wire = gate.connect();
+    for n in 0..200 {
+        assert_eq!(get(&mut wire, &format!("3000-open{n}.preview.test"), "").status(), 200);
+        let token = format!("X-Daytona-Preview-Token: token-{n}\r\n");
+        assert_eq!(get(&mut wire, &format!("3000-no{n}.preview.test"), &token).status(), 401);
+    }
+    for (cache, entries) in [("public", 64), ("runner", 64), ("verdict", 32)] {
+        gate.await_metric(&format!("preview_cache_entries{{cache=\"{cache}\"}}"), entries);
+    }
+}
+
+#[test]
 fn look_ups_that_let_somebody_in_cost_nothing() {
     let (_runner, api) = api_with_strangers();
     let gate = Gate::start(&api, &[("SANDGATE_LOOKUP_RATE", "1"), ("SANDGATE_LOOKUP_BURST", "4")]);
