@@ -598,8 +598,8 @@ fn enter(client: &Client, shard: &Shard, runner: &Socket, outgoing: &Outgoing<'_
     let outdated = shard.changes.is_old(&pass.sandbox, outgoing.grant.as_of());
     let check_in = if outdated { Duration::ZERO } else { pass.basis.lifetime(&shard.config) };
     // A peer that vanished without a word must not hold what lives long.
-    for fd in [client.transport().fd(), runner.fd()] {
-        let _ = socket::set_keepalive(fd);
+    for socket in [client.transport(), runner] {
+        let _ = socket.keep_alive();
     }
     Some(shard.live.enter(pass, client.watch.index(), check_in))
 }

@@ -35,6 +35,8 @@ pub trait Stream {
     /// See [`Socket::send_waiting`].
     fn send_waiting(&self, buf: Vec<u8>) -> impl Future<Output = (io::Result<usize>, Vec<u8>)>;
     fn shutdown(&self, how: Shutdown);
+    /// See [`Socket::keep_alive`].
+    fn keep_alive(&self) -> io::Result<()>;
     /// The descriptor whose bytes are the stream's bytes.
     fn splice_fd(&self) -> Option<BorrowedFd<'_>>;
 }
@@ -57,6 +59,9 @@ impl Stream for Socket {
     }
     fn shutdown(&self, how: Shutdown) {
         Socket::shutdown(self, how);
+    }
+    fn keep_alive(&self) -> io::Result<()> {
+        Socket::keep_alive(self)
     }
     fn splice_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.fd())

@@ -14,6 +14,7 @@ use monoio::net::TcpStream;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use smallvec::SmallVec;
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -31,12 +32,15 @@ pub enum Moved {
 
 pub struct Socket {
     stream: Duplex,
+    /// Probes are on, see [`Socket::keep_alive`].
+    probed: Cell<bool>,
 }
 
 impl Socket {
     /// Takes a descriptor that is non-blocking and close-on-exec. Must be called on a shard's runtime.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        Ok(Self { stream: Duplex::new(TcpStream::from_std(std::net::TcpStream::from(fd))?) })
+        let stream = Duplex::new(TcpStream::from_std(std::net::TcpStream::from(fd))?);
+        Ok(Self { stream, probed: Cell::new(false) })
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -115,6 +119,19 @@ impl Socket {
         shutdown(self.fd(), how);
     }
 
+    /// For what lives long: tunnels, streams, large bodies. A peer that vanished is noticed after about 2 minutes. Short
+    /// requests do not pay the calls, and a connection pays them once.
+    pub fn keep_alive(&self) -> io::Result<()> {
+        if self.probed.replace(true) {
+            return Ok(());
+        }
+        let probes = socket2::TcpKeepalive::new()
+            .with_time(std::time::Duration::from_secs(60))
+            .with_interval(std::time::Duration::from_secs(15))
+            .with_retries(4);
+        socket2::SockRef::from(&self.fd()).set_tcp_keepalive(&probes)
+    }
+
     /// The error a finished non-blocking connect left behind.
     pub fn take_error(&self) -> io::Result<Option<io::Error>> {
         socket2::SockRef::from(&self.fd()).take_error()
@@ -137,17 +154,6 @@ pub fn are_silent<'a>(sockets: impl Iterator<Item = &'a Socket>) -> SmallVec<[bo
 /// nothing left to end, so the error says nothing.
 pub fn shutdown(fd: BorrowedFd<'_>, how: Shutdown) {
     let _ = rustix::net::shutdown(fd, how);
-}
-
-/// For connections that live long: tunnels, streams, uploads. A peer that vanished is noticed after about 2 minutes.
-/// Short requests do not pay the calls.
-pub fn set_keepalive(fd: BorrowedFd<'_>) -> io::Result<()> {
-    let socket = socket2::SockRef::from(&fd);
-    let probes = socket2::TcpKeepalive::new()
-        .with_time(std::time::Duration::from_secs(60))
-        .with_interval(std::time::Duration::from_secs(15))
-        .with_retries(4);
-    socket.set_tcp_keepalive(&probes)
 }
 
 /// Starts a connection; it is established once the socket is writable without [`Socket::take_error`].

@@ -4,7 +4,7 @@ use crate::counters::{add, less};
 use crate::deadlines::Watch;
 use crate::live::Alive;
 use crate::relay::{Lane, Means, SinkFraming, Stream, Way};
-use crate::socket::{self, Socket};
+use crate::socket::Socket;
 use rustix::net::Shutdown;
 use std::future::poll_fn;
 use std::pin::pin;
@@ -41,9 +41,8 @@ pub fn run<'a, C: Stream>(
     add(&means.counters.tunnels, 1);
     add(&means.counters.tunnels_open, 1);
     // Hours without a byte are normal here; a peer that vanished must be noticed all the same.
-    for fd in [client.splice_fd(), runner.splice_fd()].into_iter().flatten() {
-        let _ = socket::set_keepalive(fd);
-    }
+    let _ = client.keep_alive();
+    let _ = runner.keep_alive();
     async move {
         let _alive = alive;
         means.watch.attach(runner.raw_fd());
