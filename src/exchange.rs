@@ -17,7 +17,7 @@ use crate::grant::{Access, Asker, Grant, authorize};
 use crate::head::{FieldId, RequestHead, ResponseHead, Version};
 use crate::live::Alive;
 use crate::pool::Trust;
-use crate::relay::{Fault, Lane, SinkFraming, Way};
+use crate::relay::{Fault, Lane, SPLICE_MIN, SinkFraming, Way};
 use crate::route::route;
 use crate::shard::Shard;
 use crate::socket::{self, Moved, Socket};
@@ -34,6 +34,10 @@ use std::time::{Duration, Instant};
 
 /// From so many bytes to come on, a body of a known length is cut when its right ends.
 const LONG_BODY: u64 = 256 * 1024;
+
+/// What the first read of an answer takes: the head, and all of a small answer. More would copy what of a large one can be
+/// spliced.
+const FIRST_READ: usize = 4 * 1024;
 
 /// What becomes of the client's connection.
 pub enum Next {
@@ -131,7 +135,7 @@ pub async fn exchange(
             Ok(()) if body.complete => {
                 // The head is out: its buffer takes the answer, so that a waiting request holds two buffers, not three.
                 out.clear();
-                let (received, inbuf) = runner.recv_waiting(std::mem::take(&mut out)).await;
+                let (received, inbuf) = runner.recv_waiting(std::mem::take(&mut out), FIRST_READ).await;
                 match received {
                     Ok(n) if n > 0 => match still_granted(asker, outgoing).await {
                         Ok(()) => respond(client, shard, &runner, outgoing, inbuf, &Cell::new(false)).await,
@@ -349,7 +353,7 @@ async fn both_ways(
                 lane.chunked(&mut reader, outgoing.rest.to_vec(), SinkFraming::Chunked).await
             }
             RequestBody::Length(_) | RequestBody::None => {
-                lane.exact(body.length_left).await.map(|()| Vec::new())
+                lane.exact(b"", body.length_left).await.map(|()| Vec::new())
             }
         }
     };
@@ -470,6 +474,16 @@ fn step(
     }))
 }
 
+impl Final {
+    /// Bytes still to come of a known length; 0 when nobody knows.
+    fn left(&self, received: &[u8]) -> u64 {
+        match self.body {
+            ResponseBody::Length(length) => length.saturating_sub((received.len() - self.head_bytes) as u64),
+            _ => 0,
+        }
+    }
+}
+
 /// Reads the runner's answer, of which `inbuf` holds the first bytes, and passes it on.
 async fn respond(
     client: &Client,
@@ -510,6 +524,14 @@ async fn respond(
         }
     };
     let Final { framing, client_stays, .. } = last;
+    // The first read took little, for the sake of what is to be spliced. All else goes on with what is here by now.
+    if inbuf.len() >= FIRST_READ && last.left(&inbuf) < SPLICE_MIN {
+        match runner.try_recv(with_room(&mut inbuf)) {
+            Err(_) if last.body == ResponseBody::UntilClose => return Err(fail(Cause::RunnerClosed)),
+            // A body that knows its end finds out by itself that the rest is missing, if it is.
+            _ => {}
+        }
+    }
     client.watch.runner_answers(None);
     started.set(true);
     client.first_byte(shard);
@@ -532,8 +554,7 @@ async fn respond(
                 let left = length - take as u64;
                 if left > 0 {
                     // At once, so that the rest follows without a turn of the loop between.
-                    lane.send(&out).await?;
-                    lane.exact(left).await?;
+                    lane.exact(&out, left).await?;
                 } else {
                     out = lane.send_whole(std::mem::take(&mut out)).await?;
                 }

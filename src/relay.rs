@@ -20,7 +20,7 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 /// From this many bytes on a pipe pays for itself.
-pub const SPLICE_MIN: u64 = 32 * 1024;
+pub const SPLICE_MIN: u64 = 16 * 1024;
 /// Full reads in a row that turn an open-ended lane to splice.
 const FULL_READS: u32 = 3;
 /// Bytes moved without a wait before the other connections of the shard get their turn.
@@ -32,6 +32,8 @@ pub trait Stream {
     fn writable(&self) -> impl Future<Output = io::Result<()>>;
     fn try_recv_at_most(&self, buf: &mut Vec<u8>, max: usize) -> io::Result<Moved>;
     fn try_send(&self, bytes: &[u8]) -> io::Result<Moved>;
+    /// See [`Socket::try_send_ahead`].
+    fn try_send_ahead(&self, bytes: &[u8]) -> io::Result<Moved>;
     /// See [`Socket::send_waiting`].
     fn send_waiting(&self, buf: Vec<u8>) -> impl Future<Output = (io::Result<usize>, Vec<u8>)>;
     fn shutdown(&self, how: Shutdown);
@@ -53,6 +55,9 @@ impl Stream for Socket {
     }
     fn try_send(&self, bytes: &[u8]) -> io::Result<Moved> {
         Socket::try_send(self, bytes)
+    }
+    fn try_send_ahead(&self, bytes: &[u8]) -> io::Result<Moved> {
+        Socket::try_send_ahead(self, bytes)
     }
     fn send_waiting(&self, buf: Vec<u8>) -> impl Future<Output = (io::Result<usize>, Vec<u8>)> {
         Socket::send_waiting(self, buf)
@@ -151,14 +156,16 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
         Ok(message)
     }
 
-    /// Moves exactly `length` bytes.
-    pub async fn exact(&self, length: u64) -> Result<(), Fault> {
+    /// Sends `first`, then moves exactly `length` bytes.
+    pub async fn exact(&self, first: &[u8], length: u64) -> Result<(), Fault> {
         let mut left = length;
         if left >= SPLICE_MIN
             && let Some(pipe) = self.pipe()?
         {
-            return self.spliced(pipe, left).await;
+            // Apart: what it needs is for large bodies alone.
+            return Box::pin(self.spliced(pipe, first, left)).await;
         }
+        self.send(first).await?;
         let small = left <= SMALL as u64;
         let mut buf = if small { self.means.buffers.small() } else { self.means.buffers.bulk() };
         let mut unpaused = 0;
@@ -240,7 +247,11 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
 
     /// Sends what the sink takes at once; how much that was.
     fn send_now(&self, bytes: &[u8]) -> Result<usize, Fault> {
-        match self.sink.try_send(bytes).map_err(Fault::SinkBroke)? {
+        self.sent(self.sink.try_send(bytes))
+    }
+
+    fn sent(&self, sent: io::Result<Moved>) -> Result<usize, Fault> {
+        match sent.map_err(Fault::SinkBroke)? {
             Moved::Bytes(n) => {
                 self.count(n as u64, Mover::Copy);
                 Ok(n)
@@ -288,11 +299,10 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
             if ended && framing == SinkFraming::Chunked {
                 chunked::write_end(reader.trailers(), &mut out);
             }
-            if !out.is_empty() {
+            if ahead == 0 {
                 self.send(&out).await?;
-            }
-            if ahead > 0 {
-                self.exact(ahead).await?;
+            } else {
+                self.exact(&out, ahead).await?;
                 reader.skip_data(ahead);
                 if framing == SinkFraming::Chunked {
                     self.send(b"\r\n").await?;
@@ -341,28 +351,39 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
         }
     }
 
-    async fn spliced(&self, pipe: Lease<'_>, length: u64) -> Result<(), Fault> {
-        let mut left = length;
-        let mut unpaused = 0;
-        while left > 0 {
+    async fn spliced(&self, pipe: Lease<'_>, first: &[u8], length: u64) -> Result<(), Fault> {
+        let (mut first, mut left, mut unpaused) = (first, length, 0);
+        loop {
             let n = match self.fill(&pipe, left) {
                 Ok(Moved::Bytes(n)) => n as u64,
-                Ok(Moved::NotReady) => {
-                    self.wait_readable().await?;
-                    continue;
-                }
+                Ok(Moved::NotReady) => 0,
                 Ok(Moved::End) => {
                     pipe.give_back();
+                    self.send(first).await?;
                     return Err(Fault::SourceEnded);
                 }
-                Err(error) => return Err(Fault::SourceBroke(error)),
+                Err(error) => {
+                    self.send(first).await?;
+                    return Err(Fault::SourceBroke(error));
+                }
             };
-            left -= n;
+            if n > 0 && !first.is_empty() {
+                // In one segment with what is in the pipe.
+                first = &first[self.sent(self.sink.try_send_ahead(first))?..];
+            }
+            self.send(first).await?;
+            first = b"";
             self.drain(&pipe, n).await?;
-            self.take_turns(&mut unpaused, n).await?;
+            left -= n;
+            if left == 0 {
+                pipe.give_back();
+                return Ok(());
+            }
+            match n {
+                0 => self.wait_readable().await?,
+                _ => self.take_turns(&mut unpaused, n).await?,
+            }
         }
-        pipe.give_back();
-        Ok(())
     }
 
     /// Until the source has nothing ready (or ended, which the caller's next read will see).
