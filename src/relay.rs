@@ -5,6 +5,8 @@
 //! is never used: each idle one would hold a kernel thread. Waits are readiness only, so an idle lane holds neither
 //! buffer nor pipe, and dropping a lane (but in [`Lane::send_whole`]) loses nothing that was not lost with its connection.
 
+mod gather;
+
 use crate::activity::InUse;
 use crate::buffers::{Buffers, Lease, PIPE, SMALL};
 use crate::chunked::{self, ChunkReader, Piece};
@@ -12,6 +14,7 @@ use crate::counters::{Counters, add};
 use crate::deadlines::Watch;
 use crate::head::Reject;
 use crate::socket::{Moved, Socket};
+use gather::Gather;
 use rustix::io::Errno;
 use rustix::net::Shutdown;
 use rustix::pipe::SpliceFlags;
@@ -39,6 +42,8 @@ pub trait Stream {
     fn shutdown(&self, how: Shutdown);
     /// See [`Socket::keep_alive`].
     fn keep_alive(&self) -> io::Result<()>;
+    /// See [`Socket::wake_from`].
+    fn wake_from(&self, bytes: u64) -> io::Result<()>;
     /// The descriptor whose bytes are the stream's bytes.
     fn splice_fd(&self) -> Option<BorrowedFd<'_>>;
 }
@@ -67,6 +72,9 @@ impl Stream for Socket {
     }
     fn keep_alive(&self) -> io::Result<()> {
         Socket::keep_alive(self)
+    }
+    fn wake_from(&self, bytes: u64) -> io::Result<()> {
+        Socket::wake_from(self, bytes)
     }
     fn splice_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.fd())
@@ -352,7 +360,8 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
     }
 
     async fn spliced(&self, pipe: Lease<'_>, first: &[u8], length: u64) -> Result<(), Fault> {
-        let (mut first, mut left, mut unpaused) = (first, length, 0);
+        let (mut first, mut left) = (first, length);
+        let mut gather = Gather::from(self.source);
         loop {
             let n = match self.fill(&pipe, left) {
                 Ok(Moved::Bytes(n)) => n as u64,
@@ -379,9 +388,14 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
                 pipe.give_back();
                 return Ok(());
             }
-            match n {
-                0 => self.wait_readable().await?,
-                _ => self.take_turns(&mut unpaused, n).await?,
+            // Through the ring each time: the others have their turn, and the source has time to bring more.
+            match gather.patience(n, left) {
+                None => self.wait_readable().await?,
+                // So short that it needs no deadline.
+                Some(moment) => {
+                    let ready = monoio::time::timeout(moment, self.source.readable()).await;
+                    ready.unwrap_or(Ok(())).map_err(Fault::SourceBroke)?;
+                }
             }
         }
     }

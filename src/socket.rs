@@ -142,6 +142,13 @@ impl Socket {
         socket2::SockRef::from(&self.fd()).set_tcp_keepalive(&probes)
     }
 
+    /// From how many received bytes on the socket counts as readable (`SO_RCVLOWAT`); calls that move bytes take what is
+    /// there all the same. 1 when nobody said otherwise, and what everybody but bulk relies on. An end or an error always
+    /// counts, and so does a full receive window.
+    pub fn wake_from(&self, bytes: u64) -> io::Result<()> {
+        sys::set_receive_low_water(self.fd(), i32::try_from(bytes).unwrap_or(i32::MAX))
+    }
+
     /// The error a finished non-blocking connect left behind.
     pub fn take_error(&self) -> io::Result<Option<io::Error>> {
         socket2::SockRef::from(&self.fd()).take_error()

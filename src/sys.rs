@@ -56,6 +56,16 @@ pub fn recv_append(fd: BorrowedFd<'_>, buf: &mut Vec<u8>, max: usize) -> rustix:
     Ok(filled)
 }
 
+/// `SO_RCVLOWAT`.
+pub fn set_receive_low_water(fd: BorrowedFd<'_>, bytes: libc::c_int) -> io::Result<()> {
+    let size = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: pointer and length are those of `bytes`, which the kernel reads during the call.
+    let code = unsafe {
+        libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, (&raw const bytes).cast(), size)
+    };
+    if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Ends directions of a socket known by number, as the deadline table knows it. A negative number is no socket.
 /// The table's entries live no longer than the sockets they name, so the number cannot have passed to another.
 pub fn shutdown_raw(fd: RawFd, how: rustix::net::Shutdown) {

@@ -4,6 +4,8 @@
 mod activity;
 #[path = "gate/answers.rs"]
 mod answers;
+#[path = "gate/bulk.rs"]
+mod bulk;
 #[path = "gate/chaos.rs"]
 mod chaos;
 #[path = "gate/cors.rs"]
