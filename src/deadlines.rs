@@ -70,12 +70,14 @@ impl Entry {
     fn revoke(&mut self, why: Revoked, now: u32) -> Option<Waker> {
         self.fired = Some(Fired::Revoked(why));
         if self.tells_why {
-            sys::shutdown_raw(self.client, Shutdown::Read);
+            // Nothing more goes to the runner, and the task, woken, ends the rest. The client's side stays whole: its
+            // bytes would be answered by a reset that takes the last words along.
+            sys::shutdown_raw(self.runner, Shutdown::Write);
             self.last_words_by = now + LAST_WORDS_TICKS;
         } else {
             sys::shutdown_raw(self.client, Shutdown::Both);
+            sys::shutdown_raw(self.runner, Shutdown::Both);
         }
-        sys::shutdown_raw(self.runner, Shutdown::Both);
         self.waker.take()
     }
 }
@@ -128,8 +130,8 @@ impl Deadlines {
         self.watch(NO_FD)
     }
 
-    /// Ends a connection and the runner's it uses, both ways and at once; where the task tells the client why, the way
-    /// to it stays open a little longer, see [`Watch::tells_why`]. `false`: it was ended so already.
+    /// Ends a connection and the runner's it uses, both ways and at once; where the task tells the client why, only the
+    /// way to the runner is, see [`Watch::tells_why`]. `false`: it was ended so already.
     pub fn revoke(&self, index: u32, why: Revoked) -> bool {
         let now = self.now.get();
         let waker = {
@@ -182,8 +184,9 @@ impl Deadlines {
                 cooled.extend(entry.canceller.take());
             }
             if due(entry.last_words_by, now) {
-                // The reason is known already; it was not taken in time.
+                // The reason is known already; it was not said or not taken in time.
                 sys::shutdown_raw(entry.client, Shutdown::Both);
+                sys::shutdown_raw(entry.runner, Shutdown::Both);
                 entry.last_words_by = NEVER;
                 wakers.extend(entry.waker.take());
             }
@@ -327,11 +330,17 @@ impl Watch {
         self.with(|e| e.waiting_since = since);
     }
 
-    /// From now on the task of this connection tells its client why it is revoked. The runner's side is shut down at
-    /// once and the client is read no more, but the way to it stays open for up to 0.4 s: nothing else than the last
-    /// words may go there, whatever was read from the runner before; whoever waits is woken as by any other end.
-    pub fn tells_why(&self) {
-        self.with(|e| e.tells_why = true);
+    /// From now on the task of this connection, woken by this, tells its client why it is revoked. The way to the runner
+    /// is shut down at once, all else is left to the task for up to 0.4 s: of what the runner sends no more than what
+    /// the last words need before them may still go to the client.
+    pub fn tells_why(&self, waker: &Waker) {
+        self.with(|e| (e.tells_why, e.waker) = (true, Some(waker.clone())));
+    }
+
+    /// The last words are said; the client may close as well within this.
+    pub fn told_why(&self, within: Duration) {
+        let by = self.by(Some(within));
+        self.with(|e| (e.last_words_by, e.read_by) = (NEVER, by));
     }
 
     /// Why the right is gone, if it is.
@@ -439,29 +448,30 @@ mod tests {
     #[test]
     fn who_tells_why_can_still_write_for_a_moment_and_no_longer() {
         let (mut ours, mut theirs) = UnixStream::pair().expect("pair");
-        let (mut runner, _app) = UnixStream::pair().expect("pair");
+        let (mut runner, mut app) = UnixStream::pair().expect("pair");
         let (mut other, _other_end) = UnixStream::pair().expect("pair");
         let table = Deadlines::new();
         let (watch, silent) = (table.watch(ours.as_raw_fd()), table.watch(other.as_raw_fd()));
         watch.attach(runner.as_raw_fd());
-        watch.tells_why();
+        watch.tells_why(Waker::noop());
         assert!(
             table.revoke(watch.index(), Revoked::Private) && !table.revoke(watch.index(), Revoked::Token)
         );
         assert_eq!(watch.revoked(), Some(Revoked::Private));
-        assert_eq!(runner.read(&mut [0; 1]).expect("ended"), 0);
-        assert_eq!(ours.read(&mut [0; 1]).expect("read no more"), 0);
+        assert_eq!(app.read(&mut [0; 1]).expect("nothing goes there"), 0);
         ours.write_all(b"why").expect("still writable");
         theirs.read_exact(&mut [0; 3]).expect("told");
+        theirs.write_all(b"bye").expect("still read");
         sweeps(&table, LAST_WORDS_TICKS);
         ours.write_all(b"late").expect_err("over");
+        assert_eq!(runner.read(&mut [0; 1]).expect("ended"), 0);
         // Its reason stays, and who cannot tell it is not ended with the others.
         assert_eq!(table.revoke_who_tell_why(Revoked::Draining), 0);
         assert_eq!((watch.revoked(), silent.revoked()), (Some(Revoked::Private), None));
-        silent.tells_why();
+        silent.tells_why(Waker::noop());
         assert_eq!(table.revoke_who_tell_why(Revoked::Draining), 1);
         assert_eq!(silent.revoked(), Some(Revoked::Draining));
-        drop(silent);
+        sweeps(&table, LAST_WORDS_TICKS);
         assert_eq!(other.read(&mut [0; 1]).expect("ended"), 0);
     }
 

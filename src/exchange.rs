@@ -185,9 +185,8 @@ pub async fn exchange(
                     reset: false,
                 })?;
             }
-            let early = outgoing.rest.to_vec();
             let alive = enter(client, shard, &runner, outgoing);
-            let next = Next::Tunnel(Tunnel { runner, early, alive });
+            let next = Next::Tunnel(Tunnel::new(runner, outgoing.rest, &leftover, alive));
             return Ok(Done { next, status, used: outgoing.rest.len(), overread: Vec::new(), early: false });
         }
         if answer.runner_reusable && whole {

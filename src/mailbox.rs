@@ -216,6 +216,8 @@ pub enum ToShard {
     Report(tokio::sync::oneshot::Sender<Box<crate::counters::Counters>>),
     /// Accept no more, finish what runs, then say [`ToControl::Drained`].
     Drain,
+    /// The time to drain is over: what can tell its client so does.
+    LastWords,
     /// End now.
     Stop,
 }

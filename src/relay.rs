@@ -25,9 +25,9 @@ use std::time::Duration;
 /// From this many bytes on a pipe pays for itself.
 pub const SPLICE_MIN: u64 = 16 * 1024;
 /// Full reads in a row that turn an open-ended lane to splice.
-const FULL_READS: u32 = 3;
+pub const FULL_READS: u32 = 3;
 /// Bytes moved without a wait before the other connections of the shard get their turn.
-const TURN: u64 = 4 << 20;
+pub const TURN: u64 = 4 << 20;
 
 /// One peer of a lane. Plain sockets today; a TLS transport has no descriptor to splice from.
 pub trait Stream {
@@ -254,7 +254,7 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
     }
 
     /// Sends what the sink takes at once; how much that was.
-    fn send_now(&self, bytes: &[u8]) -> Result<usize, Fault> {
+    pub fn send_now(&self, bytes: &[u8]) -> Result<usize, Fault> {
         self.sent(self.sink.try_send(bytes))
     }
 
@@ -428,7 +428,7 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
     }
 
     /// Source to empty pipe, without waiting.
-    fn fill(&self, pipe: &Lease<'_>, max: u64) -> io::Result<Moved> {
+    pub fn fill(&self, pipe: &Lease<'_>, max: u64) -> io::Result<Moved> {
         let Some(source) = self.source.splice_fd() else { return Ok(Moved::NotReady) };
         let max = usize::try_from(max).unwrap_or(PIPE).min(PIPE);
         add(&self.means.counters.splice_calls, 1);
@@ -443,7 +443,7 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
 
     /// All `n` bytes of the pipe to the sink. While bytes are in the pipe only the sink is waited for: a full pipe
     /// and an empty source look the same to `splice`.
-    async fn drain(&self, pipe: &Lease<'_>, n: u64) -> Result<(), Fault> {
+    pub async fn drain(&self, pipe: &Lease<'_>, n: u64) -> Result<(), Fault> {
         self.count(n, Mover::Splice);
         let mut left = n as usize;
         while left > 0 {
@@ -460,7 +460,7 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
         Ok(())
     }
 
-    fn pipe(&self) -> Result<Option<Lease<'_>>, Fault> {
+    pub fn pipe(&self) -> Result<Option<Lease<'_>>, Fault> {
         if self.source.splice_fd().is_none() || self.sink.splice_fd().is_none() {
             return Ok(None);
         }
@@ -479,7 +479,7 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
         result.map_err(Fault::SourceBroke)
     }
 
-    async fn wait_writable(&self) -> Result<(), Fault> {
+    pub async fn wait_writable(&self) -> Result<(), Fault> {
         let armed = self.way == Way::Down && self.means.stall.is_some();
         if armed {
             self.means.watch.client_writes(self.means.stall);
@@ -493,7 +493,7 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
 
     /// After [`TURN`] bytes in one go: a real wait through the ring, which lets everybody else run. (A task that
     /// wakes itself instead would starve the ring.)
-    async fn take_turns(&self, unpaused: &mut u64, n: u64) -> Result<(), Fault> {
+    pub async fn take_turns(&self, unpaused: &mut u64, n: u64) -> Result<(), Fault> {
         *unpaused += n;
         if *unpaused < TURN {
             return Ok(());

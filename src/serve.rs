@@ -24,6 +24,9 @@ const LOG_BATCHES_MAX: usize = 64;
 /// How long log lines may take to be written at the end; an output that nobody reads must not hold the exit up.
 const LOG_DEADLINE: Duration = Duration::from_secs(5);
 
+/// How much longer than its time a drain may take so that tunnels end with a close frame.
+const LAST_WORDS: Duration = Duration::from_millis(700);
+
 /// Runs until SIGTERM or SIGINT and the drain that follows.
 pub fn run(config: Config) -> ExitCode {
     for warning in config.warnings() {
@@ -158,6 +161,7 @@ async fn live(
     downs: Vec<Arc<Down>>,
 ) -> ExitCode {
     let mut drained = control.all_drained();
+    let mut drained_late = drained.clone();
     let control = tokio::spawn(control.run(std::future::pending()));
 
     either(&mut terminate, &mut interrupt).await;
@@ -168,6 +172,9 @@ async fn live(
         _ = drained.wait_for(|all| *all) => event("info", &[("message", "drained")]),
         () = tokio::time::sleep(shutdown) => {
             event("warning", &[("message", "the time to drain is over, ending what still runs")]);
+            tell(&downs, || ToShard::LastWords).await;
+            // Those who have not heard them by then never will, and it is all the same whether others are done.
+            let _ = tokio::time::timeout(LAST_WORDS, drained_late.wait_for(|all| *all)).await;
         }
         () = either(&mut terminate, &mut interrupt) => {
             event("warning", &[("message", "second signal: ending what still runs")]);

@@ -8,7 +8,7 @@ use crate::changes::Record;
 use crate::client::{self, Client};
 use crate::config::{Config, CookieMode, Scheme};
 use crate::cookie::CookieKeys;
-use crate::counters::{CacheKind, Counters, add};
+use crate::counters::{CacheKind, Counters, Revoked, add};
 use crate::deadlines::{Deadlines, TICK};
 use crate::grant::Verdicts;
 use crate::ids::SandboxId;
@@ -188,6 +188,10 @@ async fn mail(shard: &Rc<Shard>, down: &Down, listener: &RefCell<Option<Socket>>
                     if let Some(listener) = listener.borrow().as_ref() {
                         listener.shutdown(rustix::net::Shutdown::Both);
                     }
+                }
+                ToShard::LastWords => {
+                    let told = shard.deadlines.revoke_who_tell_why(Revoked::Draining);
+                    add(&shard.counters.revoked[Revoked::Draining as usize], told as u64);
                 }
                 ToShard::Stop => {
                     shard.log.hand_over();

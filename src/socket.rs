@@ -10,7 +10,6 @@
 use crate::sys::{self, Duplex};
 use monoio::buf::IoBufMut;
 use monoio::io::CancelHandle;
-use monoio::net::TcpStream;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use smallvec::SmallVec;
@@ -39,8 +38,7 @@ pub struct Socket {
 impl Socket {
     /// Takes a descriptor that is non-blocking and close-on-exec. Must be called on a shard's runtime.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        let stream = Duplex::new(TcpStream::from_std(std::net::TcpStream::from(fd))?);
-        Ok(Self { stream, probed: Cell::new(false) })
+        Ok(Self { stream: Duplex::new(fd)?, probed: Cell::new(false) })
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {

@@ -18,6 +18,8 @@ mod fleet;
 mod harness;
 #[path = "gate/kernel.rs"]
 mod kernel;
+#[path = "gate/last_words.rs"]
+mod last_words;
 #[path = "gate/life.rs"]
 mod life;
 #[path = "gate/limits.rs"]

@@ -1,0 +1,106 @@
+//! The end of a tunnel that the gate ends: a close frame with a code and a reason (RFC 6455 5.5.1), where one may stand.
+//!
+//! Not a byte of the client's reaches the runner any more, and of the runner's only the rest of the frame that is under
+//! way: a frame inside of another would be worse than none. All of it has the time that the deadline table gives for last
+//! words; where the place for a frame is not found by then, or the runner does not speak in frames, the end is a bare one.
+
+use super::Course;
+use super::frames::{Place, close_frame};
+use crate::buffers::SMALL;
+use crate::counters::Revoked;
+use crate::relay::{Lane, Stream, Way};
+use crate::socket::Moved;
+use rustix::net::Shutdown;
+use std::time::Duration;
+
+/// How long the client's own close is waited for.
+const LINGER: Duration = Duration::from_secs(1);
+/// What is read of the client meanwhile, and thrown away.
+const LINGER_BYTES_MAX: usize = 1 << 20;
+
+/// Code (RFC 6455 7.4) and reason. 1001: what it talked to goes away. 4001: what let the client in does not any more;
+/// another proof may. 4003: it is not known whether it may stay.
+pub const fn farewell(why: Revoked) -> (u16, &'static str) {
+    match why {
+        Revoked::Private => (4001, "the sandbox is not public any more"),
+        Revoked::Token => (4001, "the token is not valid any more"),
+        Revoked::Link => (4001, "the signed link is not valid any more"),
+        Revoked::Session => (4001, "the session is over"),
+        Revoked::Undecided => (4003, "it cannot be found out whether this is still allowed"),
+        Revoked::Stopped => (1001, "the sandbox was stopped"),
+        Revoked::Archived => (1001, "the sandbox was archived"),
+        Revoked::Destroyed => (1001, "the sandbox was destroyed"),
+        Revoked::Draining => (1001, "the gateway is shutting down"),
+    }
+}
+
+/// Tells the client why this is the end, if that is possible, and ends both sides.
+pub async fn say<C: Stream>(client: &C, course: &Course<'_>, why: Revoked) {
+    let said = frame(client, course, why).await;
+    course.runner.shutdown(Shutdown::Both);
+    match said {
+        Some(()) => linger(client, course).await,
+        None => client.shutdown(Shutdown::Both),
+    }
+}
+
+/// `None`: it could not be said.
+async fn frame<C: Stream>(client: &C, course: &Course<'_>, why: Revoked) -> Option<()> {
+    let means = &course.means;
+    let lane = Lane { source: &course.runner, sink: client, way: Way::Down, means };
+    let mut unpaused = 0;
+    let mut buf = means.buffers.small();
+    let mut frames = course.frames.get();
+    while let Place::Within(left) = frames.place() {
+        buf.clear();
+        let max = usize::try_from(left).unwrap_or(SMALL).min(SMALL);
+        match course.runner.try_recv_at_most(&mut buf, max).ok()? {
+            Moved::Bytes(n) => {
+                frames.pass(&buf);
+                lane.send(&buf).await.ok()?;
+                lane.take_turns(&mut unpaused, n as u64).await.ok()?;
+            }
+            Moved::NotReady => course.runner.readable().await.ok()?,
+            Moved::End => return None,
+        }
+    }
+    means.buffers.give(buf);
+    if frames.place() == Place::Nowhere {
+        return None;
+    }
+    let (code, reason) = farewell(why);
+    lane.send(&close_frame(code, reason)).await.ok()
+}
+
+/// Reads on for a moment, until the client has closed as well, so that closing does not turn into a reset that eats the
+/// frame. Nothing of it is interpreted.
+async fn linger<C: Stream>(client: &C, course: &Course<'_>) {
+    let Course { means, .. } = course;
+    client.shutdown(Shutdown::Write);
+    means.watch.told_why(LINGER);
+    let mut left = LINGER_BYTES_MAX;
+    let mut buf = means.buffers.small();
+    while left > 0 {
+        buf.clear();
+        match client.try_recv_at_most(&mut buf, SMALL) {
+            Ok(Moved::Bytes(n)) => left = left.saturating_sub(n),
+            Ok(Moved::NotReady) if client.readable().await.is_ok() => {}
+            _ => break,
+        }
+    }
+    means.buffers.give(buf);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_end_has_a_code_of_its_kind_and_a_reason_that_fits() {
+        for why in Revoked::ALL {
+            let (code, reason) = farewell(*why);
+            assert!(matches!(code, 1001 | 4001 | 4003), "{why:?}");
+            assert!(!reason.is_empty() && close_frame(code, reason).len() <= 127, "{why:?}");
+        }
+    }
+}
