@@ -95,7 +95,7 @@ pub struct Asker<'a> {
     pub now: Instant,
     /// Questions asked on the client's account and not paid back.
     asked: Cell<u32>,
-    /// The client pays; what the gate wants to know for itself nobody does.
+    /// The client pays, and memory will do; what the gate wants to know for itself costs nobody and is found out anew.
     charged: bool,
 }
 
@@ -104,7 +104,7 @@ impl<'a> Asker<'a> {
         Self { shard, watch, ip, now, asked: Cell::new(0), charged: true }
     }
 
-    /// For looking again at what a client opened: it must not be able to put that off.
+    /// For looking again at what a client opened: neither it nor what others asked lately must be able to put that off.
     pub fn of_gate(shard: &'a Shard, watch: &'a Watch, ip: IpAddr, now: Instant) -> Self {
         Self { charged: false, ..Self::new(shard, watch, ip, now) }
     }
@@ -274,6 +274,7 @@ impl About<'_> {
     async fn public(&self) -> Result<Finding, Cause> {
         let (shard, sandbox) = (self.asker.shard, *self.sandbox);
         let known = shard.verdicts.borrow_mut().public.get(&sandbox, self.asker.now).copied();
+        let known = known.filter(|_| self.asker.charged);
         self.count(CacheKind::Public, known.is_some());
         if let Some(public) = known {
             return Ok(good_or_bad(public));
@@ -288,7 +289,8 @@ impl About<'_> {
         let shard = self.asker.shard;
         let key = ProofKey::new(proof, self.sandbox, token);
         let known = shard.verdicts.borrow_mut().proofs.get(&key, self.asker.now).copied();
-        let known = known.filter(|known| !shard.changes.is_old(self.sandbox, known.as_of));
+        let known =
+            known.filter(|known| self.asker.charged && !shard.changes.is_old(self.sandbox, known.as_of));
         self.count(CacheKind::Verdict, known.is_some());
         if let Some(known) = known {
             return Ok(good_or_bad(known.verdict));
@@ -313,7 +315,7 @@ impl About<'_> {
         let is_old = |known: &Known<Option<SandboxId>>| {
             known.verdict.is_some_and(|sandbox| shard.changes.is_old(&sandbox, known.as_of))
         };
-        let known = known.filter(|known| !is_old(known));
+        let known = known.filter(|known| self.asker.charged && !is_old(known));
         self.count(CacheKind::SignedLink, known.is_some());
         let link_to = match known {
             Some(known) => known.verdict,

@@ -1,17 +1,21 @@
 //! What goes on for long, and by what right: tunnels, streams and uploads of this shard, so that they end when the
 //! right does.
 //!
-//! A request that is answered in one go is not in here. When a sandbox changes, what its live connections rest on is
-//! found out again, and once more when the API has forgotten its own memory; without news it is found out whenever a
-//! verdict would have run out. What no longer holds is cut. That the API cannot say is no reason to cut a terminal
-//! somebody works in, unless something has changed: then it must say within [`DOUBT_TICKS`].
+//! A request that is answered in one go is not in here. News that say by themselves which right is gone cut what rests
+//! on it at once. Where they only say that something changed, what the sandbox's live connections rest on is found out
+//! again, and once more when the API has forgotten its own memory; without news it is found out whenever a verdict
+//! would have run out. What no longer holds is cut. That the API cannot say is no reason to cut a terminal somebody
+//! works in, unless something has changed: then it must say within [`DOUBT_TICKS`].
+
+mod agenda;
 
 use crate::counters::{Revoked, add};
 use crate::deadlines::{Deadlines, TICK};
 use crate::grant::{Basis, Holds, holds};
-use crate::ids::SandboxId;
-use crate::mailbox::Change;
+use crate::ids::{Port, SandboxId, SignedToken};
+use crate::mailbox::{Change, ProofKind, Said, TokenHash};
 use crate::shard::Shard;
+use agenda::{Agenda, Entry};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use std::cell::{Cell, RefCell};
@@ -20,39 +24,34 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-/// Sandboxes looked at at once.
-const CHECKS_MAX: usize = 64;
-/// Sandboxes whose time has come that are taken up in one tick: the rate of look-ups without news is bounded.
-const DUE_PER_TICK_MAX: usize = 64;
-/// Every entry is looked at once in so many ticks.
-const ROUND_TICKS: usize = 10;
+/// Changed sandboxes looked at at once.
+const CHANGED_MAX: usize = 64;
+/// Sandboxes whose time has come that are looked at at once, and that are taken up in one tick: the rate of look-ups
+/// without news is bounded. With n live sandboxes all due at once the last is taken up n / 128 ticks later.
+const DUE_MAX: usize = 128;
+/// Rights of one sandbox that are asked about at once.
+const PASSES_MAX: usize = 16;
+/// An API that takes longer cannot say.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// After a change the API may answer from its own memory for 3 s: then it is asked once more.
 const SETTLED_TICKS: u32 = 37;
 /// How soon the API is asked again that could not say.
 const AGAIN_TICKS: u32 = 10;
+/// How soon a sandbox is taken up again whose look has not come to an end.
+const OVERDUE_TICKS: u32 = 100;
 /// For so long a changed sandbox's connections live on while the API cannot say whether they may.
 const DOUBT_TICKS: u32 = 300;
 
-/// What is live on a shard. Costs about 250 bytes and the token per entry; there are no more than connections.
+/// What is live on a shard. Costs about 300 bytes and the token per entry; there are no more than connections.
 pub struct Live {
     deadlines: Rc<Deadlines>,
-    entries: RefCell<Vec<Option<Entry>>>,
-    /// By entry, so that a search for a sandbox's entries reads four bytes for each.
-    marks: RefCell<Vec<u32>>,
-    free: RefCell<Vec<u32>>,
-    queue: RefCell<VecDeque<SandboxId>>,
-    queued: RefCell<HashSet<SandboxId>>,
-    checks: Cell<usize>,
-}
-
-struct Entry {
-    pass: Pass,
-    /// Of the client's connection in the deadline table.
-    watch: u32,
-    /// In ticks.
-    check_at: u32,
-    /// Since when it is not known whether the right still holds, and something changed.
-    doubt_since: Option<u32>,
+    agenda: RefCell<Agenda>,
+    /// Changed, and not looked at yet.
+    changed: RefCell<VecDeque<SandboxId>>,
+    waiting: RefCell<HashSet<SandboxId>>,
+    /// Looks under way, at changed sandboxes and at due ones.
+    changed_count: Cell<usize>,
+    due_count: Cell<usize>,
 }
 
 /// By what right.
@@ -70,151 +69,161 @@ pub struct Alive {
     index: u32,
 }
 
+/// Whose connections.
+#[derive(Clone, Copy)]
+enum Of<'a> {
+    All,
+    Basis(&'a Basis),
+    /// Preview tokens other than this one.
+    OtherTokens(TokenHash),
+}
+
+impl Of<'_> {
+    fn holds(self, pass: &Pass) -> bool {
+        match (self, &pass.basis) {
+            (Self::All, _) => true,
+            (Self::Basis(wanted), basis) => basis == wanted,
+            (Self::OtherTokens(good), Basis::Token { kind: ProofKind::PreviewToken, token }) => {
+                TokenHash::of(token.expose()) != good
+            }
+            (Self::OtherTokens(_), _) => false,
+        }
+    }
+}
+
 impl Live {
     pub fn new(deadlines: Rc<Deadlines>) -> Rc<Self> {
         Rc::new(Self {
             deadlines,
-            entries: RefCell::default(),
-            marks: RefCell::default(),
-            free: RefCell::default(),
-            queue: RefCell::default(),
-            queued: RefCell::default(),
-            checks: Cell::new(0),
+            agenda: RefCell::default(),
+            changed: RefCell::default(),
+            waiting: RefCell::default(),
+            changed_count: Cell::new(0),
+            due_count: Cell::new(0),
         })
     }
 
     /// `watch` is the connection's place in the deadline table, which it keeps for as long as the result lives.
-    /// `check_in`: when to find out again without news.
+    /// `check_in`: when to find out again without news. What rests on the public flag is looked at once more when the
+    /// API, whatever it has said so far, has forgotten its own memory.
     pub fn enter(self: &Rc<Self>, pass: Pass, watch: u32, check_in: Duration) -> Alive {
-        let mark = mark(&pass.sandbox);
-        let entry =
-            Entry { pass, watch, check_at: self.deadlines.now() + ticks(check_in), doubt_since: None };
-        let mut entries = self.entries.borrow_mut();
-        let index = match self.free.borrow_mut().pop() {
-            Some(index) => {
-                entries[index as usize] = Some(entry);
-                self.marks.borrow_mut()[index as usize] = mark;
-                index
-            }
-            None => {
-                entries.push(Some(entry));
-                self.marks.borrow_mut().push(mark);
-                entries.len() as u32 - 1
-            }
+        let check_in = match pass.basis {
+            Basis::Public => ticks(check_in).min(SETTLED_TICKS),
+            _ => ticks(check_in),
         };
-        Alive { live: self.clone(), index }
-    }
-
-    fn of(&self, sandbox: &SandboxId) -> Vec<usize> {
-        let (marks, entries, wanted) = (self.marks.borrow(), self.entries.borrow(), mark(sandbox));
-        let candidates = marks.iter().enumerate().filter(|(_, mark)| **mark == wanted).map(|(at, _)| at);
-        candidates
-            .filter(|at| entries[*at].as_ref().is_some_and(|entry| entry.pass.sandbox == *sandbox))
-            .collect()
-    }
-
-    /// Its entries, one of each right.
-    fn passes(&self, sandbox: &SandboxId) -> Vec<Pass> {
-        let entries = self.entries.borrow();
-        let mut passes: Vec<Pass> = Vec::new();
-        let mut seen = HashSet::new();
-        for at in self.of(sandbox) {
-            if let Some(Entry { pass, .. }) = &entries[at]
-                && seen.insert(&pass.basis)
-            {
-                passes.push(pass.clone());
-            }
-        }
-        passes
-    }
-
-    /// Changes every entry of the sandbox that rests on `basis` (`None`: on anything).
-    fn each(&self, sandbox: &SandboxId, basis: Option<&Basis>, mut change: impl FnMut(&mut Entry)) {
-        let at = self.of(sandbox);
-        let mut entries = self.entries.borrow_mut();
-        for at in at {
-            if let Some(entry) = &mut entries[at]
-                && basis.is_none_or(|basis| entry.pass.basis == *basis)
-            {
-                change(entry);
-            }
-        }
+        let entry = Entry {
+            pass,
+            watch,
+            check_at: self.deadlines.now() + check_in,
+            asks_twice: false,
+            doubt_since: None,
+        };
+        Alive { index: self.agenda.borrow_mut().enter(entry), live: self.clone() }
     }
 
     /// Ends them, and counts them.
-    fn cut(&self, shard: &Shard, sandbox: &SandboxId, basis: Option<&Basis>, why: Revoked) {
+    fn cut(&self, shard: &Shard, sandbox: &SandboxId, of: Of<'_>, why: Revoked) {
         let mut watches = Vec::new();
-        self.each(sandbox, basis, |entry| watches.push(entry.watch));
+        self.agenda.borrow_mut().each(sandbox, |entry| {
+            if of.holds(&entry.pass) {
+                watches.push(entry.watch);
+            }
+        });
         // Each at most once: it stays in the table until its task has seen the end.
         let ended = watches.into_iter().filter(|watch| self.deadlines.revoke(*watch, why)).count();
         add(&shard.counters.revoked[why as usize], ended as u64);
     }
 
-    fn enqueue(&self, sandbox: SandboxId) {
-        if self.queued.borrow_mut().insert(sandbox) {
-            self.queue.borrow_mut().push_back(sandbox);
-        }
-    }
-
     /// The sandbox changed.
     pub fn changed(self: &Rc<Self>, shard: &Rc<Shard>, sandbox: &SandboxId, change: Change) {
         match change {
-            Change::Runner => return,
-            Change::Ended(why) => return self.cut(shard, sandbox, None, why),
-            Change::Public | Change::State => {}
-        }
-        let now = self.deadlines.now();
-        let mut any = false;
-        self.each(sandbox, None, |entry| {
-            any = true;
-            entry.doubt_since.get_or_insert(now);
-        });
-        if any {
-            self.enqueue(*sandbox);
-            self.pump(shard);
-        }
-    }
-
-    /// One tick: takes up what is due, a part of all entries at a time.
-    pub fn tick(self: &Rc<Self>, shard: &Rc<Shard>) {
-        let now = self.deadlines.now();
-        let mut due = Vec::new();
-        let first = now as usize % ROUND_TICKS;
-        for entry in self.entries.borrow_mut().iter_mut().skip(first).step_by(ROUND_TICKS).flatten() {
-            if entry.check_at <= now && due.len() < DUE_PER_TICK_MAX {
-                // Asked again if nobody says anything else meanwhile.
-                entry.check_at = now + AGAIN_TICKS * 10;
-                due.push(entry.pass.sandbox);
+            Change::Runner => {}
+            Change::Private => self.cut(shard, sandbox, Of::Basis(&Basis::Public), Revoked::Private),
+            Change::Public => self.doubt(shard, sandbox, |basis| *basis == Basis::Public),
+            Change::State(Said { ended: Some(why), .. }) => self.cut(shard, sandbox, Of::All, why),
+            Change::State(said) => {
+                if said.public == Some(false) {
+                    self.cut(shard, sandbox, Of::Basis(&Basis::Public), Revoked::Private);
+                }
+                if let Some(good) = said.token {
+                    self.cut(shard, sandbox, Of::OtherTokens(good), Revoked::Token);
+                }
+                // Where it says nothing against a right, that is no proof that there is one.
+                let flag_is_same = said.public == Some(true);
+                self.doubt(shard, sandbox, |basis| !(flag_is_same && *basis == Basis::Public));
             }
         }
-        if !due.is_empty() {
-            due.into_iter().for_each(|sandbox| self.enqueue(sandbox));
-            self.pump(shard);
+    }
+
+    /// The signed link may be over.
+    pub fn link_changed(self: &Rc<Self>, shard: &Rc<Shard>, token: SignedToken, port: Port) {
+        let changed = Basis::Link { token, port };
+        let sandboxes = self.agenda.borrow().resting_on(&changed);
+        for sandbox in sandboxes {
+            self.doubt(shard, &sandbox, |basis| *basis == changed);
         }
     }
 
-    fn pump(self: &Rc<Self>, shard: &Rc<Shard>) {
-        while self.checks.get() < CHECKS_MAX {
-            let Some(sandbox) = self.queue.borrow_mut().pop_front() else { return };
-            // What changes from here on is a check of its own.
-            self.queued.borrow_mut().remove(&sandbox);
-            self.checks.set(self.checks.get() + 1);
+    fn doubt(self: &Rc<Self>, shard: &Rc<Shard>, sandbox: &SandboxId, doubtful: impl Fn(&Basis) -> bool) {
+        let now = self.deadlines.now();
+        let mut any = false;
+        self.agenda.borrow_mut().each(sandbox, |entry| {
+            if doubtful(&entry.pass.basis) {
+                any = true;
+                entry.asks_twice = true;
+                entry.doubt_since.get_or_insert(now);
+            }
+        });
+        if any && self.waiting.borrow_mut().insert(*sandbox) {
+            self.changed.borrow_mut().push_back(*sandbox);
+            self.look_at_changed(shard);
+        }
+    }
+
+    /// News may have been missed: everything is looked at again, as fast as looks without news may be.
+    pub fn forgotten(&self) {
+        self.agenda.borrow_mut().all_due(self.deadlines.now());
+    }
+
+    /// One tick: takes up what is due, the longest due first.
+    pub fn tick(self: &Rc<Self>, shard: &Rc<Shard>) {
+        let now = self.deadlines.now();
+        let room = DUE_MAX - self.due_count.get();
+        let due = self.agenda.borrow_mut().take_due(now, now + OVERDUE_TICKS, room);
+        for sandbox in due {
+            self.due_count.set(self.due_count.get() + 1);
             let (live, shard) = (self.clone(), shard.clone());
             monoio::spawn(async move {
-                live.check(&shard, &sandbox).await;
-                live.checks.set(live.checks.get() - 1);
-                live.pump(&shard);
+                live.look(&shard, &sandbox).await;
+                live.due_count.set(live.due_count.get() - 1);
             });
         }
     }
 
-    async fn check(&self, shard: &Shard, sandbox: &SandboxId) {
-        let mut passes = self.passes(sandbox).into_iter();
+    fn look_at_changed(self: &Rc<Self>, shard: &Rc<Shard>) {
+        while self.changed_count.get() < CHANGED_MAX {
+            let Some(sandbox) = self.changed.borrow_mut().pop_front() else { return };
+            // What changes from here on is a look of its own.
+            self.waiting.borrow_mut().remove(&sandbox);
+            self.changed_count.set(self.changed_count.get() + 1);
+            let (live, shard) = (self.clone(), shard.clone());
+            monoio::spawn(async move {
+                live.look(&shard, &sandbox).await;
+                live.changed_count.set(live.changed_count.get() - 1);
+                live.look_at_changed(&shard);
+            });
+        }
+    }
+
+    /// Finds out what the sandbox's connections rest on, one of each right.
+    async fn look(&self, shard: &Shard, sandbox: &SandboxId) {
+        let mut passes = self.agenda.borrow().passes(sandbox).into_iter();
         let find_out = |pass: Pass| async move {
-            let holds = holds(shard, &pass).await;
-            (pass.basis, holds)
+            // Nothing is lost with a question that is withdrawn.
+            let answered = monoio::time::timeout(ANSWER_WITHIN, holds(shard, &pass)).await;
+            (pass.basis, answered.unwrap_or(Holds::NobodyKnows))
         };
-        let mut asked: FuturesUnordered<_> = passes.by_ref().take(CHECKS_MAX).map(find_out).collect();
+        let mut asked: FuturesUnordered<_> = passes.by_ref().take(PASSES_MAX).map(find_out).collect();
         while let Some((basis, holds)) = asked.next().await {
             self.settle(shard, sandbox, &basis, holds);
             asked.extend(passes.next().map(find_out));
@@ -224,39 +233,34 @@ impl Live {
     fn settle(&self, shard: &Shard, sandbox: &SandboxId, basis: &Basis, holds: Holds) {
         let now = self.deadlines.now();
         let mut doubtful_for_too_long = false;
+        let next = ticks(basis.lifetime(&shard.config));
         match holds {
-            Holds::Yes => self.each(sandbox, Some(basis), |entry| {
-                let next = ticks(basis.lifetime(&shard.config));
-                entry.check_at = now + if entry.doubt_since.take().is_some() { SETTLED_TICKS } else { next };
+            Holds::No => self.cut(shard, sandbox, Of::Basis(basis), basis.revoked()),
+            Holds::Yes => self.agenda.borrow_mut().each(sandbox, |entry| {
+                if entry.pass.basis == *basis {
+                    entry.doubt_since = None;
+                    let again = std::mem::take(&mut entry.asks_twice);
+                    entry.check_at = now + if again { next.min(SETTLED_TICKS) } else { next };
+                }
             }),
-            Holds::No => self.cut(shard, sandbox, Some(basis), basis.revoked()),
-            Holds::NobodyKnows => self.each(sandbox, Some(basis), |entry| {
-                entry.check_at = now + AGAIN_TICKS;
-                doubtful_for_too_long |=
-                    entry.doubt_since.is_some_and(|since| now.saturating_sub(since) >= DOUBT_TICKS);
+            Holds::NobodyKnows => self.agenda.borrow_mut().each(sandbox, |entry| {
+                if entry.pass.basis == *basis {
+                    entry.check_at = now + AGAIN_TICKS;
+                    doubtful_for_too_long |=
+                        entry.doubt_since.is_some_and(|since| now.saturating_sub(since) >= DOUBT_TICKS);
+                }
             }),
         }
         if doubtful_for_too_long {
-            self.cut(shard, sandbox, Some(basis), Revoked::Undecided);
+            self.cut(shard, sandbox, Of::Basis(basis), Revoked::Undecided);
         }
     }
 }
 
 impl Drop for Alive {
     fn drop(&mut self) {
-        self.live.entries.borrow_mut()[self.index as usize] = None;
-        self.live.marks.borrow_mut()[self.index as usize] = 0;
-        self.live.free.borrow_mut().push(self.index);
+        self.live.agenda.borrow_mut().leave(self.index);
     }
-}
-
-/// Never 0, which marks a free place. Equal marks of different sandboxes cost a comparison.
-fn mark(sandbox: &SandboxId) -> u32 {
-    let folded = sandbox
-        .as_bytes()
-        .iter()
-        .fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
-    folded.max(1)
 }
 
 fn ticks(duration: Duration) -> u32 {

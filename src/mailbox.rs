@@ -7,6 +7,7 @@ use crate::counters::Revoked;
 use crate::ids::{Port, SandboxId, SignedToken, Token};
 use crate::login::flow::FlowCookies;
 use crate::request_id::RequestId;
+use sha2::{Digest, Sha256};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -189,12 +190,39 @@ pub enum ToControl {
 pub enum Change {
     /// Its public flag may be another.
     Public,
+    /// It is not public any more.
+    Private,
     /// It may be on another runner.
     Runner,
     /// Its state is another, and with it maybe its tokens and its runner.
-    State,
+    State(Said),
+}
+
+/// What the news of a change say about the sandbox by themselves. Takes rights away and never gives any: which ones
+/// there are is for the API to say.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Said {
+    pub public: Option<bool>,
+    /// The one preview token that is good now.
+    pub token: Option<TokenHash>,
     /// Nothing runs in it any more, for one of the reasons that name its state.
-    Ended(Revoked),
+    pub ended: Option<Revoked>,
+}
+
+/// A token's SHA-256: tells another one apart and is of no use to who sees it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct TokenHash([u8; 32]);
+
+impl TokenHash {
+    pub fn of(token: &str) -> Self {
+        Self(Sha256::digest(token).into())
+    }
+}
+
+impl std::fmt::Debug for TokenHash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[hash]")
+    }
 }
 
 /// From the control plane to a shard.
@@ -208,6 +236,8 @@ pub enum ToShard {
     },
     /// What is known of this sandbox is old, and what it let in is to be looked at again.
     Changed { sandbox: SandboxId, change: Change },
+    /// What is known of this signed link is old, and what it let in is to be looked at again.
+    LinkChanged { token: SignedToken, port: Port },
     /// News may have been missed: everything that is known is old.
     Forget,
     /// Made at this moment, and on the way since, as a [`Self::Changed`] would be.

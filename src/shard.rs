@@ -115,10 +115,16 @@ impl Shard {
     /// What is known of the sandbox is old, and so is what is being asked.
     fn changed(&self, sandbox: &SandboxId, change: Change) {
         self.changes.note(*sandbox);
-        if change != Change::Runner {
+        let (flag, place) = match change {
+            Change::Public | Change::Private => (true, false),
+            Change::Runner => (false, true),
+            // That the flag is what it was changes nothing about it.
+            Change::State(said) => (said.public != Some(true), true),
+        };
+        if flag {
             self.verdicts.borrow_mut().evict(sandbox);
         }
-        if change != Change::Public {
+        if place {
             self.places.borrow_mut().remove(sandbox);
         }
     }
@@ -174,7 +180,14 @@ async fn mail(shard: &Rc<Shard>, down: &Down, listener: &RefCell<Option<Socket>>
                     shard.changed(&sandbox, change);
                     shard.live.changed(shard, &sandbox, change);
                 }
-                ToShard::Forget => shard.forget(),
+                ToShard::LinkChanged { token, port } => {
+                    shard.verdicts.borrow_mut().links.remove(&(token, port));
+                    shard.live.link_changed(shard, token, port);
+                }
+                ToShard::Forget => {
+                    shard.forget();
+                    shard.live.forgotten();
+                }
                 ToShard::Canary(sent) => shard.counters.invalidation_lag(sent.elapsed()),
                 ToShard::Report(sender) => {
                     gauges(shard);

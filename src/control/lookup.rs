@@ -5,8 +5,8 @@
 //! API may have answered from its own memory, is neither shared nor kept.
 
 use super::api::Api;
-use super::push::{API_MEMORY, PUBLIC_PREFIX, Push, RUNNER_PREFIX, Shared};
-use super::redis::{Redis, Stored};
+use super::push::{API_MEMORY, Matter, PUBLIC_PREFIX, Push, RUNNER_PREFIX, Shared, link_key};
+use super::redis::{Failure, Redis, Stored};
 use super::runner_address::RunnerUrl;
 use super::stats::{SharedResult, Stats};
 use crate::config::Config;
@@ -15,6 +15,7 @@ use crate::mailbox::{Answer, ProofKind, Question, Reply, RunnerAddress};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// v0.190's, for every key of these kinds.
@@ -69,6 +70,8 @@ pub struct Lookup {
     shared: Option<(Redis, Arc<Push>)>,
     lifetimes: Lifetimes,
     stats: Arc<Stats>,
+    /// The account in Redis may see when signed links end.
+    sees_links: AtomicBool,
 }
 
 /// An answer that may be kept so long if its change will be heard of, and so long if not.
@@ -84,11 +87,27 @@ impl Lookup {
         lifetimes: Lifetimes,
         stats: Arc<Stats>,
     ) -> Self {
-        Self { api, shared, lifetimes, stats }
+        Self { api, shared, lifetimes, stats, sees_links: AtomicBool::new(true) }
     }
 
     /// Cancel-safe.
     pub async fn answer(&self, question: &Question) -> Found {
+        if let Some(denied) = self.denied(question) {
+            return denied;
+        }
+        let found = self.find(question).await;
+        // What was taken away meanwhile is not given, whatever was found.
+        self.denied(question).unwrap_or(found)
+    }
+
+    /// What news have taken away, and the API may not know yet.
+    fn denied(&self, question: &Question) -> Option<Found> {
+        let (_, push) = self.shared.as_ref()?;
+        let keep = push.denies(question)?.min(self.lifetimes.negative);
+        Some(Found { reply: Ok(Answer::No), keep })
+    }
+
+    async fn find(&self, question: &Question) -> Found {
         let began = Instant::now();
         // The name of a key is told to everybody who may list keys or watch commands.
         let shared = self.shared.as_ref().filter(|_| !may_name_a_link(question));
@@ -100,18 +119,42 @@ impl Lookup {
             (Question::Verdict { proof, sandbox, token, .. }, Some(shared)) => {
                 self.verdict(question, (*proof, sandbox, token), shared, began).await
             }
-            _ => {
-                let reply = self.api.answer(question).await;
-                let keep = self.keep_alone(question, &reply);
-                Found { reply, keep }
+            (Question::SignedToken { token, port }, Some((redis, push))) => {
+                push.expect_link(*token, *port);
+                let found = self.alone(question).await;
+                if let Ok(Answer::Sandbox(_)) = found.reply {
+                    self.note_end(&link_key(token, *port), redis, |at| push.link_ends_at(*token, *port, at))
+                        .await;
+                }
+                found
             }
+            _ => self.alone(question).await,
+        }
+    }
+
+    async fn alone(&self, question: &Question) -> Found {
+        let reply = self.api.answer(question).await;
+        let keep = self.keep_alone(question, &reply);
+        Found { reply, keep }
+    }
+
+    /// When the link's key ends, if it can be seen.
+    async fn note_end(&self, key: &str, redis: &Redis, note: impl FnOnce(Instant)) {
+        if !self.sees_links.load(Relaxed) {
+            return;
+        }
+        match redis.lives_for(key).await {
+            Ok(Some(left)) => note(Instant::now() + left),
+            // An account that may not look will not be let look later.
+            Err(Failure::Refused) => self.sees_links.store(false, Relaxed),
+            Ok(None) | Err(Failure::Down) => {}
         }
     }
 
     /// An answer asked for at `began` may be about what was before a change.
     pub fn is_outdated(&self, question: &Question, began: Instant) -> bool {
         let Some((_, push)) = &self.shared else { return false };
-        question.sandbox().is_some_and(|sandbox| push.changed_since(sandbox, began))
+        question.sandbox().is_some_and(|sandbox| push.changed_since(Matter::of(question), sandbox, began))
     }
 
     /// Nobody tells of changes.
@@ -137,7 +180,7 @@ impl Lookup {
     ) -> Found {
         let Lifetimes { public, public_pushed, negative, .. } = self.lifetimes;
         let key = format!("{PUBLIC_PREFIX}{sandbox}");
-        let heard = push.watch(Shared::Public, sandbox, began + PUBLIC_TTL);
+        let heard = push.expect(Shared::Public, sandbox, began + PUBLIC_TTL);
         let stored = self.read(redis, &[&key]).await.pop().flatten();
         let known = stored.as_ref().and_then(|stored| Some((flag(stored)?, stored.expires_in?)));
         self.count(stored.is_some(), known.is_some());
@@ -146,12 +189,24 @@ impl Lookup {
             // Written while the API may still have told what was true before the last change: v0.190 keeps that for an
             // hour.
             let written = began.checked_sub(PUBLIC_TTL.saturating_sub(expires_in));
-            let settled = push.last_change(sandbox).is_none_or(|change| written >= Some(change + API_MEMORY));
-            if (settled || !value) && !in_doubt(push, sandbox, began) {
+            let change = push.last_change(Matter::Flag, sandbox);
+            let settled = change.is_none_or(|change| written >= Some(change + API_MEMORY));
+            if (settled || !value) && !in_doubt(push, Matter::Flag, sandbox, began) {
+                if value {
+                    // One that has not long to live may have been written so: its age is not known.
+                    let aged = written.filter(|_| expires_in > PUBLIC_TTL / 2);
+                    push.rests_on_flag(sandbox, aged.unwrap_or(began));
+                }
                 let pushed = if heard && push.is_trusted() { public_pushed } else { public };
                 let keep = if value { pushed } else { negative };
                 return Found { reply: Ok(yes_or_no(value)), keep: keep.min(expires_in) };
             }
+        }
+        if stored.is_none()
+            && push.flag_is_absent(sandbox)
+            && let Some(denied) = self.denied(question)
+        {
+            return denied;
         }
         let asked = Instant::now();
         let reply = self.api.answer(question).await;
@@ -165,8 +220,13 @@ impl Lookup {
         };
         // "No" is the answer for every label that names no sandbox, too: v0.190's hour would fill Redis with them.
         let ttl = if public_now { PUBLIC_TTL } else { negative };
-        let entry =
-            Entry { key: &key, watched: heard.then_some(Shared::Public), value: flag_json(public_now), ttl };
+        let entry = Entry {
+            key: &key,
+            watched: heard.then_some(Shared::Public),
+            says_public: public_now,
+            value: flag_json(public_now),
+            ttl,
+        };
         let keep = if public_now {
             Keep { pushed: public_pushed, alone: public }
         } else {
@@ -187,7 +247,7 @@ impl Lookup {
     ) -> Found {
         let Lifetimes { runner, runner_pushed, negative, .. } = self.lifetimes;
         let key = format!("{RUNNER_PREFIX}{sandbox}");
-        let heard = push.watch(Shared::Runner, sandbox, began + RUNNER_TTL);
+        let heard = push.expect(Shared::Runner, sandbox, began + RUNNER_TTL);
         let stored = if fresh { None } else { self.read(redis, &[&key]).await.pop().flatten() };
         let known = match stored.as_ref().and_then(|stored| Some((place(stored)?, stored.expires_in?))) {
             Some((place, expires_in)) => place.address().await.map(|address| (address, expires_in)),
@@ -196,7 +256,7 @@ impl Lookup {
         self.count(stored.is_some(), known.is_some());
         if let Some((address, expires_in)) = &known {
             push.watch(Shared::Runner, sandbox, began + *expires_in);
-            if !in_doubt(push, sandbox, began) {
+            if !in_doubt(push, Matter::Anything, sandbox, began) {
                 // Written when changes were not heard yet, it may be older than one.
                 let written = began.checked_sub(RUNNER_TTL.saturating_sub(*expires_in));
                 let pushed = heard && push.complete_since().is_some_and(|since| written >= Some(since));
@@ -209,11 +269,12 @@ impl Lookup {
         let Ok(Answer::Runner(address)) = &reply else {
             push.unwatch(Shared::Runner, sandbox);
             let keep = if reply.is_ok() { negative } else { Duration::ZERO };
-            return Found { reply, keep: keep.min(until_settled(push, sandbox, asked)) };
+            return Found { reply, keep: keep.min(until_settled(push, Matter::Anything, sandbox, asked)) };
         };
         let entry = Entry {
             key: &key,
             watched: heard.then_some(Shared::Runner),
+            says_public: false,
             value: place_json(address),
             ttl: RUNNER_TTL,
         };
@@ -239,8 +300,8 @@ impl Lookup {
         let stored = self.read(redis, if readable { &keys } else { &keys[..1] }).await;
         let mut seen = false;
         // Older than this, it may be from before a change that nobody here has heard of, or that API's memory hid.
-        let trusted_from =
-            push.complete_since().max(push.last_change(sandbox).map(|change| change + API_MEMORY));
+        let change = push.last_change(Matter::Anything, sandbox);
+        let trusted_from = push.complete_since().max(change.map(|change| change + API_MEMORY));
         let known = stored.iter().flatten().find_map(|stored| {
             seen = true;
             let expires_in = stored.expires_in.filter(|_| flag(stored) == Some(true))?;
@@ -255,13 +316,22 @@ impl Lookup {
         let reply = self.api.answer(question).await;
         match &reply {
             Ok(Answer::Yes) => {
-                let entry = Entry { key: &ours, watched: None, value: flag_json(true), ttl: VERDICT_TTL };
+                let entry = Entry {
+                    key: &ours,
+                    watched: None,
+                    says_public: false,
+                    value: flag_json(true),
+                    ttl: VERDICT_TTL,
+                };
                 let keep = Keep { pushed: verdict, alone: verdict };
                 let keep = share(redis, push, sandbox, asked, entry, false, keep).await;
                 Found { reply, keep }
             }
             // Not shared: bad tokens cost nothing to invent.
-            Ok(_) => Found { keep: negative.min(until_settled(push, sandbox, asked)), reply },
+            Ok(_) => {
+                let settled = until_settled(push, Matter::Anything, sandbox, asked);
+                Found { keep: negative.min(settled), reply }
+            }
             Err(_) => Found { reply, keep: Duration::ZERO },
         }
     }
@@ -284,6 +354,8 @@ struct Entry<'a> {
     key: &'a str,
     /// Its end says that something changed.
     watched: Option<Shared>,
+    /// And that the sandbox is not public any more.
+    says_public: bool,
     value: String,
     ttl: Duration,
 }
@@ -299,7 +371,8 @@ async fn share(
     same: bool,
     keep: Keep,
 ) -> Duration {
-    let settled = until_settled(push, sandbox, began);
+    let matter = if entry.watched == Some(Shared::Public) { Matter::Flag } else { Matter::Anything };
+    let settled = until_settled(push, matter, sandbox, began);
     if settled < Duration::MAX {
         return keep.alone.min(settled);
     }
@@ -307,6 +380,7 @@ async fn share(
         // Where no news come nobody would take it back: it stands no longer than what rests on it.
         let ttl = if push.complete_since().is_some() { entry.ttl } else { entry.ttl.min(keep.alone) };
         if let Some(shared) = entry.watched {
+            push.expect(shared, sandbox, Instant::now() + ttl);
             push.watch(shared, sandbox, Instant::now() + ttl);
         }
         if redis.set(entry.key, entry.value.as_bytes(), ttl).await.is_err() {
@@ -316,11 +390,14 @@ async fn share(
             return keep.alone;
         }
         // Heard between asking and writing: ours came last and must go again.
-        if push.changed_since(sandbox, began) {
+        if push.changed_since(matter, sandbox, began) {
             // Cannot be deleted: then there is no connection, and everything is forgotten anyway.
             let _ = redis.del(entry.key).await;
             return Duration::ZERO;
         }
+    }
+    if entry.watched.is_some() && entry.says_public {
+        push.rests_on_flag(sandbox, Instant::now());
     }
     if entry.watched.is_some() && push.is_trusted() { keep.pushed } else { keep.alone }
 }
@@ -328,11 +405,11 @@ async fn share(
 /// How long an answer asked for at `began` may be kept for all that is known of changes: not at all when there was
 /// one since, briefly when the API may have answered from its memory, [`Duration::MAX`] otherwise. Before news were
 /// listened for there may always have been a change: a gate that has just begun knows no better than that.
-fn until_settled(push: &Push, sandbox: &SandboxId, began: Instant) -> Duration {
-    if push.changed_since(sandbox, began) {
+fn until_settled(push: &Push, matter: Matter, sandbox: &SandboxId, began: Instant) -> Duration {
+    if push.changed_since(matter, sandbox, began) {
         return Duration::ZERO;
     }
-    match push.last_change(sandbox).max(push.complete_since()).map(|change| change + API_MEMORY) {
+    match push.last_change(matter, sandbox).max(push.complete_since()).map(|change| change + API_MEMORY) {
         Some(settled) if began < settled => settled.saturating_duration_since(Instant::now()),
         _ => Duration::MAX,
     }
@@ -344,9 +421,9 @@ fn may_name_a_link(question: &Question) -> bool {
     question.sandbox().is_some_and(|label| SignedToken::of_label(label).is_some())
 }
 
-fn in_doubt(push: &Push, sandbox: &SandboxId, began: Instant) -> bool {
-    push.changed_since(sandbox, began)
-        || push.last_change(sandbox).is_some_and(|change| began < change + DOUBT)
+fn in_doubt(push: &Push, matter: Matter, sandbox: &SandboxId, began: Instant) -> bool {
+    push.changed_since(matter, sandbox, began)
+        || push.last_change(matter, sandbox).is_some_and(|change| began < change + DOUBT)
 }
 
 fn yes_or_no(value: bool) -> Answer {

@@ -214,6 +214,7 @@ impl Control {
         let mut told = None;
         if let Some(Shared { redis, push, told: receiver }) = self.redis.take() {
             servers.spawn(redis.clone().keep());
+            servers.spawn(Arc::clone(&push).keep_links());
             servers.spawn(push.keep_canary(redis));
             told = Some(receiver);
         }
@@ -349,11 +350,12 @@ impl Outbox {
     fn tell(&mut self, news: Told) {
         for (down, waiting) in self.downs.iter().zip(&mut self.waiting) {
             let message = match news {
-                Told::Changed(..) | Told::Forget if waiting.len() >= NEWS_WAITING_MAX => {
+                Told::Changed(..) | Told::Link(..) | Told::Forget if waiting.len() >= NEWS_WAITING_MAX => {
                     waiting.retain(|message| matches!(message, ToShard::Answer { .. }));
                     ToShard::Forget
                 }
                 Told::Changed(sandbox, change) => ToShard::Changed { sandbox, change },
+                Told::Link(token, port) => ToShard::LinkChanged { token, port },
                 Told::Forget => ToShard::Forget,
                 Told::Canary(sent) => ToShard::Canary(sent),
             };

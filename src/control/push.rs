@@ -4,21 +4,33 @@
 //! on which the API publishes each change of a sandbox's state. A canary key that is written over another connection
 //! once a second shows that news arrive, and how fast; while it is not heard, nothing may be remembered for long.
 //!
+//! What the channel says of the sandbox itself, its flag, its token and its state, takes rights away at once, and so does
+//! the end of a key that said "public": nobody deletes it but the API, when the sandbox is made private. Nothing that is
+//! heard gives a right, and where it does not say enough the API is asked.
+//!
 //! News are noted in the moment they are read, in the order Redis sent them, between the answers of the same
 //! connection: an operation whose answer is there knows of every change before it.
+
+mod links;
+mod taken;
 
 use super::redis::{Listener, News, Redis};
 use super::stats::Stats;
 use crate::changes::Changes;
 use crate::counters::Revoked;
-use crate::ids::SandboxId;
+use crate::ids::{Port, SandboxId, SignedToken, Token};
 use crate::log::{Level, Log};
-use crate::mailbox::Change;
+use crate::mailbox::{Change, Question, Said, TokenHash};
+pub use links::key as link_key;
+use links::{LINK_PREFIX, Links};
 use serde::Deserialize;
+use serde::de::IgnoredAny;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use taken::Taken;
 use tokio::sync::{Notify, mpsc};
 
 /// Where v0.190 and the API keep a sandbox's public flag,
@@ -37,6 +49,15 @@ pub const API_MEMORY: Duration = Duration::from_millis(3500);
 const CHANGES_MAX: usize = 50_000;
 /// Keys known to be in Redis. Costs about 150 bytes each; what finds no room is remembered for short times only.
 const PRESENT_MAX: usize = 200_000;
+/// Sandboxes of which something was taken away lately.
+const TAKEN_MAX: usize = 20_000;
+/// Signed links asked about lately.
+const LINKS_MAX: usize = 20_000;
+/// Distance of two looks for links whose time has come.
+const LINKS_EVERY: Duration = Duration::from_millis(100);
+/// A key is written by each proxy that misses it at the same time; one that stood for longer is not written again, so
+/// its end is its deletion, unless it was near its end anyway and somebody renewed it.
+const STANDING: Duration = Duration::from_secs(10);
 /// News on their way to the shards; with more, the shards are told to forget everything.
 const NEWS_MAX: usize = 16 * 1024;
 
@@ -47,10 +68,34 @@ pub enum Shared {
     Runner,
 }
 
+/// What a change can be about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Matter {
+    /// The public flag alone.
+    Flag,
+    Anything,
+}
+
+impl Matter {
+    pub fn of(question: &Question) -> Self {
+        if matches!(question, Question::Public(_)) { Self::Flag } else { Self::Anything }
+    }
+}
+
+/// A key that is in Redis.
+#[derive(Clone, Copy)]
+struct Present {
+    until: Instant,
+    /// Since when it says "public", if it does and may be believed.
+    public_since: Option<Instant>,
+}
+
 /// For the shards.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Told {
     Changed(SandboxId, Change),
+    /// The link may be over.
+    Link(SignedToken, Port),
     Forget,
     Canary(Instant),
 }
@@ -67,9 +112,13 @@ pub struct Push {
 
 struct State {
     changes: Changes<Instant>,
+    /// Those that may have changed the flag.
+    flags: Changes<Instant>,
+    taken: Taken,
+    links: Links,
     /// Until when a key is known to be in Redis. Only the end of such a key says that something changed: other
     /// proxies write keys that are not there, which says nothing.
-    present: HashMap<(Shared, SandboxId), Instant>,
+    present: HashMap<(Shared, SandboxId), Present>,
     /// Since when no news can have been missed.
     complete_since: Option<Instant>,
     canary_sent: Option<Instant>,
@@ -84,6 +133,9 @@ impl Push {
         let (told, receiver) = mpsc::channel(NEWS_MAX);
         let state = State {
             changes: Changes::new(CHANGES_MAX),
+            flags: Changes::new(CHANGES_MAX),
+            taken: Taken::new(TAKEN_MAX, API_MEMORY),
+            links: Links::new(LINKS_MAX),
             present: HashMap::new(),
             complete_since: None,
             canary_sent: None,
@@ -107,31 +159,88 @@ impl Push {
     }
 
     /// Has the sandbox changed, or may it have, at `at` or later?
-    pub fn changed_since(&self, sandbox: &SandboxId, at: Instant) -> bool {
-        self.state().changes.since(sandbox, at)
+    pub fn changed_since(&self, matter: Matter, sandbox: &SandboxId, at: Instant) -> bool {
+        self.state().of(matter).since(sandbox, at)
     }
 
-    pub fn last_change(&self, sandbox: &SandboxId) -> Option<Instant> {
-        self.state().changes.last(sandbox)
+    pub fn last_change(&self, matter: Matter, sandbox: &SandboxId) -> Option<Instant> {
+        self.state().of(matter).last(sandbox)
+    }
+
+    /// News have taken away what is asked about, and for so long the API may not know it yet.
+    pub fn denies(&self, question: &Question) -> Option<Duration> {
+        self.state().taken.denies(question, Instant::now())
     }
 
     /// From now until `until` the end of this key is a change. Say it before the key is read or written: its end may
-    /// be told together with the answer. `false`: there is no room, the end will not be noticed.
-    pub fn watch(&self, key: Shared, sandbox: &SandboxId, until: Instant) -> bool {
+    /// be told together with the answer. A key that is there already keeps its own time until more is known.
+    /// `false`: there is no room, the end will not be noticed.
+    pub fn expect(&self, key: Shared, sandbox: &SandboxId, until: Instant) -> bool {
+        let now = Instant::now();
         let mut state = self.state();
         if state.present.len() >= PRESENT_MAX {
-            let now = Instant::now();
-            state.present.retain(|_, until| *until > now);
+            state.present.retain(|_, present| present.until > now);
+        }
+        if let Some(present) = state.present.get(&(key, *sandbox))
+            && present.until > now
+        {
+            return true;
         }
         let room = state.present.len() < PRESENT_MAX;
         if room {
-            state.present.insert((key, *sandbox), until);
+            state.present.insert((key, *sandbox), Present { until, public_since: None });
         }
         room
     }
 
+    /// The key lives until then: it was read or is being written.
+    pub fn watch(&self, key: Shared, sandbox: &SandboxId, until: Instant) {
+        if let Some(present) = self.state().present.get_mut(&(key, *sandbox)) {
+            present.until = until;
+        }
+    }
+
+    /// The key, written at this moment, says "public" and is believed: its end takes that back.
+    pub fn rests_on_flag(&self, sandbox: &SandboxId, written: Instant) {
+        if let Some(present) = self.state().present.get_mut(&(Shared::Public, *sandbox)) {
+            present.public_since = Some(written);
+        }
+    }
+
+    /// The flag's key is not there. `true`: lately it ended while it said "public", so it was deleted, and the sandbox
+    /// is not public any more.
+    pub fn flag_is_absent(&self, sandbox: &SandboxId) -> bool {
+        let now = Instant::now();
+        let mut state = self.state();
+        let lost = state.taken.has_lost_flag(sandbox, now);
+        if lost && state.taken.denies(&Question::Public(*sandbox), now).is_none() {
+            self.made_private(&mut state, *sandbox, now);
+        }
+        lost
+    }
+
     pub fn unwatch(&self, key: Shared, sandbox: &SandboxId) {
         self.state().present.remove(&(key, *sandbox));
+    }
+
+    /// The link is being asked about: from now on its end is told.
+    pub fn expect_link(&self, token: SignedToken, port: Port) {
+        self.state().links.expect((token, port), Instant::now());
+    }
+
+    pub fn link_ends_at(&self, token: SignedToken, port: Port, at: Instant) {
+        self.state().links.ends_at((token, port), at);
+    }
+
+    /// Tells of links whose time has come, for ever.
+    pub async fn keep_links(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(LINKS_EVERY).await;
+            let mut state = self.state();
+            for (token, port) in state.links.over(Instant::now()) {
+                self.tell(&mut state, Told::Link(token, port));
+            }
+        }
     }
 
     /// Writes the canary and listens for it, for ever.
@@ -188,7 +297,7 @@ impl Push {
             }
         }
         if self.told.try_send(told).is_err() {
-            state.changes.note_all(Instant::now());
+            state.note_all();
             state.lost = true;
             self.stats.push.lost.fetch_add(1, Relaxed);
         }
@@ -202,29 +311,60 @@ impl Push {
             self.heard.notify_waiters();
             return self.tell(state, Told::Canary(sent));
         }
+        if let Some((token, port)) = links::of_key(key) {
+            if state.links.forget((token, port)) {
+                self.tell(state, Told::Link(token, port));
+            }
+            return;
+        }
         let of = |prefix: &str| SandboxId::parse(key.strip_prefix(prefix.as_bytes())?);
-        let (shared, sandbox, change) = if let Some(sandbox) = of(PUBLIC_PREFIX) {
-            (Shared::Public, sandbox, Change::Public)
+        let (shared, sandbox) = if let Some(sandbox) = of(PUBLIC_PREFIX) {
+            (Shared::Public, sandbox)
         } else if let Some(sandbox) = of(RUNNER_PREFIX) {
-            (Shared::Runner, sandbox, Change::Runner)
+            (Shared::Runner, sandbox)
         } else {
             return;
         };
+        let Some(Present { until, public_since }) = state.present.remove(&(shared, sandbox)) else { return };
         // A key that has come to its time says nothing.
-        if state.present.remove(&(shared, sandbox)).is_some_and(|until| now < until) {
-            self.changed(state, sandbox, change, now);
+        if until <= now {
+            return;
         }
+        match (shared, public_since) {
+            (Shared::Runner, _) => self.changed(state, sandbox, Change::Runner, now),
+            (Shared::Public, Some(since)) if since + STANDING <= now && now + STANDING < until => {
+                self.made_private(state, sandbox, now);
+            }
+            (Shared::Public, since) => {
+                if since.is_some() {
+                    state.taken.flag_lost(sandbox, now);
+                }
+                self.changed(state, sandbox, Change::Public, now);
+            }
+        }
+    }
+
+    fn made_private(&self, state: &mut State, sandbox: SandboxId, now: Instant) {
+        state.taken.said(sandbox, Said { public: Some(false), ..Said::default() }, now);
+        self.changed(state, sandbox, Change::Private, now);
     }
 
     fn changed(&self, state: &mut State, sandbox: SandboxId, change: Change, now: Instant) {
         self.stats.push.changes.fetch_add(1, Relaxed);
         state.changes.note(sandbox, now);
+        match change {
+            Change::State(Said { public: Some(true), .. }) | Change::Runner => {}
+            Change::State(_) | Change::Public | Change::Private => state.flags.note(sandbox, now),
+        }
         self.tell(state, Told::Changed(sandbox, change));
     }
 
     fn published(&self, state: &mut State, payload: &[u8], now: Instant) {
         match sandbox_event(payload) {
-            Some((sandbox, change)) => self.changed(state, sandbox, change, now),
+            Some((sandbox, said)) => {
+                state.taken.said(sandbox, said, now);
+                self.changed(state, sandbox, Change::State(said), now);
+            }
             None => {
                 self.stats.push.unreadable.fetch_add(1, Relaxed);
                 self.log.event(Level::Warn, "sandbox_event_unreadable", &[]);
@@ -239,16 +379,34 @@ impl Push {
 }
 
 impl State {
+    fn of(&self, matter: Matter) -> &Changes<Instant> {
+        match matter {
+            Matter::Flag => &self.flags,
+            Matter::Anything => &self.changes,
+        }
+    }
+
+    /// What was taken away stays so.
     fn forget(&mut self) {
         self.trusted = false;
         self.present.clear();
-        self.changes.note_all(Instant::now());
+        self.note_all();
+    }
+
+    fn note_all(&mut self) {
+        let now = Instant::now();
+        self.changes.note_all(now);
+        self.flags.note_all(now);
     }
 }
 
 impl Listener for Push {
     fn prefixes(&self) -> Vec<String> {
         vec![PUBLIC_PREFIX.to_owned(), RUNNER_PREFIX.to_owned(), self.canary_key.clone()]
+    }
+
+    fn more_prefixes(&self) -> Vec<String> {
+        vec![LINK_PREFIX.to_owned()]
     }
 
     fn channel(&self) -> &str {
@@ -278,18 +436,42 @@ impl Listener for Push {
     }
 }
 
-/// What the API publishes: the whole sandbox, and for a change of state the new one. Everything else in it is left
-/// unread, secrets among it.
+/// What the API publishes: the whole sandbox as it is now, and for a change of state the new one. Everything else in
+/// it is left unread. What is not of the kind it should be says nothing; only without an id there are no news.
 #[derive(Deserialize)]
-struct SandboxEvent {
-    sandbox: EventSandbox,
-    #[serde(rename = "newState")]
-    new_state: Option<String>,
+struct SandboxEvent<'a> {
+    #[serde(borrow)]
+    sandbox: EventSandbox<'a>,
+    #[serde(rename = "newState", borrow, default)]
+    new_state: Maybe<Cow<'a, str>>,
 }
 
 #[derive(Deserialize)]
-struct EventSandbox {
-    id: String,
+struct EventSandbox<'a> {
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+    #[serde(default)]
+    public: Maybe<bool>,
+    #[serde(borrow, default)]
+    state: Maybe<Cow<'a, str>>,
+    #[serde(rename = "authToken", borrow, default)]
+    auth_token: Maybe<Cow<'a, str>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(untagged)]
+enum Maybe<T> {
+    Is(T),
+    Else(IgnoredAny),
+    #[default]
+    #[serde(skip)]
+    Missing,
+}
+
+impl<T> Maybe<T> {
+    fn is(self) -> Option<T> {
+        if let Self::Is(value) = self { Some(value) } else { None }
+    }
 }
 
 /// The state as one in which nothing runs that could answer.
@@ -302,9 +484,112 @@ fn ended(state: &str) -> Option<Revoked> {
     }
 }
 
-fn sandbox_event(payload: &[u8]) -> Option<(SandboxId, Change)> {
-    let event: SandboxEvent = serde_json::from_slice(payload).ok()?;
-    let ended = event.new_state.as_deref().and_then(ended);
-    let sandbox = SandboxId::parse(event.sandbox.id.as_bytes())?;
-    Some((sandbox, ended.map_or(Change::State, Change::Ended)))
+fn sandbox_event(payload: &[u8]) -> Option<(SandboxId, Said)> {
+    let SandboxEvent { sandbox, new_state } = serde_json::from_slice(payload).ok()?;
+    let id = SandboxId::parse(sandbox.id.as_bytes())?;
+    let token = sandbox.auth_token.is().filter(|token| Token::is_valid(token.as_bytes()));
+    let said = Said {
+        public: sandbox.public.is(),
+        token: token.map(|token| TokenHash::of(&token)),
+        ended: new_state.is().or(sandbox.state.is()).and_then(|state| ended(&state)),
+    };
+    Some((id, said))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_says_what_is_of_the_right_kind_and_nothing_else() {
+        let said = |payload: &str| sandbox_event(payload.as_bytes()).map(|(_, said)| said);
+        let token = Some(TokenHash::of("t"));
+        let nothing = Said::default();
+        for (payload, expected) in [
+            (r#"{"sandbox":{"id":"a"}}"#, nothing),
+            (r#"{"sandbox":{"id":"a","public":false}}"#, Said { public: Some(false), ..nothing }),
+            (
+                r#"{"sandbox":{"id":"a","public":true,"authToken":"t"}}"#,
+                Said { public: Some(true), token, ..nothing },
+            ),
+            (r#"{"sandbox":{"public":"no","authToken":["t"],"id":"a"},"newState":7}"#, nothing),
+            (r#"{"sandbox":{"id":"a","public":null,"authToken":"","state":{}}}"#, nothing),
+            (r#"{"sandbox":{"id":"a","authToken":"t\n","more":{"public":false}}}"#, nothing),
+            (
+                r#"{"sandbox":{"id":"a","state":"stopped"},"newDesiredState":"x"}"#,
+                Said { ended: Some(Revoked::Stopped), ..nothing },
+            ),
+            // The state at the time of the change, not at the time of the telling.
+            (r#"{"newState":"starting","sandbox":{"state":"stopped","id":"a"}}"#, nothing),
+            (
+                r#"{"newState":"destroyed","sandbox":{"state":"started","id":"\u0061"}}"#,
+                Said { ended: Some(Revoked::Destroyed), ..nothing },
+            ),
+        ] {
+            assert_eq!(said(payload), Some(expected), "{payload}");
+        }
+        for payload in
+            ["", "7", "{}", r#"{"sandbox":{"id":7}}"#, r#"{"sandbox":{"id":"a/b"}}"#, r#"{"sandbox":[]}"#]
+        {
+            assert_eq!(said(payload), None, "{payload}");
+        }
+    }
+
+    const KEY: &[u8] = b"proxy:sandbox-public:a";
+
+    /// A key that said "public" for so long, and lives for so much longer, ends.
+    fn after_the_end(age: Duration, left: Duration) -> (Arc<Push>, mpsc::Receiver<Told>, SandboxId) {
+        let (push, told) = Push::new(Arc::default(), Log::discard());
+        let (sandbox, now) = (SandboxId::parse(b"a").expect("an id"), Instant::now());
+        assert!(push.expect(Shared::Public, &sandbox, now + Duration::from_secs(3600)));
+        push.watch(Shared::Public, &sandbox, now + left);
+        push.rests_on_flag(&sandbox, now.checked_sub(age).expect("the machine runs for longer"));
+        push.hear(News::Invalidated(KEY));
+        (push, told, sandbox)
+    }
+
+    #[test]
+    fn a_standing_public_key_ends_by_its_deletion_and_a_new_one_may_have_been_written_twice() {
+        let long = Duration::from_secs(60);
+        let (push, mut told, sandbox) = after_the_end(STANDING, long);
+        assert_eq!(told.try_recv(), Ok(Told::Changed(sandbox, Change::Private)));
+        assert!(push.denies(&Question::Public(sandbox)).is_some());
+        for (age, left) in [(Duration::ZERO, long), (STANDING, STANDING)] {
+            let (push, mut told, sandbox) = after_the_end(age, left);
+            assert_eq!(told.try_recv(), Ok(Told::Changed(sandbox, Change::Public)));
+            assert_eq!(push.denies(&Question::Public(sandbox)), None);
+            // Who looks for it and does not find it knows.
+            assert!(push.flag_is_absent(&sandbox));
+            assert_eq!(told.try_recv(), Ok(Told::Changed(sandbox, Change::Private)));
+            assert!(push.denies(&Question::Public(sandbox)).is_some());
+        }
+        // One that has come to its time says nothing.
+        let (push, mut told, sandbox) = after_the_end(STANDING, Duration::ZERO);
+        assert!(told.try_recv().is_err() && !push.flag_is_absent(&sandbox));
+    }
+
+    #[test]
+    fn a_key_read_again_keeps_its_time_so_that_its_end_is_not_taken_for_a_deletion() {
+        let (push, mut told) = Push::new(Arc::default(), Log::discard());
+        let (sandbox, now) = (SandboxId::parse(b"a").expect("an id"), Instant::now());
+        push.expect(Shared::Public, &sandbox, now + STANDING);
+        push.watch(Shared::Public, &sandbox, now);
+        push.rests_on_flag(&sandbox, now);
+        push.expect(Shared::Public, &sandbox, now + Duration::from_secs(3600));
+        push.hear(News::Invalidated(KEY));
+        // It was thought to be another one by then.
+        assert_eq!(told.try_recv(), Ok(Told::Changed(sandbox, Change::Public)));
+        assert!(!push.flag_is_absent(&sandbox));
+    }
+
+    #[test]
+    fn that_the_flag_is_what_it_was_is_no_change_of_it() {
+        let (push, _told) = Push::new(Arc::default(), Log::discard());
+        let (sandbox, before) = (SandboxId::parse(b"a").expect("an id"), Instant::now());
+        push.hear(News::Published(br#"{"sandbox":{"id":"a","public":true},"newState":"started"}"#));
+        assert!(push.changed_since(Matter::Anything, &sandbox, before));
+        assert!(!push.changed_since(Matter::Flag, &sandbox, before));
+        push.hear(News::Published(br#"{"sandbox":{"id":"a"},"newState":"started"}"#));
+        assert!(push.changed_since(Matter::Flag, &sandbox, before));
+    }
 }

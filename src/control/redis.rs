@@ -48,6 +48,8 @@ pub enum Failure {
 pub trait Listener: Send + Sync {
     /// Keys that begin so are listened for. None may be the beginning of another.
     fn prefixes(&self) -> Vec<String>;
+    /// As [`Self::prefixes`], of keys that not every account may see: that they are refused spoils nothing.
+    fn more_prefixes(&self) -> Vec<String>;
     /// The channel listened to.
     fn channel(&self) -> &str;
     fn hear(&self, news: News<'_>);
@@ -167,6 +169,12 @@ impl Redis {
         Ok(stored.collect())
     }
 
+    /// How much longer a key lives; `None`: it is not there, or lives for ever.
+    pub async fn lives_for(&self, key: &str) -> Result<Option<Duration>, Failure> {
+        let left: i64 = self.call(redis::cmd("PTTL").arg(key)).await?;
+        Ok(u64::try_from(left).ok().map(Duration::from_millis))
+    }
+
     /// Sets a value that lives for `ttl`, at least a millisecond.
     pub async fn set(&self, key: &str, value: &[u8], ttl: Duration) -> Result<(), Failure> {
         self.call(redis::cmd("SET").arg(key).arg(value).arg("PX").arg(millis(ttl))).await
@@ -243,9 +251,23 @@ impl Redis {
             });
         }
         let mut connection = self.inner.client.get_multiplexed_async_connection_with_config(&config).await?;
+        // One that is as slow as before stays unused: else every attempt would cost somebody a deadline.
+        let ping = redis::cmd("PING");
+        match timeout(DEADLINE, ping.query_async::<Value>(&mut connection)).await {
+            Ok(Err(error)) if !is_refusal(&error) => return Err(error),
+            Ok(_) => {}
+            Err(_) => return Err(std::io::Error::from(std::io::ErrorKind::TimedOut).into()),
+        }
         if let Some(listener) = &self.inner.listener {
             match listen(&mut connection, &**listener).await {
-                Ok(()) => listener.hear(News::Listening),
+                Ok(()) => {
+                    match track(&mut connection, &listener.more_prefixes()).await {
+                        Err(error) if !is_refusal(&error) => return Err(error),
+                        Err(error) => self.report("redis_push_partly_refused", &describe(&error)),
+                        Ok(()) => {}
+                    }
+                    listener.hear(News::Listening);
+                }
                 // Values are of use without news, too.
                 Err(error) if is_refusal(&error) => self.report("redis_push_refused", &describe(&error)),
                 Err(error) => return Err(error),
@@ -392,13 +414,18 @@ fn config() -> AsyncConnectionConfig {
 
 /// Asks for news. What this connection itself writes is none.
 async fn listen(connection: &mut MultiplexedConnection, listener: &dyn Listener) -> Result<(), RedisError> {
+    track(connection, &listener.prefixes()).await?;
+    connection.subscribe(listener.channel()).await
+}
+
+/// Listens for these prefixes, beside those before.
+async fn track(connection: &mut MultiplexedConnection, prefixes: &[String]) -> Result<(), RedisError> {
     let mut track = redis::cmd("CLIENT");
     track.arg("TRACKING").arg("ON").arg("BCAST").arg("NOLOOP");
-    for prefix in listener.prefixes() {
+    for prefix in prefixes {
         track.arg("PREFIX").arg(prefix);
     }
-    track.query_async::<()>(connection).await?;
-    connection.subscribe(listener.channel()).await
+    track.query_async(connection).await
 }
 
 /// Redis understood and said no; everything else is a connection that is not what it should be.

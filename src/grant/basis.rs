@@ -1,7 +1,7 @@
 //! What a grant rests on, kept with what lives long, so that it can be found out again whether it still holds.
 
 use super::decision::Finding;
-use super::{About, Access, Asker, Grant, bearer};
+use super::{About, Access, Asker, Grant, bearer, session};
 use crate::config::Config;
 use crate::counters::{AuthResult, Revoked};
 use crate::forward;
@@ -25,8 +25,11 @@ pub enum Basis {
         token: SignedToken,
         port: Port,
     },
-    /// Signed by us for an hour: nobody can take it back, but it ends with its sandbox.
-    Cookie,
+    /// Signed by us for an hour: it says no more than which sandbox it opens, so nobody can take it back before, but
+    /// it ends with its sandbox. In seconds since 1970.
+    Cookie {
+        ends_at: u64,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,7 +46,7 @@ impl Basis {
             Self::Public => config.ttl_public,
             Self::Token { .. } => config.ttl_verdict,
             Self::Link { .. } => config.ttl_signed,
-            Self::Cookie => Duration::from_secs(3600),
+            Self::Cookie { ends_at } => Duration::from_secs(ends_at.saturating_sub(session::unix_now())),
         }
     }
 
@@ -53,7 +56,7 @@ impl Basis {
             Self::Public => Revoked::Private,
             Self::Token { .. } => Revoked::Token,
             Self::Link { .. } => Revoked::Link,
-            Self::Cookie => Revoked::Session,
+            Self::Cookie { .. } => Revoked::Session,
         }
     }
 }
@@ -79,7 +82,9 @@ impl Grant {
                 let Ok(Route::Preview { label, .. }) = route(head, shard.route_rules) else { return None };
                 Basis::Link { token: SignedToken::of_label(&label)?, port: port? }
             }
-            _ => Basis::Cookie,
+            _ => Basis::Cookie {
+                ends_at: session::ends_at(shard, head, &sandbox, port.is_some()).unwrap_or(0),
+            },
         };
         Some(Pass { sandbox, basis, client_ip })
     }
@@ -101,7 +106,8 @@ pub async fn holds(shard: &Shard, pass: &Pass) -> Holds {
         Basis::Public => about.public().await,
         Basis::Token { kind, token } => about.token(*kind, token.expose().as_bytes()).await,
         Basis::Link { token, port } => about.link(*token, *port).await,
-        Basis::Cookie => return Holds::Yes,
+        Basis::Cookie { ends_at } if *ends_at > session::unix_now() => return Holds::Yes,
+        Basis::Cookie { .. } => return Holds::No,
     };
     match finding {
         Ok(Finding::Good) => Holds::Yes,

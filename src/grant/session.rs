@@ -81,16 +81,33 @@ fn vouches_here(shard: &Shard, head: &RequestHead<'_>, sandbox: &SandboxId) -> b
 
 /// Some cookie of this name is signed by us and has this value.
 fn holds(shard: &Shard, head: &RequestHead<'_>, name: &str, value: &[u8]) -> bool {
+    made_at(shard, head, name, value).next().is_some()
+}
+
+/// When those of this name were made that are signed by us and have this value.
+fn made_at(shard: &Shard, head: &RequestHead<'_>, name: &str, value: &[u8]) -> impl Iterator<Item = u64> {
     let now = unix_now();
     let fields = head.fields.iter().filter(|f| f.id == FieldId::Cookie);
-    let mut cookies =
+    let cookies =
         fields.flat_map(|f| cookie::named(f.value.of(head.bytes), name.as_bytes())).take(SAME_NAMED_MAX);
-    cookies.any(|escaped| {
+    cookies.filter_map(move |escaped| {
         let opened = cookie::unescape(escaped)
-            .and_then(|cookie| shard.cookie_keys.open(name, &cookie, now, AUTH_MAX_AGE));
+            .and_then(|cookie| shard.cookie_keys.open(name, &cookie, now, AUTH_MAX_AGE))?;
         // What is signed is no secret to who holds it: an ordinary comparison tells nothing.
-        opened.is_some_and(|opened| opened.value[..] == *value)
+        (opened.value[..] == *value).then_some(opened.made_at)
     })
+}
+
+/// When the session ends that opened this, in seconds since 1970: that of the youngest cookie. `None`: it has.
+pub fn ends_at(shard: &Shard, head: &RequestHead<'_>, sandbox: &SandboxId, preview: bool) -> Option<u64> {
+    let own = preview && shard.config.cookie_mode == CookieMode::Isolated;
+    let host = String::from_utf8_lossy(head.authority.of(head.bytes));
+    let value = host_cookie_value(sandbox, &host);
+    let here = own.then(|| made_at(shard, head, HOST_COOKIE, value.as_bytes()));
+    let name = Name::of(sandbox);
+    let youngest =
+        made_at(shard, head, name.as_str(), sandbox.as_bytes()).chain(here.into_iter().flatten()).max();
+    youngest.map(|made_at| made_at + AUTH_MAX_AGE.as_secs())
 }
 
 /// The name of the cookie for a label; on the stack, it is made for every request with a session.
@@ -115,6 +132,6 @@ impl Name {
 }
 
 /// Seconds. A clock before 1970 makes every cookie too new to be true.
-fn unix_now() -> u64 {
+pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

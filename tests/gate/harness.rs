@@ -321,6 +321,8 @@ pub struct Script {
     pub runner_questions: AtomicUsize,
     pub questions: AtomicUsize,
     held: Mutex<Option<String>>,
+    /// What it says from some moment on: until then it answers from memory.
+    later: Mutex<Option<(Instant, u16)>>,
     trouble: Mutex<Option<Trouble>>,
     /// Sandboxes on a runner of their own, by port.
     elsewhere: Mutex<HashMap<String, u16>>,
@@ -345,6 +347,7 @@ impl Api {
             runner_ip: runner.ip(),
             runner_port: AtomicU16::new(runner.port()),
             trouble: Mutex::default(),
+            later: Mutex::default(),
             elsewhere: Mutex::default(),
             status: AtomicU16::new(200),
             runner_questions: AtomicUsize::new(0),
@@ -404,9 +407,14 @@ impl Trouble {
 }
 
 impl Script {
-    /// Answers targets that begin like this with `status` and `body`. The first that fits counts.
+    /// Answers targets that begin like this with `status` and `body`. The first that fits counts; the same beginning
+    /// again is answered anew.
     pub fn reply(&self, start: &str, status: u16, body: &str) {
-        self.replies.lock().expect("no thread panics with it").push((start.into(), status, body.into()));
+        let mut replies = self.replies.lock().expect("no thread panics with it");
+        match replies.iter_mut().find(|(known, ..)| known == start) {
+            Some(known) => (known.1, known.2) = (status, body.into()),
+            None => replies.push((start.into(), status, body.into())),
+        }
     }
 
     fn replied(&self, target: &str) -> Option<(u16, String)> {
@@ -448,6 +456,11 @@ impl Script {
         }
     }
 
+    /// The truth is this from now on, and for so long it goes on to say what it said.
+    pub fn says_later(&self, status: u16, memory: Duration) {
+        *self.later.lock().expect("no thread panics with it") = Some((Instant::now() + memory, status));
+    }
+
     /// From the next question on; `None`: it is well.
     pub fn trouble(&self, trouble: Option<Trouble>) {
         *self.trouble.lock().expect("no thread panics with it") = trouble;
@@ -470,6 +483,11 @@ impl Script {
                     return drop(wire.rest());
                 }
                 continue;
+            }
+            if let Some((at, status)) = *self.later.lock().expect("no thread panics with it")
+                && at <= Instant::now()
+            {
+                self.status.store(status, SeqCst);
             }
             let runner = request.target().starts_with("/api/runners/by-sandbox/");
             self.questions.fetch_add(1, SeqCst);
@@ -553,7 +571,10 @@ impl Gate {
 
     fn launch(wrapper: &[&str], api_url: &str, settings: &[(&str, &str)]) -> Self {
         let [port, metrics] = free_ports();
-        let mut words = wrapper.iter().copied().chain([env!("CARGO_BIN_EXE_sandgate")]);
+        // Another build of the same may be measured.
+        let gate = std::env::var("SANDGATE_TEST_GATE");
+        let gate = gate.as_deref().unwrap_or(env!("CARGO_BIN_EXE_sandgate"));
+        let mut words = wrapper.iter().copied().chain([gate]);
         let mut command = Command::new(words.next().expect("the binary at least"));
         command.args(words);
         command

@@ -40,7 +40,7 @@ fn ask(gate: &Gate, first: &str, host: &str, fields: &[(&str, &str)]) -> Message
     wire.expect_message().expect("an answer")
 }
 
-fn cookie_made(key: &str, label: &str, value: &str, age: u64) -> String {
+pub fn cookie_made(key: &str, label: &str, value: &str, age: u64) -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
     let name = format!("{AUTH_PREFIX}{label}");
     let sealed = CookieKeys::new(key, []).seal(&name, value.as_bytes(), now - age);

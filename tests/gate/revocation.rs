@@ -1,6 +1,6 @@
 //! What lives long ends when the right it was let in by does, and not otherwise.
 
-use crate::harness::{Api, DEADLINE, Gate, HOST, Runner, Wire, ok};
+use crate::harness::{Api, DEADLINE, Gate, HOST, KEY, Runner, Wire, ok};
 use crate::shared::redis_server::cli;
 use crate::shared::{PUBLIC_KEY, World};
 use crate::tunnels::{ACCEPT, switching, upgrade};
@@ -8,12 +8,18 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-const CHANNEL: &str = "sandbox.event.channel";
+pub const CHANNEL: &str = "sandbox.event.channel";
+/// For so long after a change the API goes on to say what was true before it.
+const API_MEMORY: Duration = Duration::from_secs(3);
+/// Of each kind, so that several shards have some.
+const ROUNDS: usize = 4;
+const TOKEN: &str = "abcdefghijklmnopqrstuvwxyz012345";
+const NEW_TOKEN: &str = "zyxwvutsrqponmlkjihgfedcba543210";
 /// From the event to the end of the connection; a busy machine is given some more than the second that is aimed at.
 const SOON: Duration = Duration::from_secs(2);
 
 /// What each connection of the runner saw at its end is sent on: `true`, it was ended.
-fn endless_runner() -> (Runner, mpsc::Receiver<bool>) {
+pub fn endless_runner() -> (Runner, mpsc::Receiver<bool>) {
     let (told, tell) = mpsc::channel();
     let told = Mutex::new(told);
     let runner = Runner::start(move |mut wire, _| {
@@ -47,7 +53,7 @@ fn endless_runner() -> (Runner, mpsc::Receiver<bool>) {
 }
 
 /// Asks with these further field lines and reads the head of the answer.
-fn opened(gate: &Gate, host: &str, request: &str, fields: &str) -> Wire {
+pub fn opened(gate: &Gate, host: &str, request: &str, fields: &str) -> Wire {
     let mut wire = gate.connect();
     let request = request.replace(HOST, host);
     let (line, rest) = request.split_once("\r\n").expect("a request line");
@@ -65,6 +71,28 @@ fn get(path: &str) -> String {
 fn one_of_each(gate: &Gate, host: &str, fields: &str) -> Vec<Wire> {
     let requests = [upgrade("/ws"), get("/events"), get("/chunks"), get("/download")];
     requests.iter().map(|request| opened(gate, host, request, fields)).collect()
+}
+
+/// Some of each, on several shards.
+fn some_of_each(gate: &Gate, host: &str, fields: &str) -> Vec<Wire> {
+    (0..ROUNDS).flat_map(|_| one_of_each(gate, host, fields)).collect()
+}
+
+/// The status of a new request.
+fn asked(gate: &Gate, host: &str, fields: &str) -> u16 {
+    let mut wire = gate.connect();
+    wire.send(format!("GET /download HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n")).expect("the gate reads");
+    wire.head().expect("an answer").expect("an answer").status()
+}
+
+/// The session of a login that long ago, in a page of this very host.
+fn session(host: &str, age: u64) -> String {
+    let cookie = crate::proofs::cookie_made(KEY, "sb1", "sb1", age);
+    format!("Origin: http://{host}\r\nCookie: {cookie}\r\n")
+}
+
+fn shows(token: &str) -> String {
+    format!("X-Daytona-Preview-Token: {token}\r\n")
 }
 
 /// Each ends, at both its ends.
@@ -88,25 +116,64 @@ fn event(state: &str) -> String {
     format!(r#"{{"sandbox":{{"id":"sb1"}},"oldState":"x","newState":"{state}"}}"#)
 }
 
-#[test]
-fn what_was_let_in_by_a_public_sandbox_ends_when_it_is_made_private() {
-    let (runner, told) = endless_runner();
-    let world = World::before(runner, &[]);
-    let wires = one_of_each(&world.gate, HOST, "");
-    world.api.script.status.store(404, SeqCst);
-    cli(world.redis.port, &["del", PUBLIC_KEY]);
-    all_end(wires, &told, Instant::now());
-    world.until_metric("preview_revoked_total{reason=\"private\"} 4");
+/// As the API publishes it: the whole sandbox, of which this is a part.
+fn event_of(sandbox: &str) -> String {
+    format!(
+        r#"{{"sandbox":{{"organizationId":"o","id":"sb1",{sandbox},"env":{{"public":true}},"labels":{{}}}},"oldDesiredState":"x","newDesiredState":"started"}}"#
+    )
 }
 
 #[test]
-fn what_was_let_in_by_a_token_ends_when_the_token_is_replaced() {
+fn what_was_let_in_by_a_public_sandbox_ends_when_it_is_made_private_though_the_api_remembers_it() {
+    for (change, value) in [("del", PUBLIC_KEY), ("publish", &event_of(r#""public":false"#))] {
+        let (runner, told) = endless_runner();
+        let world = World::before(runner, &[]);
+        let wires = some_of_each(&world.gate, HOST, "");
+        let mut of_token =
+            opened(&world.gate, &HOST.replace("3000-", "2280-"), &upgrade("/ws"), &shows(TOKEN));
+        world.api.script.says_later(404, API_MEMORY);
+        let words: &[&str] = if change == "del" { &[change, value] } else { &[change, CHANNEL, value] };
+        cli(world.redis.port, words);
+        let since = Instant::now();
+        all_end(wires, &told, since);
+        // Nor is anybody let in anew, on no shard.
+        for _ in 0..ROUNDS * 4 {
+            assert_eq!(asked(&world.gate, HOST, ""), 401);
+        }
+        assert!(since.elapsed() < API_MEMORY, "the API says so itself by now: {:?}", since.elapsed());
+        // A token still counts.
+        assert!(lives(&mut of_token));
+        world.until_metric(&format!("preview_revoked_total{{reason=\"private\"}} {}", ROUNDS * 4));
+    }
+}
+
+#[test]
+fn what_was_let_in_by_a_token_ends_when_the_token_is_replaced_though_the_api_remembers_it() {
     let (runner, told) = endless_runner();
     let world = World::before(runner, &[]);
     // A reserved port: the public flag opens nothing there.
     let host = HOST.replace("3000-", "22222-");
-    let token = "X-Daytona-Preview-Token: abcdefghijklmnopqrstuvwxyz012345\r\n";
-    let wires = one_of_each(&world.gate, &host, token);
+    let wires = some_of_each(&world.gate, &host, &shows(TOKEN));
+    let mut new = opened(&world.gate, &host, &upgrade("/ws"), &shows(NEW_TOKEN));
+    let event = event_of(&format!(r#""authToken":"{NEW_TOKEN}""#));
+    cli(world.redis.port, &["publish", CHANNEL, &event]);
+    let since = Instant::now();
+    all_end(wires, &told, since);
+    for _ in 0..ROUNDS * 4 {
+        assert_eq!(asked(&world.gate, &host, &shows(TOKEN)), 401);
+    }
+    assert!(since.elapsed() < API_MEMORY, "{:?}", since.elapsed());
+    assert_eq!(asked(&world.gate, &host, &shows(NEW_TOKEN)), 200);
+    assert!(lives(&mut new));
+    world.until_metric(&format!("preview_revoked_total{{reason=\"token\"}} {}", ROUNDS * 4));
+}
+
+#[test]
+fn where_the_event_does_not_say_which_token_is_good_the_api_is_asked() {
+    let (runner, told) = endless_runner();
+    let world = World::before(runner, &[]);
+    let host = HOST.replace("3000-", "22222-");
+    let wires = one_of_each(&world.gate, &host, &shows(TOKEN));
     world.api.script.status.store(404, SeqCst);
     cli(world.redis.port, &["publish", CHANNEL, &event("started")]);
     all_end(wires, &told, Instant::now());
@@ -114,14 +181,132 @@ fn what_was_let_in_by_a_token_ends_when_the_token_is_replaced() {
 }
 
 #[test]
+fn an_event_gives_no_right() {
+    let (runner, _told) = endless_runner();
+    let world = World::before(runner, &[]);
+    world.api.script.status.store(404, SeqCst);
+    let reserved = HOST.replace("3000-", "22222-");
+    let refused = || {
+        assert_eq!(asked(&world.gate, HOST, ""), 401);
+        assert_eq!(asked(&world.gate, &reserved, &shows(NEW_TOKEN)), 401);
+    };
+    refused();
+    let event = event_of(&format!(r#""public":true,"authToken":"{NEW_TOKEN}""#));
+    cli(world.redis.port, &["publish", CHANNEL, &event]);
+    world.until_metric("preview_push_changes_total 1");
+    (0..ROUNDS).for_each(|_| refused());
+}
+
+/// There is no event for a link's end: it is found out within its time to live, however busy the link is.
+#[test]
+fn what_was_let_in_by_a_signed_link_ends_within_its_time_to_live_after_the_link() {
+    const LINK: &str = "a1b2c3d4e5f6g7h8";
+    const TTL: Duration = Duration::from_secs(2);
+    let (runner, told) = endless_runner();
+    let world = World::before(runner, &[("SANDGATE_SIGNED_TTL_SEC", "2"), ("SANDGATE_SHARDS", "2")]);
+    let script = &world.api.script;
+    // The label is no sandbox, and the link's token is.
+    script.reply(&format!("/api/preview/{LINK}/public"), 404, "");
+    let target = format!("/api/preview/{LINK}/3000/sandbox-id");
+    script.reply(&target, 200, "sb1");
+    let host = HOST.replace("sb1", LINK);
+    let wires = some_of_each(&world.gate, &host, "");
+    script.reply(&target, 403, "{}");
+    let since = Instant::now();
+    // Visitors who come meanwhile are let in from memory at most, and put nothing off.
+    while asked(&world.gate, &host, "") == 200 {
+        assert!(since.elapsed() < TTL + SOON, "{:?}", since.elapsed());
+    }
+    for mut wire in wires {
+        let _ = wire.rest();
+    }
+    println!("a signed link's connections ended {:?} after it, its time to live is {TTL:?}", since.elapsed());
+    assert!(since.elapsed() < TTL + SOON, "{:?}", since.elapsed());
+    // And maybe some of the visitors.
+    let counted = || world.gate_metric("preview_revoked_total{reason=\"link\"}");
+    crate::shared::until(|| counted() >= ROUNDS as u64 * 4, "they are counted");
+    drop(told);
+}
+
+/// The link as the API keeps it in Redis, for so many milliseconds, and what it answers.
+fn link(world: &World, token: &str, lives_ms: &str) -> String {
+    world.api.script.reply(&format!("/api/preview/{token}/public"), 404, "");
+    world.api.script.reply(&format!("/api/preview/{token}/3000/sandbox-id"), 200, "sb1");
+    let key = format!("sandbox:signed-preview-url-token:3000:{token}");
+    cli(world.redis.port, &["set", &key, "sb1", "px", lives_ms]);
+    key
+}
+
+#[test]
+fn what_was_let_in_by_a_signed_link_ends_with_the_link_where_its_key_is_seen() {
+    const LIVES: Duration = Duration::from_millis(2500);
+    let (runner, told) = endless_runner();
+    // Without news, a minute later.
+    let world = World::before(runner, &[("SANDGATE_SIGNED_TTL_SEC", "60")]);
+    let (revoked, expired, other) = ("a1b2c3d4e5f6g7h8", "b1b2c3d4e5f6g7h8", "c1b2c3d4e5f6g7h8");
+    let host = |token: &str| HOST.replace("sb1", token);
+    let key = link(&world, revoked, "60000");
+    link(&world, other, "60000");
+    let wires = some_of_each(&world.gate, &host(revoked), "");
+    let mut lasting = opened(&world.gate, &host(other), &upgrade("/ws"), "");
+    world.api.script.reply(&format!("/api/preview/{revoked}/3000/sandbox-id"), 403, "{}");
+    cli(world.redis.port, &["del", &key]);
+    all_end(wires, &told, Instant::now());
+    assert_eq!(asked(&world.gate, &host(revoked), ""), 401);
+    world.until_metric(&format!("preview_revoked_total{{reason=\"link\"}} {}", ROUNDS * 4));
+
+    link(&world, expired, &LIVES.as_millis().to_string());
+    let begun = Instant::now();
+    let wires = some_of_each(&world.gate, &host(expired), "");
+    world.api.script.reply(&format!("/api/preview/{expired}/3000/sandbox-id"), 403, "{}");
+    all_end(wires, &told, begun + LIVES);
+    assert!(begun.elapsed() > LIVES, "{:?}", begun.elapsed());
+    assert!(lives(&mut lasting));
+}
+
+#[test]
+fn what_was_let_in_by_a_session_ends_with_the_session() {
+    let (runner, told) = endless_runner();
+    let api = Api::start(runner.addr);
+    api.script.status.store(404, SeqCst);
+    api.script.reply(
+        "/api/runners/",
+        200,
+        &format!(r#"{{"proxyUrl":"http://{}","apiKey":"k"}}"#, runner.addr),
+    );
+    let gate = Gate::start(&api, &[]);
+    let session = |age| session(HOST, age);
+    let begun = Instant::now();
+    let wires = one_of_each(&gate, HOST, &session(3597));
+    let mut fresh = opened(&gate, HOST, &upgrade("/ws"), &session(0));
+    // The younger of two is the session.
+    let both = session(0)
+        .replace("Cookie: ", &format!("Cookie: {}; ", crate::proofs::cookie_made(KEY, "sb1", "sb1", 3597)));
+    let mut younger = opened(&gate, HOST, &upgrade("/ws"), &both);
+    for mut wire in wires {
+        let _ = wire.rest();
+    }
+    let took = begun.elapsed();
+    assert!((Duration::from_secs(1)..Duration::from_secs(3) + SOON).contains(&took), "{took:?}");
+    gate.await_metric("preview_revoked_total{reason=\"session\"}", 4);
+    assert!(lives(&mut fresh) && lives(&mut younger));
+    drop(told);
+}
+
+#[test]
 fn everything_ends_with_its_sandbox_and_nothing_of_another() {
     let (runner, told) = endless_runner();
     let world = World::before(runner, &[]);
-    let wires = one_of_each(&world.gate, HOST, "");
     let mut other = opened(&world.gate, &HOST.replace("sb1", "sb2"), &upgrade("/ws"), "");
-    cli(world.redis.port, &["publish", CHANNEL, &event("destroyed")]);
-    all_end(wires, &told, Instant::now());
-    world.until_metric("preview_revoked_total{reason=\"destroyed\"} 4");
+    let terminal = HOST.replace("3000-", "22222-");
+    for state in ["stopped", "archived", "destroyed"] {
+        let mut wires = some_of_each(&world.gate, HOST, "");
+        wires.extend(one_of_each(&world.gate, &terminal, &session(&terminal, 0)));
+        let count = wires.len();
+        cli(world.redis.port, &["publish", CHANNEL, &event(state)]);
+        all_end(wires, &told, Instant::now());
+        world.until_metric(&format!("preview_revoked_total{{reason=\"{state}\"}} {count}"));
+    }
     assert!(lives(&mut other));
 }
 

@@ -87,6 +87,11 @@ impl World {
         wire.expect_message().expect("a page").text()
     }
 
+    /// One sample, by name and labels as they stand there.
+    pub fn gate_metric(&self, sample: &str) -> u64 {
+        crate::harness::sample_of(&self.metrics(), sample)
+    }
+
     pub fn until_metric(&self, line: &str) {
         until(|| self.metrics().lines().any(|l| l == line), line);
     }

@@ -8,7 +8,7 @@ use crate::control::redis_server::{self, RedisServer};
 use crate::control::tests::LIFETIMES;
 use crate::counters::Revoked;
 use crate::log::Log;
-use crate::mailbox::{Change, Trouble};
+use crate::mailbox::{Change, Said, TokenHash, Trouble};
 use std::sync::atomic::Ordering::Relaxed;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -129,9 +129,7 @@ async fn ttl(server: &RedisServer, key: &str) -> i64 {
 
 /// A change of state as the API publishes it, the rest of the sandbox left out.
 fn event(sandbox: &str, state: &str) -> String {
-    format!(
-        r#"{{"sandbox":{{"id":"{sandbox}","authToken":"s3cret","public":true}},"oldState":"x","newState":"{state}"}}"#
-    )
+    format!(r#"{{"sandbox":{{"id":"{sandbox}","secret":"s3cret"}},"oldState":"x","newState":"{state}"}}"#)
 }
 
 #[tokio::test]
@@ -278,20 +276,21 @@ async fn a_deleted_key_and_a_published_state_are_heard_and_what_others_write_is_
     assert_eq!(proxy.heard().await, Told::Changed(id("sb"), Change::Public));
     cli(&server, &["del", "proxy:sandbox-runner-info:sb"]).await;
     assert_eq!(proxy.heard().await, Told::Changed(id("sb"), Change::Runner));
-    for (state, change) in [
-        ("started", Change::State),
-        ("stopping", Change::State),
-        ("stopped", Change::Ended(Revoked::Stopped)),
-        ("archived", Change::Ended(Revoked::Archived)),
-        ("destroyed", Change::Ended(Revoked::Destroyed)),
+    for (state, ended) in [
+        ("started", None),
+        ("stopping", None),
+        ("stopped", Some(Revoked::Stopped)),
+        ("archived", Some(Revoked::Archived)),
+        ("destroyed", Some(Revoked::Destroyed)),
     ] {
         cli(&server, &["publish", "sandbox.event.channel", &event("sb", state)]).await;
+        let change = Change::State(Said { ended, ..Said::default() });
         assert_eq!(proxy.heard().await, Told::Changed(id("sb"), change), "{state}");
     }
     let desired =
         r#"{"sandbox":{"id":"sb2"},"oldDesiredState":"started","newDesiredState":"stopped","more":[1]}"#;
     cli(&server, &["publish", "sandbox.event.channel", desired]).await;
-    assert_eq!(proxy.heard().await, Told::Changed(id("sb2"), Change::State));
+    assert_eq!(proxy.heard().await, Told::Changed(id("sb2"), Change::State(Said::default())));
     for nonsense in
         ["", "{", "null", "[]", r#"{"sandbox":{"id":"../x"}}"#, r#"{"sandbox":7}"#, r#"{"id":"sb"}"#]
     {
@@ -300,6 +299,47 @@ async fn a_deleted_key_and_a_published_state_are_heard_and_what_others_write_is_
     cli(&server, &["flushall"]).await;
     assert_eq!(proxy.heard().await, Told::Forget);
     assert_eq!(proxy.stats.push.unreadable.load(Relaxed), 7);
+}
+
+#[tokio::test]
+async fn what_news_take_away_is_denied_while_the_api_remembers_it_and_no_longer() {
+    let server = RedisServer::start(&[]);
+    let api = api().await;
+    let mut proxy = Proxy::trusting(&server, &api).await;
+    let (old, new) = (TOKEN, "zyxwvutsrqponmlkjihgfedcba543210");
+    let shows = |token| verdict(ProofKind::PreviewToken, token);
+    proxy.ask(public("sb")).await;
+    cli(&server, &["del", "proxy:sandbox-public:sb"]).await;
+    assert_eq!(proxy.heard().await, Told::Changed(id("sb"), Change::Public));
+    let asked = api.seen().requests;
+    // The key is looked for: had somebody only written it anew, it would be there.
+    let (answer, keep) = proxy.ask(public("sb")).await;
+    assert!(answer == "Ok(No)" && keep <= API_MEMORY, "{answer} {keep:?}");
+    assert_eq!(proxy.heard().await, Told::Changed(id("sb"), Change::Private));
+    assert_eq!(proxy.ask(public("sb")).await.0, "Ok(No)");
+    assert_eq!(api.seen().requests, asked);
+
+    for question in [public("sb2"), shows(old), shows(new)] {
+        assert_eq!(proxy.ask(question).await.0, "Ok(Yes)");
+    }
+    for (sandbox, says) in
+        [("sb", format!(r#""authToken":"{new}""#)), ("sb2", r#""public":false"#.to_owned())]
+    {
+        let event = format!(r#"{{"sandbox":{{"id":"{sandbox}",{says}}}}}"#);
+        cli(&server, &["publish", "sandbox.event.channel", &event]).await;
+    }
+    let said = Said { token: Some(TokenHash::of(new)), ..Said::default() };
+    assert_eq!(proxy.heard().await, Told::Changed(id("sb"), Change::State(said)));
+    let said = Said { public: Some(false), ..Said::default() };
+    assert_eq!(proxy.heard().await, Told::Changed(id("sb2"), Change::State(said)));
+    let told = Instant::now();
+    for (question, answer) in [(public("sb2"), "Ok(No)"), (shows(old), "Ok(No)"), (shows(new), "Ok(Yes)")] {
+        assert_eq!(proxy.ask(question.clone()).await.0, answer, "{question:?}");
+    }
+    tokio::time::sleep_until((told + API_MEMORY).into()).await;
+    for question in [public("sb"), public("sb2"), shows(old)] {
+        assert_eq!(proxy.ask(question.clone()).await.0, "Ok(Yes)", "{question:?}");
+    }
 }
 
 #[tokio::test]

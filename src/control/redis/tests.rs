@@ -178,6 +178,55 @@ async fn a_paused_server_is_a_slow_one() {
     assert_eq!(world.redis.set("k", b"v", TTL).await, Ok(()));
 }
 
+/// Passes everything on to the server, its answers late while `slow`. Ends with the test's runtime.
+async fn late_answers(server: u16, slow: Arc<std::sync::atomic::AtomicBool>) -> u16 {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let port = listener.local_addr().expect("it is bound").port();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let Ok(server) = tokio::net::TcpStream::connect(("127.0.0.1", server)).await else { return };
+            let (mut from_client, mut to_client) = client.into_split();
+            let (mut from_server, mut to_server) = server.into_split();
+            tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
+            let slow = Arc::clone(&slow);
+            tokio::spawn(async move {
+                let mut piece = [0; 4096];
+                while let Ok(n @ 1..) = from_server.read(&mut piece).await {
+                    if slow.load(Relaxed) {
+                        tokio::time::sleep(DEADLINE + SLACK).await;
+                    }
+                    if to_client.write_all(&piece[..n]).await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_slow_server_costs_its_deadline_once_and_is_left_alone_until_it_is_fast() {
+    let server = RedisServer::start(&[]);
+    let slow = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let world = World::connected(&settings(late_answers(server.port, Arc::clone(&slow)).await)).await;
+    slow.store(true, Relaxed);
+    let (got, took) = timed(world.redis.get("k")).await;
+    assert!(got == Err(Failure::Down) && took < DEADLINE + SLACK, "{took:?}");
+    // It can be connected to, and is not worth it.
+    within(async {
+        while world.stats.redis.connects_failed.load(Relaxed) < 2 {
+            assert!(!world.redis.is_up());
+            assert_eq!(world.redis.get("k").await, Err(Failure::Down));
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    slow.store(false, Relaxed);
+    world.is(true).await;
+    assert_eq!(world.redis.get("k").await, Ok(None));
+}
+
 #[tokio::test]
 async fn a_restart_is_survived_and_what_was_there_is_gone() {
     let server = RedisServer::start(&[]);
