@@ -10,6 +10,8 @@ mod bulk;
 mod chaos;
 #[path = "gate/cors.rs"]
 mod cors;
+#[path = "gate/effect.rs"]
+mod effect;
 #[path = "gate/faults.rs"]
 mod faults;
 #[path = "gate/fleet.rs"]
