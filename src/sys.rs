@@ -44,6 +44,25 @@ pub fn block_signals() -> io::Result<()> {
     if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) }
 }
 
+/// Which local ports the socket may get when it connects; Linux 6.3 and later. Bounds outside the network namespace's own
+/// (`net.ipv4.ip_local_port_range`) are the kernel's to correct.
+pub fn set_local_ports(fd: BorrowedFd<'_>, low: u16, high: u16) -> io::Result<()> {
+    /// linux/in.h; for IPv6 sockets, too.
+    const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+    let range = (u32::from(high) << 16) | u32::from(low);
+    // SAFETY: the kernel reads the four bytes of `range` during the call.
+    let code = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::IPPROTO_IP,
+            IP_LOCAL_PORT_RANGE,
+            (&raw const range).cast(),
+            size_of::<u32>() as libc::socklen_t,
+        )
+    };
+    if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// A non-blocking `recv` that appends at most `max` bytes to the spare capacity of `buf`; how many came.
 pub fn recv_append(fd: BorrowedFd<'_>, buf: &mut Vec<u8>, max: usize) -> rustix::io::Result<usize> {
     let len = buf.len();
