@@ -48,7 +48,9 @@ fn event(level: &str, fields: &[(&str, &str)]) {
     let mut line = serde_json::Map::new();
     line.insert("level".into(), level.into());
     line.extend(fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())));
-    eprintln!("{}", serde_json::Value::Object(line));
+    // One write: lines of several gates that share a log do not mix.
+    let text = format!("{}\n", serde_json::Value::Object(line));
+    drop(std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes()));
 }
 
 fn with_context(what: String) -> impl FnOnce(io::Error) -> io::Error {
