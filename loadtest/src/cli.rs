@@ -100,7 +100,7 @@ impl Cli {
 }
 
 /// The command line or the machine does not allow what is asked.
-const EXIT_USAGE: u8 = 2;
+pub(crate) const EXIT_USAGE: u8 = 2;
 /// The result is not valid: it says more about the load generator than about the target.
 const EXIT_INVALID: u8 = 3;
 
@@ -113,12 +113,14 @@ fn report_error(outcome: Result<ExitCode, String>) -> ExitCode {
 
 fn run_once(args: &RunArgs) -> Result<ExitCode, String> {
     let plan = args.load.plan(args.pace.phases(&args.load.mix())?)?;
+    args.output.files.check().map_err(|error| error.to_string())?;
     let runner = Runner::new(&args.load.client, args.output.quiet)?;
     conclude(runner.run(plan, &args.load.observe.observation())?, &args.output)
 }
 
 fn run_scenario(args: &ScenarioArgs) -> Result<ExitCode, String> {
     let plan = args.plan()?;
+    args.output.files.check().map_err(|error| error.to_string())?;
     let runner = Runner::new(&args.client, args.output.quiet)?;
     conclude(runner.run(plan, &args.observe.observation())?, &args.output)
 }
@@ -133,6 +135,7 @@ fn list_scenarios() -> Result<ExitCode, String> {
 fn find_maximum(args: &FindMaxArgs) -> Result<ExitCode, String> {
     let bound = args.bound()?;
     let template = args.template()?;
+    args.output.files.check().map_err(|error| error.to_string())?;
     let runner = Runner::new(&args.load.client, true)?;
     let observation = args.load.observe.observation();
     let mut tell = |step: &crate::result::SearchStep| {
@@ -148,6 +151,8 @@ fn take_turns(args: &InterleaveArgs) -> Result<ExitCode, String> {
     let a = args.load.plan(args.pace.phases(&args.load.mix())?)?;
     let mut b = a.clone();
     (b.name, b.target.url) = (args.with.clone(), args.with.clone());
+    let files = [&args.json_a, &args.json_b].map(|json| Outputs { json: json.clone(), ..Outputs::default() });
+    files.iter().try_for_each(Outputs::check).map_err(|error| error.to_string())?;
     let of_b =
         ObserveArgs { proxy_pid: args.with_proxy_pid.clone(), metrics_url: args.with_metrics_url.clone() };
     let observations = [args.load.observe.observation(), of_b.observation()];
@@ -159,11 +164,9 @@ fn take_turns(args: &InterleaveArgs) -> Result<ExitCode, String> {
     };
     let mut run = |plan: &Plan, target: usize| runner.run(plan.clone(), &observations[target]);
     let mut results = interleave::run([a, b], args.rounds, &mut run, &mut tell)?;
-    for (file, result) in [&args.json_a, &args.json_b].into_iter().zip(&mut results) {
+    for (file, result) in files.iter().zip(&mut results) {
         result.meta.command = std::env::args().collect();
-        Outputs { json: file.clone(), ..Outputs::default() }
-            .finish(result)
-            .map_err(|error| error.to_string())?;
+        file.finish(result).map_err(|error| error.to_string())?;
     }
     let [a, b] = results;
     // Nobody may be reading; the files are written.

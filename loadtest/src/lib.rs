@@ -35,7 +35,7 @@ mod recorder;
 pub mod report;
 pub mod result;
 pub mod run;
-mod run_args;
+pub mod run_args;
 mod saved;
 pub mod scenario;
 pub mod schedule;

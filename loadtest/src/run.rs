@@ -294,6 +294,7 @@ impl Local {
             return Err(mistakes.join("\n"));
         }
         check_open_files(plan, share)?;
+        check_sources(&plan.client.sources)?;
         let place = Place::of(&plan.target)?;
         let client = &plan.client;
         let threads = client.threads.min(client.connections);
@@ -359,6 +360,14 @@ impl Drop for Local {
             drop(handle.join());
         }
     }
+}
+
+/// An address that is not this host's would look like a lack of ports at every connection.
+fn check_sources(sources: &[std::net::IpAddr]) -> Result<(), String> {
+    sources.iter().try_for_each(|address| match std::net::UdpSocket::bind((*address, 0)) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("source address {address}: {error}")),
+    })
 }
 
 fn check_open_files(plan: &Plan, share: Share) -> Result<(), String> {

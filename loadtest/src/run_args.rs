@@ -193,7 +193,7 @@ pub struct Auth(Vec<(AuthKind, f64)>);
 #[derive(Clone, Debug)]
 pub struct Mix(Vec<(Class, f64)>);
 #[derive(Clone, Debug)]
-pub struct Sources(Vec<IpAddr>);
+pub struct Sources(pub Vec<IpAddr>);
 
 /// A list of kinds of credentials with weights.
 pub fn auth_weights(text: &str) -> Result<Vec<(AuthKind, f64)>, String> {
@@ -223,7 +223,8 @@ fn mix(text: &str) -> Result<Mix, String> {
     mix_weights(text).map(Mix)
 }
 
-fn sources(text: &str) -> Result<Sources, String> {
+/// [`source_addresses`] for the command line.
+pub fn sources(text: &str) -> Result<Sources, String> {
     source_addresses(text).map(Sources)
 }
 
@@ -516,7 +517,7 @@ impl PaceArgs {
         if self.warmup.0 > Duration::ZERO {
             phases.push(phase("warm-up", self.warmup, true));
         }
-        let idle = self.idle.map(|count| Idle { count, rate: self.idle_rate });
+        let idle = self.idle.map(|count| Idle { count, rate: self.idle_rate, reopen: false });
         phases.push(Phase { idle, ..phase("measured", self.length, false) });
         Ok(phases)
     }

@@ -21,6 +21,9 @@ fn arguments() -> BackendArgs {
         listen: IpAddr::V4(Ipv4Addr::LOCALHOST),
         api_port: 0,
         runner_port: 0,
+        runner_addresses: None,
+        share_ports: false,
+        redis: None,
         proxy_port: 4000,
         seed: SEED,
         sandboxes: Some(100),
@@ -463,5 +466,80 @@ fn a_restarted_runner_cuts_its_connections_and_listens_again_on_its_port() {
     while TcpStream::connect(backend.runner()).is_err() {
         assert!(Instant::now() < deadline, "the runner is not back");
         std::thread::yield_now();
+    }
+}
+
+#[test]
+fn sandboxes_are_spread_over_the_runners_addresses_and_a_restart_is_of_them_all() {
+    let list = loadtest::run_args::sources("127.0.0.2-127.0.0.4").expect("a range");
+    let backend =
+        Backend::start(&BackendArgs { runner_addresses: Some(list), ..arguments() }).expect("a backend");
+    let ips: Vec<String> = backend.runners().iter().map(|runner| runner.ip().to_string()).collect();
+    assert_eq!(ips, ["127.0.0.2", "127.0.0.3", "127.0.0.4"]);
+    for index in 0..6 {
+        let sandbox = id(Sandbox { index, public: true });
+        let runner = api(&backend, "GET", &format!("/api/runners/by-sandbox/{sandbox}"), PROXY_KEY).json();
+        let place = backend.runners()[index as usize % 3];
+        assert_eq!(runner["proxyUrl"], format!("http://{place}"));
+        let full = format!("/api/runners/{}/full", runner["id"].as_str().unwrap_or_default());
+        assert_eq!(api(&backend, "GET", &full, PROXY_KEY).json(), runner);
+        let at = format!("/sandboxes/{sandbox}/toolbox/proxy/3000/");
+        assert_eq!(ask(&mut connect(place), "GET", &at, RUNNER_AUTHORIZATION, b"").status, 200);
+    }
+    let lever = format!("{}?down_ms=60000", world::LEVER_RESTART_RUNNER);
+    assert_eq!(ask(&mut connect(backend.api()), "POST", &lever, "", b"").status, 204);
+    for runner in backend.runners() {
+        let refused = TcpStream::connect(runner).map(drop).map_err(|error| error.kind());
+        assert_eq!(refused, Err(ErrorKind::ConnectionRefused), "{runner}");
+    }
+}
+
+#[test]
+fn redis_is_told_of_changes_as_the_api_tells_it_and_a_deaf_one_is_named() {
+    let redis = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = redis.local_addr().expect("bound").to_string();
+    let backend =
+        Backend::start(&BackendArgs { redis: Some(address.clone()), ..arguments() }).expect("a backend");
+    assert!(backend.proxy_environment().contains(&("REDIS_HOST", "127.0.0.1".into())));
+    let heard = std::thread::spawn(move || {
+        // One connection for each lever; the last is refused.
+        [&b":1\r\n"[..], b":0\r\n", b"-NOAUTH Authentication required.\r\n"].map(|answer| {
+            let (mut stream, _) = redis.accept().expect("a lever was pulled");
+            let mut text = vec![0; 1000];
+            let n = stream.read(&mut text).expect("a command");
+            stream.write_all(answer).expect("it reads");
+            String::from_utf8_lossy(&text[..n]).into_owned()
+        })
+    });
+    let sandbox = id(PUBLIC);
+    let lever = |lever: &str| {
+        let target = format!("{}{sandbox}/{lever}", world::LEVER_SANDBOXES);
+        ask(&mut connect(backend.api()), "POST", &target, "", b"")
+    };
+    assert_eq!(lever("visibility?public=false").status, 204);
+    assert_eq!(lever("state?running=false").status, 204);
+    let deaf = lever("visibility?public=true");
+    assert!(
+        deaf.status == 502 && deaf.text().contains("NOAUTH") && deaf.text().contains(&address),
+        "{deaf:?}"
+    );
+    let [deleted, published, _] = heard.join().expect("three commands");
+    let key = format!("proxy:sandbox-public:{sandbox}");
+    assert_eq!(deleted, format!("*2\r\n$3\r\nDEL\r\n${}\r\n{key}\r\n", key.len()));
+    assert!(published.contains("sandbox.event.channel") && published.contains("\"newState\":\"stopped\""));
+}
+
+#[test]
+fn a_port_that_somebody_has_is_refused_unless_it_is_to_be_shared() {
+    let first = backend();
+    let args = BackendArgs { api_port: first.api().port(), ..arguments() };
+    let error = Backend::start(&args).err().expect("taken");
+    assert!(error.kind() == ErrorKind::AddrInUse && error.to_string().contains(&first.api().to_string()));
+    let second = Backend::start(&BackendArgs { share_ports: true, ..args }).expect("its part");
+    let asked = |backend: &Backend| backend.counters()["api"]["connections"].as_u64().expect("a number");
+    let deadline = Instant::now() + PATIENCE;
+    while asked(&first) == 0 || asked(&second) == 0 {
+        assert!(Instant::now() < deadline, "both take connections");
+        api(&first, "GET", "/api/config", "");
     }
 }

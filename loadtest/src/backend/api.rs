@@ -6,6 +6,7 @@
 use super::answer::Answer;
 use super::fault::Rule;
 use super::peer::Head;
+use super::redis::News;
 use super::runner::number_parameter;
 use super::state::{ENDPOINTS, Full, Side, World, count};
 use crate::population::Sandbox;
@@ -13,7 +14,6 @@ use crate::world::{LEVER_RESTART_RUNNER, LEVER_SANDBOXES};
 use serde_json::{Value, json};
 use std::time::Duration;
 
-const RUNNER_ID: &str = "11111111-1111-4111-8111-111111111111";
 const THEN: &str = "2026-01-01T00:00:00.000Z";
 /// Longest a runner may be kept away by a lever.
 const DOWN_MAX: Duration = Duration::from_secs(600);
@@ -23,6 +23,8 @@ pub(super) struct Reply {
     pub answer: Answer,
     /// Cut all runner connections and listen again after so long.
     pub restart_runner: Option<Duration>,
+    /// To be told to the Redis that proxies listen to.
+    pub news: Option<News>,
 }
 
 /// Whether a target is one of the levers' rather than the API's.
@@ -68,15 +70,15 @@ fn route(world: &World, method: &str, segments: &[&str], bearer: &str) -> (&'sta
         ("GET", ["runners", "by-sandbox", id]) => (
             "runner",
             match world.sandbox(id) {
-                Some(_) => Answer::json(200, &runner(world)),
+                Some(sandbox) => Answer::json(200, &runner(world, world.runner_of(sandbox))),
                 None => unknown(id),
             },
         ),
         ("GET", ["runners", id, "full"]) => (
             "runner",
-            match *id == RUNNER_ID {
-                true => Answer::json(200, &runner(world)),
-                false => error(404, "Runner not found"),
+            match (0..world.runner_urls.len()).find(|number| runner_id(*number) == *id) {
+                Some(number) => Answer::json(200, &runner(world, number)),
+                None => error(404, "Runner not found"),
             },
         ),
         ("POST", ["sandbox", id, "last-activity"]) => (
@@ -127,41 +129,50 @@ fn signed(world: &World, token: &str, port: &str) -> Answer {
 pub(super) fn lever(world: &World, head: &Head, body: &[u8]) -> Reply {
     let (path, query) = head.target().split_once('?').unwrap_or((head.target(), ""));
     let done = || Answer::text(204, "", "");
-    let plain = |answer| Reply { answer, restart_runner: None };
+    let plain = |answer| Reply { answer, restart_runner: None, news: None };
     match (head.method(), path) {
         ("GET", "/_load/counters") => plain(Answer::json(200, &world.counters.json())),
         ("POST", LEVER_RESTART_RUNNER) => {
             let down = Duration::from_millis(number_parameter(query, "down_ms", 0)).min(DOWN_MAX);
-            Reply { answer: done(), restart_runner: Some(down) }
+            Reply { restart_runner: Some(down), ..plain(done()) }
         }
         ("PUT", "/_load/faults/api") => plain(set_faults(world, Side::Api, body)),
         ("PUT", "/_load/faults/runner") => plain(set_faults(world, Side::Runner, body)),
         ("POST", path) if path.starts_with(LEVER_SANDBOXES) => {
-            plain(sandbox_lever(world, &path[LEVER_SANDBOXES.len()..], query))
+            sandbox_lever(world, &path[LEVER_SANDBOXES.len()..], query)
         }
         _ => plain(error(404, "no such lever")),
     }
 }
 
-fn sandbox_lever(world: &World, rest: &str, query: &str) -> Answer {
-    let Some((id, lever)) = rest.split_once('/') else { return error(404, "no such lever") };
-    let Some(sandbox) = world.sandbox(id) else { return unknown(id) };
+fn sandbox_lever(world: &World, rest: &str, query: &str) -> Reply {
+    let refused = |answer| Reply { answer, restart_runner: None, news: None };
+    let Some((id, lever)) = rest.split_once('/') else { return refused(error(404, "no such lever")) };
+    let Some(sandbox) = world.sandbox(id) else { return refused(unknown(id)) };
     let flag = |name: &str| match parameter(query, name) {
         Some("true") => Ok(true),
         Some("false") => Ok(false),
         _ => Err(error(400, &format!("{name}=true or {name}=false is missing"))),
     };
+    let id = world.population.id(sandbox);
+    let done = || Answer::text(204, "", "");
     let pulled = match lever {
-        "visibility" => flag("public").map(|public| world.set_public(sandbox, public).map(|()| None)),
-        "state" => flag("running").map(|running| world.set_stopped(sandbox, !running).map(|()| None)),
-        "rotate-token" => Ok(world.rotate_token(sandbox).map(Some)),
+        "visibility" => flag("public").map(|public| {
+            world.set_public(sandbox, public).map(|()| (done(), Some(News::Visibility { id })))
+        }),
+        "state" => flag("running").map(|running| {
+            world.set_stopped(sandbox, !running).map(|()| (done(), Some(News::State { id, running })))
+        }),
+        // The API says nothing of new tokens: proxies find out when what they remember has aged.
+        "rotate-token" => {
+            Ok(world.rotate_token(sandbox).map(|token| (Answer::json(200, &json!({ "token": token })), None)))
+        }
         _ => Err(error(404, "no such lever")),
     };
     match pulled {
-        Ok(Ok(None)) => Answer::text(204, "", ""),
-        Ok(Ok(Some(token))) => Answer::json(200, &json!({ "token": token })),
-        Ok(Err(Full)) => error(503, "too many sandboxes have been changed"),
-        Err(answer) => answer,
+        Ok(Ok((answer, news))) => Reply { news, ..refused(answer) },
+        Ok(Err(Full)) => refused(error(503, "too many sandboxes have been changed")),
+        Err(answer) => refused(answer),
     }
 }
 
@@ -191,9 +202,14 @@ fn config(world: &World) -> Answer {
     )
 }
 
-fn runner(world: &World) -> Value {
+fn runner_id(number: usize) -> String {
+    format!("11111111-1111-4111-8111-{number:012}")
+}
+
+fn runner(world: &World, number: usize) -> Value {
+    let url = &world.runner_urls[number];
     json!({
-        "id": RUNNER_ID, "domain": "r1", "apiUrl": world.runner_url, "proxyUrl": world.runner_url,
+        "id": runner_id(number), "domain": "r1", "apiUrl": url, "proxyUrl": url,
         "apiKey": world.runner_key, "cpu": 1, "memory": 1, "disk": 1, "gpu": 0, "gpuType": "", "region": "eu",
         "name": "r1", "state": "ready", "unschedulable": false, "tags": [], "createdAt": THEN, "updatedAt": THEN,
         "version": "1", "apiVersion": "2", "runnerClass": "container",
@@ -206,7 +222,7 @@ fn sandbox_object(world: &World, id: &str, sandbox: Sandbox) -> Value {
         "id": id, "organizationId": "o", "name": id, "user": "u", "env": {}, "labels": {},
         "public": world.is_public(sandbox), "networkBlockAll": false, "target": "eu", "cpu": 1, "gpu": 0,
         "memory": 1, "disk": 1, "snapshot": "s", "toolboxProxyUrl": "x", "state": state, "desiredState": state,
-        "runnerId": RUNNER_ID, "buildInfo": {"snapshotRef": "reg/snap:1", "createdAt": THEN, "updatedAt": THEN},
+        "runnerId": runner_id(world.runner_of(sandbox)), "buildInfo": {"snapshotRef": "reg/snap:1", "createdAt": THEN, "updatedAt": THEN},
     })
 }
 
@@ -214,7 +230,7 @@ fn snapshot(id: &str) -> Value {
     json!({
         "id": id, "general": false, "name": "s", "state": "active", "size": 1, "entrypoint": [], "cpu": 1, "gpu": 0,
         "mem": 1, "disk": 1, "errorReason": null, "createdAt": THEN, "updatedAt": THEN, "lastUsedAt": null,
-        "ref": "reg/snap:2", "initialRunnerId": RUNNER_ID, "skipValidation": false,
+        "ref": "reg/snap:2", "initialRunnerId": runner_id(0), "skipValidation": false,
     })
 }
 
@@ -234,7 +250,7 @@ fn unknown(id: &str) -> Answer {
     error(404, &format!("Sandbox with ID {id} not found"))
 }
 
-fn error(status: u16, message: &str) -> Answer {
+pub(super) fn error(status: u16, message: &str) -> Answer {
     Answer::json(
         status,
         &json!({"path": "/api", "timestamp": THEN, "statusCode": status, "error": "Error", "message": message}),

@@ -5,6 +5,7 @@
 use super::answer::{Answer, Next, send};
 use super::api;
 use super::peer::{Broken, Framing, Head, Peer};
+use super::redis;
 use super::runner;
 use super::state::{Dice, Open, Side, World, count};
 use futures_util::{SinkExt, StreamExt};
@@ -34,7 +35,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(super) struct Plan {
     pub world: Arc<World>,
     pub seed: u64,
-    /// Per listener of a thread; more wait in the kernel's queue.
+    /// `host:port` of the Redis that is told of changes.
+    pub redis: Option<Arc<str>>,
+    /// Per side of a thread; more wait in the kernel's queue.
     pub connections_max: usize,
     /// Which of the threads this is for.
     pub thread: usize,
@@ -84,38 +87,50 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 pub(super) async fn live(
     plan: Plan,
     api: TcpListener,
-    runner: TcpListener,
+    runners: Vec<TcpListener>,
     mut stop: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let api = tokio::net::TcpListener::from_std(api)?;
     tokio::select! {
-        never = accept(&plan, api, Side::Api) => match never {},
-        ended = accept_with_restarts(&plan, runner) => ended,
+        never = accept(plan.clone(), api, Side::Api, permits(&plan)) => match never {},
+        ended = accept_with_restarts(&plan, runners) => ended,
         _ = stop.changed() => Ok(()),
     }
 }
 
-async fn accept_with_restarts(plan: &Plan, first: TcpListener) -> io::Result<()> {
-    let address = first.local_addr()?;
+async fn accept_with_restarts(plan: &Plan, first: Vec<TcpListener>) -> io::Result<()> {
+    let addresses: Vec<SocketAddr> = first.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
     let mut asked = plan.restarts.asked.subscribe();
-    let mut listener = first;
+    let mut listeners = first;
     loop {
-        let accepting = tokio::net::TcpListener::from_std(listener)?;
-        tokio::select! {
-            never = accept(plan, accepting, Side::Runner) => match never {},
-            // The sender is in `plan`. Listener and connections end with the losing branch.
-            _ = asked.changed() => {}
+        let (mut accepting, permits) = (JoinSet::new(), permits(plan));
+        for listener in listeners {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            accepting.spawn(accept(plan.clone(), listener, Side::Runner, permits.clone()));
         }
+        // The sender is in `plan`.
+        let _ = asked.changed().await;
+        // Listeners and connections end with their tasks.
+        accepting.shutdown().await;
         let (number, down) = *asked.borrow_and_update();
         plan.restarts.done.send_modify(|done| done[plan.thread] = number);
         tokio::time::sleep(down).await;
-        listener = listen(address)?;
+        listeners = addresses.iter().map(|address| listen(*address)).collect::<Result<_, _>>()?;
     }
 }
 
+/// A side's connections at once on one thread.
+fn permits(plan: &Plan) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(plan.connections_max))
+}
+
 /// Dropping this ends all connections that were accepted by it.
-async fn accept(plan: &Plan, listener: tokio::net::TcpListener, side: Side) -> std::convert::Infallible {
-    let permits = Arc::new(Semaphore::new(plan.connections_max));
+async fn accept(
+    plan: Plan,
+    listener: tokio::net::TcpListener,
+    side: Side,
+    permits: Arc<Semaphore>,
+) -> std::convert::Infallible {
     let mut connections = JoinSet::new();
     loop {
         let permit = Arc::clone(&permits).acquire_owned().await.expect("never closed");
@@ -161,7 +176,14 @@ async fn api_request(plan: &Plan, peer: &mut Peer, dice: &mut Dice) -> Result<Ne
         if let Some(down) = reply.restart_runner {
             plan.restarts.restart(down).await;
         }
-        return send(peer, &head, &Default::default(), reply.answer).await;
+        let answer = match (reply.news, &plan.redis) {
+            (Some(news), Some(redis)) => match redis::tell(redis, &news).await {
+                Ok(()) => reply.answer,
+                Err(error) => api::error(502, &format!("changed, but Redis {redis} was not told: {error}")),
+            },
+            _ => reply.answer,
+        };
+        return send(peer, &head, &Default::default(), answer).await;
     }
     let (path, query) = head.target().split_once('?').unwrap_or((head.target(), ""));
     match dice.throw(&plan.world, path, query) {

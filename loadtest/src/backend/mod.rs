@@ -2,8 +2,8 @@
 //! else installed, and broken answers on demand.
 //!
 //! A request's way: [`listener`] accepts, [`peer`] reads, [`api`] or [`runner`] and [`app`] decide, [`answer`] writes, with
-//! the [`fault`] that befalls it. The API tells the proxy that all sandboxes are on one runner, which is this one.
-//! Nothing is stored but what levers changed.
+//! the [`fault`] that befalls it. The API tells the proxy that all sandboxes are on runners which are this one, at one address
+//! or several. [`redis`] is told of changes as the API tells it. Nothing is stored but what levers changed.
 
 mod answer;
 mod api;
@@ -11,6 +11,7 @@ mod app;
 mod fault;
 mod listener;
 mod peer;
+mod redis;
 mod runner;
 mod state;
 
@@ -18,8 +19,10 @@ pub use app::ANSWERED_BY;
 pub use fault::{Fault, Rule};
 pub use state::Side;
 
+use crate::cli::EXIT_USAGE;
 use crate::host;
 use crate::population::Population;
+use crate::run_args::{Sources, sources};
 use clap::Args;
 use listener::{Plan, Restarts};
 use state::World;
@@ -49,6 +52,17 @@ pub struct BackendArgs {
     /// Port of the runner; 0: any
     #[arg(long, default_value_t = 0)]
     pub runner_port: u16,
+    /// Addresses of the runners, sandboxes in turn: 127.0.0.2-127.0.0.9 or a list. A proxy can have about 28,000
+    /// connections to each. Default: one, on the address above
+    #[arg(long, value_parser = sources, value_name = "ADDRESSES")]
+    pub runner_addresses: Option<Sources>,
+    /// Other backends with the same flags may listen on the same ports, each taking its part of the connections: for
+    /// more sockets than one process may open. Levers reach one of them
+    #[arg(long)]
+    pub share_ports: bool,
+    /// The Redis proxies share with the API: told of changes as the API tells it, and named in their settings
+    #[arg(long, value_name = "HOST:PORT", value_parser = redis::address)]
+    pub redis: Option<String>,
     /// Port the proxy is to listen on, for the settings that are printed
     #[arg(long, default_value_t = 4000)]
     pub proxy_port: u16,
@@ -82,9 +96,10 @@ pub struct BackendArgs {
 /// A running backend. Dropping it ends it with all its connections.
 pub struct Backend {
     api: SocketAddr,
-    runner: SocketAddr,
+    runners: Vec<SocketAddr>,
     proxy_port: u16,
     world: Arc<World>,
+    redis: Option<Arc<str>>,
     stop: watch::Sender<bool>,
     threads: Vec<JoinHandle<io::Result<()>>>,
 }
@@ -95,20 +110,30 @@ impl Backend {
     /// # Errors
     /// An address cannot be listened on, or a thread cannot be started.
     pub fn start(args: &BackendArgs) -> io::Result<Self> {
-        if args.listen.is_unspecified() {
+        let addresses = args.runner_addresses.as_ref().map_or(&[args.listen][..], |list| &list.0).to_vec();
+        if args.listen.is_unspecified() || addresses.iter().any(IpAddr::is_unspecified) {
             let why =
                 "the API tells the proxy where the runner is: listen on an address the proxy can connect to";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
         let available = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let threads = args.threads.unwrap_or_else(available).get();
-        let (api, api_listeners) = listeners(SocketAddr::new(args.listen, args.api_port), threads)?;
-        let (runner, runner_listeners) = listeners(SocketAddr::new(args.listen, args.runner_port), threads)?;
+        let open = |ip, port| listeners(SocketAddr::new(ip, port), threads, args.share_ports);
+        let (api, api_listeners) = open(args.listen, args.api_port)?;
+        let mut runners = Vec::new();
+        let mut runner_listeners: Vec<Vec<std::net::TcpListener>> =
+            (0..threads).map(|_| Vec::new()).collect();
+        for address in addresses {
+            let (runner, listeners) = open(address, args.runner_port)?;
+            runners.push(runner);
+            runner_listeners.iter_mut().zip(listeners).for_each(|(thread, listener)| thread.push(listener));
+        }
         let world = World::new(
             Population::new(args.seed),
             args.sandboxes.unwrap_or(u64::MAX),
             [args.proxy_key.clone(), RUNNER_KEY.to_owned()],
-            [format!("http://{api}"), format!("http://{runner}")],
+            format!("http://{api}"),
+            runners.iter().map(|runner| format!("http://{runner}")).collect(),
         );
         world.set_faults(Side::Runner, args.faults.clone());
         world.set_faults(Side::Api, args.api_faults.clone());
@@ -117,18 +142,27 @@ impl Backend {
             world: Arc::clone(&world),
             seed: args.seed,
             connections_max: (args.connections_max / threads).max(1),
+            redis: args.redis.as_deref().map(Arc::from),
             thread: 0,
             restarts: Restarts::new(threads),
             connections: Arc::new(AtomicU64::new(0)),
         };
         let stop = watch::Sender::new(false);
-        let mut backend = Self { api, runner, proxy_port: args.proxy_port, world, stop, threads: Vec::new() };
-        for (thread, (api, runner)) in api_listeners.into_iter().zip(runner_listeners).enumerate() {
+        let mut backend = Self {
+            api,
+            runners,
+            proxy_port: args.proxy_port,
+            world,
+            redis: plan.redis.clone(),
+            stop,
+            threads: Vec::new(),
+        };
+        for (thread, (api, runners)) in api_listeners.into_iter().zip(runner_listeners).enumerate() {
             let plan = Plan { thread, ..plan.clone() };
             let stopped = backend.stop.subscribe();
             let work = move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-                runtime.block_on(listener::live(plan, api, runner, stopped))
+                runtime.block_on(listener::live(plan, api, runners, stopped))
             };
             backend.threads.push(std::thread::Builder::new().name(format!("backend-{thread}")).spawn(work)?);
         }
@@ -139,8 +173,13 @@ impl Backend {
         self.api
     }
 
+    /// The first, if there are several.
     pub fn runner(&self) -> SocketAddr {
-        self.runner
+        self.runners[0]
+    }
+
+    pub fn runners(&self) -> &[SocketAddr] {
+        &self.runners
     }
 
     /// Replaces the faults of one side.
@@ -155,12 +194,16 @@ impl Backend {
 
     /// Settings of a proxy that is to use this backend.
     pub fn proxy_environment(&self) -> Vec<(&'static str, String)> {
-        vec![
+        let mut settings = vec![
             ("DAYTONA_API_URL", format!("http://{}/api", self.api)),
             ("PROXY_API_KEY", self.world.proxy_key.clone()),
             ("PROXY_PORT", self.proxy_port.to_string()),
             ("PROXY_PROTOCOL", "http".into()),
-        ]
+        ];
+        if let Some((host, port)) = self.redis.as_deref().and_then(|address| address.rsplit_once(':')) {
+            settings.extend([("REDIS_HOST", host.to_owned()), ("REDIS_PORT", port.to_owned())]);
+        }
+        settings
     }
 }
 
@@ -174,10 +217,18 @@ impl Drop for Backend {
     }
 }
 
-/// One listener per thread on the same port, chosen by the kernel if it is 0.
-fn listeners(address: SocketAddr, count: usize) -> io::Result<(SocketAddr, Vec<std::net::TcpListener>)> {
+/// One listener per thread on the same port, chosen by the kernel if it is 0. `shared`: others may be there already.
+fn listeners(
+    address: SocketAddr,
+    count: usize,
+    shared: bool,
+) -> io::Result<(SocketAddr, Vec<std::net::TcpListener>)> {
     let cannot =
         |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"));
+    if !shared && address.port() != 0 {
+        // Listeners of ours share their port, with those of anybody who shares: one that does not finds them out.
+        std::net::TcpListener::bind(address).map_err(cannot)?;
+    }
     let first = listener::listen(address).map_err(cannot)?;
     let address = first.local_addr()?;
     let mut all = vec![first];
@@ -193,7 +244,7 @@ pub fn run(args: &BackendArgs) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("loadtest backend: {error}");
-            ExitCode::FAILURE
+            ExitCode::from(EXIT_USAGE)
         }
     }
 }
@@ -220,10 +271,11 @@ fn serve(args: &BackendArgs) -> io::Result<()> {
 /// What to do next, in lines that can be pasted.
 fn introduction(backend: &Backend, args: &BackendArgs) -> String {
     let mut text = format!(
-        "API on {}, runner on {}, {} of seed {}. Ctrl-C ends it and prints what was counted.\n\n\
+        "API on {}, runner{} on {}, {} of seed {}. Ctrl-C ends it and prints what was counted.\n\n\
          Start the proxy to be measured with\n\n",
         backend.api,
-        backend.runner,
+        if backend.runners.len() == 1 { "" } else { "s" },
+        runners(&backend.runners),
         args.sandboxes.map_or("all sandboxes".into(), |n| format!("{n} public and {n} private sandboxes")),
         args.seed,
     );
@@ -246,6 +298,15 @@ fn introduction(backend: &Backend, args: &BackendArgs) -> String {
         id = backend.world.population.id(crate::population::Sandbox { index: 0, public: true }),
     );
     text
+}
+
+/// The first and how many more: there may be thousands.
+fn runners(all: &[SocketAddr]) -> String {
+    match all {
+        [one] => one.to_string(),
+        [first, more @ ..] => format!("{first} and {} more", more.len()),
+        [] => String::new(),
+    }
 }
 
 fn wait_for_end() -> io::Result<()> {

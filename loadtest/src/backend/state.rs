@@ -25,9 +25,9 @@ pub(super) struct World {
     pub sandboxes_max: u64,
     pub proxy_key: String,
     pub runner_key: String,
-    /// Base URLs with scheme and port, no slash at the end.
+    /// Base URLs with scheme and port, no slash at the end. There is at least one runner.
     pub api_url: String,
-    pub runner_url: String,
+    pub runner_urls: Vec<String>,
     pub counters: Counters,
     changes: RwLock<HashMap<(u64, bool), Change>>,
     /// As many as `changes` has: read without the lock.
@@ -49,16 +49,21 @@ struct Change {
 pub(super) struct Full;
 
 impl World {
-    pub fn new(population: Population, sandboxes_max: u64, keys: [String; 2], urls: [String; 2]) -> Self {
+    pub fn new(
+        population: Population,
+        sandboxes_max: u64,
+        keys: [String; 2],
+        api_url: String,
+        runner_urls: Vec<String>,
+    ) -> Self {
         let [proxy_key, runner_key] = keys;
-        let [api_url, runner_url] = urls;
         Self {
             population,
             sandboxes_max,
             proxy_key,
             runner_key,
             api_url,
-            runner_url,
+            runner_urls,
             counters: Counters::default(),
             changes: RwLock::default(),
             changed: AtomicUsize::new(0),
@@ -69,6 +74,11 @@ impl World {
 
     pub fn sandbox(&self, id: &str) -> Option<Sandbox> {
         self.population.sandbox_of_id(id).filter(|sandbox| sandbox.index < self.sandboxes_max)
+    }
+
+    /// Which runner the sandbox is on.
+    pub fn runner_of(&self, sandbox: Sandbox) -> usize {
+        (sandbox.index % self.runner_urls.len() as u64) as usize
     }
 
     pub fn is_public(&self, sandbox: Sandbox) -> bool {

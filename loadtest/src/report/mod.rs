@@ -47,6 +47,14 @@ impl Outputs {
         [&self.json, &self.html, &self.hlog, &self.markdown].into_iter().flatten()
     }
 
+    /// Tries whether the files can be written, so that a run of an hour does not end with nowhere to put its result.
+    ///
+    /// # Errors
+    /// Names the first that cannot.
+    pub fn check(&self) -> io::Result<()> {
+        self.files().try_for_each(|path| check_writable(path))
+    }
+
     /// Checks the thresholds, notes them in the result and writes all files. Whether every threshold holds.
     ///
     /// # Errors
@@ -110,6 +118,29 @@ pub fn load(path: &Path) -> Result<RunResult, String> {
     }
 }
 
+/// Whether [`write_file`] could write there now. What is there stays as it is.
+pub(crate) fn check_writable(path: &Path) -> io::Result<()> {
+    if path == Path::new("-")
+        || path.metadata().is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir())
+    {
+        return Ok(());
+    }
+    let told =
+        |error: io::Error| io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()));
+    if path.is_dir() {
+        return Err(told(io::ErrorKind::IsADirectory.into()));
+    }
+    let temporary = beside(path);
+    File::create(&temporary).and_then(|_| std::fs::remove_file(&temporary)).map_err(told)
+}
+
+/// The name of the temporary file of another.
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    path.with_file_name(name)
+}
+
 /// Through a temporary file beside it: nobody finds half a report. `-` is standard output.
 pub(crate) fn write_file(
     path: &Path,
@@ -132,9 +163,7 @@ pub(crate) fn write_file(
     if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
         return filled(path, &mut once).map_err(told);
     }
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(name);
+    let temporary = beside(path);
     let written = filled(&temporary, &mut once).and_then(|()| std::fs::rename(&temporary, path));
     if written.is_err() {
         // What could not be written may not be there either.
