@@ -3,7 +3,7 @@
 //! Seeded: the same plan draws the same requests. Knows no socket; heads are written for HTTP/1.1 here, the HTTP/2 client
 //! reads the same fields.
 
-use crate::plan::{Class, Share, Workload};
+use crate::plan::{Class, Share, Target, Workload};
 use crate::population::{AuthKind, Population, Sandbox, cookie_name, cookie_value};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -22,6 +22,8 @@ pub struct Visitor {
     pub query: String,
     /// The credential's header field.
     pub field: Option<(&'static str, String)>,
+    /// The page a browser would name as the initiator. Cookies are a browser's, and count for its own pages only.
+    pub origin: Option<String>,
     /// The credential opens nothing: a refusal is the right answer.
     pub refused: bool,
     /// Wants a connection of its own.
@@ -36,6 +38,7 @@ pub struct Aim {
     /// `None`: the target is an ordinary server, always the same visitor.
     domain: Option<String>,
     authority: String,
+    scheme: &'static str,
     public: Popularity,
     private: Popularity,
     kinds: Weighted<AuthKind>,
@@ -48,7 +51,7 @@ impl Aim {
     /// sandboxes are really new.
     pub fn new(
         workload: &Workload,
-        domain: Option<&str>,
+        target: &Target,
         authority: &str,
         seed: u64,
         part: Share,
@@ -64,8 +67,9 @@ impl Aim {
         Self {
             random: SmallRng::seed_from_u64(seed),
             population: Population::new(workload.population),
-            domain: domain.map(str::to_owned),
+            domain: target.domain.clone(),
             authority: authority.into(),
+            scheme: if target.url.starts_with("https:") { "https" } else { "http" },
             public: Popularity::new(public, workload.zipf),
             private: Popularity::new(private, workload.zipf),
             kinds: Weighted::new(&workload.auth),
@@ -82,6 +86,7 @@ impl Aim {
         visitor.prefix.clear();
         visitor.query.clear();
         visitor.field = None;
+        visitor.origin = None;
         visitor.refused = false;
         visitor.fresh = self.chance(self.workload.fresh);
         if self.domain.is_none() {
@@ -166,6 +171,9 @@ impl Aim {
         } else {
             write!(visitor.host, "{port}-{label}.{domain}")
         };
+        if kind == AuthKind::Cookie {
+            visitor.origin = Some(format!("{}://{}", self.scheme, visitor.host));
+        }
     }
 
     fn chance(&mut self, share: f64) -> bool {
@@ -201,6 +209,9 @@ impl Visitor {
         }
         if let Some(bytes) = body {
             let _infallible = write!(head, "content-length: {bytes}\r\n");
+        }
+        if let Some(origin) = self.origin.as_ref().filter(|_| method != "GET" || more.contains("upgrade:")) {
+            let _infallible = write!(head, "origin: {origin}\r\n");
         }
         head.push_str(more);
         head.push_str("\r\n");
@@ -268,8 +279,12 @@ mod tests {
     use super::*;
     use std::collections::{HashMap, HashSet};
 
+    fn target() -> Target {
+        Target { url: "http://127.0.0.1:1".into(), domain: Some("preview.test".into()), ..Target::default() }
+    }
+
     fn aim(workload: &Workload) -> Aim {
-        Aim::new(workload, Some("preview.test"), "127.0.0.1:1", 7, Share::WHOLE, 1)
+        Aim::new(workload, &target(), "127.0.0.1:1", 7, Share::WHOLE, 1)
     }
 
     fn visitors(workload: &Workload, count: usize) -> Vec<Visitor> {
@@ -337,7 +352,7 @@ mod tests {
         let mut seen = HashSet::new();
         for index in 0..3 {
             let part = Share { index, count: 3 };
-            let mut aim = Aim::new(&workload, Some("preview.test"), "", 7, part, 99);
+            let mut aim = Aim::new(&workload, &target(), "", 7, part, 99);
             for _ in 0..500 {
                 let mut visitor = Visitor::default();
                 aim.draw(&mut visitor);
@@ -367,6 +382,24 @@ mod tests {
         assert!(head(AuthKind::Cookie).contains(&format!("\r\ncookie: daytona-sandbox-auth-{id}=")));
         let signed = population.signed(private, 3000);
         assert!(head(AuthKind::Signed).contains(&format!("\r\nhost: 3000-{signed}.preview.test\r\n")));
+    }
+
+    /// Browsers name the page behind what changes something or opens a WebSocket; programs with keys do not.
+    #[test]
+    fn a_cookie_comes_with_its_page_where_a_browser_names_it() {
+        let workload = Workload { proxy_key: Some("key".into()), ..Workload::default() };
+        let aim = aim(&workload);
+        let named = |kind, method, more: &str| {
+            let mut out = Vec::new();
+            let visitor = aim.visitor_of(4, kind);
+            visitor.write_head(&mut out, method, "/", None, more);
+            String::from_utf8(out)
+                .expect("ASCII")
+                .contains(&format!("\r\norigin: http://{}\r\n", visitor.host))
+        };
+        let upgrade = crate::websocket::handshake_fields(1);
+        assert!(named(AuthKind::Cookie, "POST", "") && named(AuthKind::Cookie, "GET", &upgrade));
+        assert!(!named(AuthKind::Cookie, "GET", "") && !named(AuthKind::Token, "POST", &upgrade));
     }
 
     #[test]

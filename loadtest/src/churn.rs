@@ -29,6 +29,7 @@ pub fn spawn(
                 let mut result = ChurnResult {
                     name: churn.name.clone(),
                     at_s: churn.at.0.as_secs_f64(),
+                    recovery: churn.probe.recovery,
                     ..ChurnResult::default()
                 };
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -96,8 +97,8 @@ impl Watch<'_> {
         match self.churn.probe.sandbox {
             None => Visitor { host: place.authority.clone(), ..Visitor::default() },
             Some((index, kind)) => {
-                let (workload, domain) = (&self.plan.workload, self.plan.target.domain.as_deref());
-                Aim::new(workload, domain, &place.authority, 0, Share::WHOLE, 0).visitor_of(index, kind)
+                let (workload, target) = (&self.plan.workload, &self.plan.target);
+                Aim::new(workload, target, &place.authority, 0, Share::WHOLE, 0).visitor_of(index, kind)
             }
         }
     }

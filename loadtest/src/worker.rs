@@ -128,7 +128,7 @@ async fn work(assignment: Assignment) -> io::Result<Done> {
     let workload = &plan.workload;
     let aim = Aim::new(
         workload,
-        plan.target.domain.as_deref(),
+        &plan.target,
         &assignment.place.authority,
         plan.client.seed.wrapping_add(u64::from(assignment.part.index) << 32),
         assignment.part,

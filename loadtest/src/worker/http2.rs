@@ -158,6 +158,9 @@ impl Stream {
         if let Some((name, value)) = &self.visitor.field {
             request = request.header(*name, value);
         }
+        if let Some(origin) = self.visitor.origin.as_ref().filter(|_| class.method() != "GET") {
+            request = request.header("origin", origin);
+        }
         if let Some(bytes) = class.body_bytes() {
             request = request.header("content-length", bytes);
         }
