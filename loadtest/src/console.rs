@@ -111,8 +111,8 @@ fn add_phase(text: &mut String, phase: &PhaseResult) {
     if let Some(idle) = &phase.idle {
         let _infallible = writeln!(
             text,
-            "  idle WebSockets: {} of {} open, {} failed, {} cut, opened at {:.0}/s",
-            idle.open, idle.planned, idle.failed, idle.lost, idle.connects_per_s
+            "  idle WebSockets: {} of {} open, {} failed, {} cut, {} opened again, opened at {:.0}/s",
+            idle.open, idle.planned, idle.failed, idle.lost, idle.reopened, idle.connects_per_s
         );
         row(text, "  handshake", &idle.connect);
         for error in &idle.errors {
@@ -123,13 +123,14 @@ fn add_phase(text: &mut String, phase: &PhaseResult) {
         let shown = |ms: Option<f64>| ms.map_or("not seen".into(), |ms| time(ms * 1000.0));
         let outcome = match &churn.error {
             Some(error) => format!("could not be done: {error}"),
-            None => format!(
-                "effect after {}, recovered after {} ({} probes; the lever took {})",
-                shown(churn.effect_ms),
-                shown(churn.recovered_ms),
-                churn.probes,
-                time(churn.action_ms * 1000.0)
-            ),
+            None => {
+                let recovered = match churn.recovery {
+                    true => format!(", recovered after {}", shown(churn.recovered_ms)),
+                    false => String::new(),
+                };
+                let (effect, took) = (shown(churn.effect_ms), time(churn.action_ms * 1000.0));
+                format!("effect after {effect}{recovered} ({} probes; the lever took {took})", churn.probes)
+            }
         };
         let _infallible = writeln!(text, "  {} at {:.1} s: {outcome}", churn.name, churn.at_s);
     }

@@ -63,7 +63,7 @@ pub fn search(
                 Some(whole) => whole.append(result),
             }
             if stopped {
-                return whole.map(|whole| finish(whole, search)).ok_or_else(|| "stopped".into());
+                return whole.map(|whole| finish(whole, search, bound)).ok_or_else(|| "stopped".into());
             }
             if held {
                 break;
@@ -72,7 +72,7 @@ pub fn search(
         *(if held { &mut gap.low } else { &mut gap.high }) = Some(rate);
         search.rate = gap.low;
     }
-    whole.map(|whole| finish(whole, search)).ok_or_else(|| "nothing was tried".into())
+    whole.map(|whole| finish(whole, search, bound)).ok_or_else(|| "nothing was tried".into())
 }
 
 /// The highest rate that held and the lowest that did not.
@@ -132,7 +132,7 @@ fn judge(result: &RunResult, bound: &Bound, name: &str, rate: f64) -> SearchStep
 
 /// What invalidates a step does not invalidate the search: a rate that held although the load generator was in the way
 /// holds. One that did not is a limit of the wrong party, and then the result is only a lower bound.
-fn finish(mut whole: RunResult, search: Search) -> RunResult {
+fn finish(mut whole: RunResult, search: Search, bound: &Bound) -> RunResult {
     let mut reasons: Vec<Reason> = Vec::new();
     if search.steps.iter().any(|step| step.invalid && !step.held) {
         reasons.push(Reason {
@@ -144,6 +144,10 @@ fn finish(mut whole: RunResult, search: Search) -> RunResult {
     if search.rate.is_none() {
         let message = "not even the lowest rate held".into();
         reasons.push(Reason { code: "nothing_held".into(), message, fatal: false });
+    }
+    if search.rate.is_some_and(|rate| rate >= bound.to) {
+        let message = "the highest rate that was to be tried held: the target may do more".into();
+        reasons.push(Reason { code: "bound_reached".into(), message, fatal: false });
     }
     if whole.meta.partial {
         reasons.push(Reason {

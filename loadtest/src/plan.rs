@@ -183,6 +183,9 @@ pub struct Idle {
     pub count: u64,
     /// Opened per second.
     pub rate: f64,
+    /// Those that are cut are opened again, a second later, as clients do that reconnect.
+    #[serde(default)]
+    pub reopen: bool,
 }
 
 /// Something changes while the load runs.
@@ -349,7 +352,7 @@ mod tests {
     #[test]
     fn a_plan_survives_its_way_to_an_agent() {
         let mut plan = plan(Load::Ramp { from: 0.0, to: 10.0 }, "get:1k=3,page:2x8k=1");
-        plan.phases[0].idle = Some(Idle { count: 3, rate: 1.5 });
+        plan.phases[0].idle = Some(Idle { count: 3, rate: 1.5, reopen: true });
         let text = serde_json::to_string(&plan).expect("JSON");
         assert_eq!(serde_json::from_str::<Plan>(&text).expect("its own"), plan);
     }

@@ -234,6 +234,9 @@ pub struct ChurnResult {
     pub effect_ms: Option<f64>,
     /// From pulling the lever to the first probe that was as before; `None`: not asked for or not seen.
     pub recovered_ms: Option<f64>,
+    /// The recovery was asked for.
+    #[serde(default)]
+    pub recovery: bool,
     pub probes: u64,
     /// Why the lever could not be pulled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -249,6 +252,9 @@ pub struct IdleResult {
     pub failed: u64,
     /// Cut by the other side while idle.
     pub lost: u64,
+    /// Opened by a later attempt than the first, after a cut or a failure.
+    #[serde(default)]
+    pub reopened: u64,
     pub connects_per_s: f64,
     pub connect: Hist,
     pub errors: Vec<ErrorCount>,
@@ -261,6 +267,7 @@ impl IdleResult {
         self.open += other.open;
         self.failed += other.failed;
         self.lost += other.lost;
+        self.reopened += other.reopened;
         self.connects_per_s += other.connects_per_s;
         self.connect.merge(&other.connect);
         for error in &other.errors {

@@ -93,6 +93,8 @@ struct BurstTable {
 struct IdleTable {
     count: Number,
     rate: Number,
+    #[serde(default)]
+    reopen: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -284,7 +286,8 @@ impl Scenario {
         };
         let idle = table.idle.as_ref().map(|idle| {
             let count = quantity::count(&idle.count.text())? as f64 * setting.rate_scale;
-            Ok::<_, String>(Idle { count: count.round().max(1.0) as u64, rate: rate(&idle.rate)? })
+            let count = count.round().max(1.0) as u64;
+            Ok::<_, String>(Idle { count, rate: rate(&idle.rate)?, reopen: idle.reopen })
         });
         let churn = table.churn.iter().map(|churn| churn_of(churn, setting, &scaled));
         Ok(Phase {
@@ -370,7 +373,7 @@ mod tests {
         assert_eq!(plan.phases[0].load, Load::Ramp { from: 0.0, to: 100.0 });
         assert_eq!(plan.phases[0].length.0, Duration::from_secs(5));
         assert_eq!(plan.phases[1].load, Load::Burst { size: 10, every: Span(Duration::from_secs(1)) });
-        assert_eq!(plan.phases[1].idle, Some(Idle { count: 1000, rate: 50.0 }));
+        assert_eq!(plan.phases[1].idle, Some(Idle { count: 1000, rate: 50.0, reopen: false }));
         assert_eq!(plan.phases[1].mix, plan.phases[0].mix, "kept from the phase before");
     }
 

@@ -297,6 +297,9 @@ pub fn backlog(result: &RunResult, columns: &[Column]) -> Option<Figure<'static>
     Some(Figure { svg: chart.svg(), keys: vec![Key { ink: Ink::Bad, name: "waiting to be sent" }] })
 }
 
+/// Points of a chart of half width: more would be a thicket.
+const MOVED_MAX: usize = 160;
+
 /// Bytes per second the proxy moved, by how.
 pub fn moved(result: &RunResult, server: &ServerCounters) -> Option<Figure<'static>> {
     // A sample holds only what has moved; the rest is as it was before.
@@ -311,6 +314,8 @@ pub fn moved(result: &RunResult, server: &ServerCounters) -> Option<Figure<'stat
         let begin = std::iter::once((0.0, sum(&server.before)));
         let samples = server.samples.iter().map(|sample| (sample.at_s, sum(&sample.values)));
         let totals: Vec<(f64, f64)> = begin.chain(samples).collect();
+        // Totals may be thinned out: what lies between two is in their difference.
+        let totals: Vec<_> = totals.iter().step_by(totals.len().div_ceil(MOVED_MAX)).copied().collect();
         let gain = |pair: &[(f64, f64)]| {
             let ((from, before), (to, after)) = (pair[0], pair[1]);
             (((from + to) / 2.0), ((after - before) / (to - from).max(1e-3)).max(0.0))

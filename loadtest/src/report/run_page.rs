@@ -119,11 +119,17 @@ fn latency(totals: &Totals) -> Markup {
         let classes = totals.classes.iter().take(CURVES_MAX).enumerate();
         curves.extend(classes.map(|(n, (name, class))| (name.as_str(), Ink::Series(n + 1), &class.response)));
     }
-    let caption = "Response time runs from when a request should have been sent, service time from when it was. They \
-                   part where the proxy made requests wait.";
+    let mut caption =
+        "Response time runs from when a request should have been sent, service time from when it was. \
+                       They part where the proxy made requests wait."
+            .to_owned();
+    if totals.classes.len() > CURVES_MAX {
+        let more = totals.classes.len() - CURVES_MAX;
+        caption += &format!(" {more} further class(es) are in the table only.");
+    }
     html! {
         h2 { "Latency" }
-        @if let Some(chart) = figures::percentiles(&curves) { (figure("Time by percentile", &chart, caption)) }
+        @if let Some(chart) = figures::percentiles(&curves) { (figure("Time by percentile", &chart, &caption)) }
         div.box { table {
             (class_head())
             @if !single { (class_row("all", all, totals.duration_s, true)) }
@@ -355,7 +361,7 @@ fn churn(result: &RunResult) -> Markup {
                         td.n { (format!("{:.1} s", churn.at_s)) }
                         td.n { (time_text(churn.action_ms * 1e3)) }
                         td.n { (ms(churn.effect_ms)) }
-                        td.n { (churn.recovered_ms.map_or("–".into(), |ms| time_text(ms * 1e3))) }
+                        td.n { (if churn.recovery { ms(churn.recovered_ms) } else { "–".into() }) }
                         td.n { (number_text(churn.probes as f64)) }
                     }
                 }
@@ -371,11 +377,11 @@ fn idle(result: &RunResult) -> Markup {
         @if !rows.is_empty() {
             h2 { "Idle connections" }
             div.box { table {
-                tr { th { "phase" } @for name in ["planned", "open at the end", "failed", "lost while idle", "connects/s", "connect p50", "connect p99", "memory"] { th.n { (name) } } }
+                tr { th { "phase" } @for name in ["planned", "open at the end", "failed", "lost while idle", "opened again", "connects/s", "connect p50", "connect p99", "memory"] { th.n { (name) } } }
                 @for (phase, idle) in rows {
                     tr {
                         td { (phase.name) }
-                        @for count in [idle.planned, idle.open, idle.failed, idle.lost] { td.n { (number_text(count as f64)) } }
+                        @for count in [idle.planned, idle.open, idle.failed, idle.lost, idle.reopened] { td.n { (number_text(count as f64)) } }
                         td.n { (number_text(idle.connects_per_s)) }
                         @for quantile in [0.5, 0.99] { td.n { (time_text(idle.connect.quantile_us(quantile))) } }
                         td.n { (phase.proxy.as_ref().map_or("–".into(), |proxy| bytes_text(proxy.memory_max_bytes as f64))) }

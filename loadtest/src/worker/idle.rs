@@ -17,6 +17,11 @@ use tokio::task::{JoinHandle, spawn_local};
 
 /// Handshakes under way at a time: beyond it the rate asked for is not reached, and the report shows it.
 const HANDSHAKES_MAX: usize = 512;
+/// So many are closed at once, then others have their turn: thousands of closes are a second in which nothing is sent.
+const CLOSE_STEP: usize = 32;
+const CLOSE_PAUSE: Duration = Duration::from_millis(1);
+/// A cut one is opened again after this, and so is one whose opening again failed.
+const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 
 /// Goes through the phases and holds what each asks for until its end.
 pub(super) async fn hold(worker: Rc<Worker>) {
@@ -40,6 +45,7 @@ pub(super) async fn hold(worker: Rc<Worker>) {
 struct Tally {
     open: Cell<u64>,
     lost: Cell<u64>,
+    reopened: Cell<u64>,
     failed: Cell<u64>,
     connect: RefCell<Hist>,
     errors: RefCell<Vec<ErrorCount>>,
@@ -63,43 +69,63 @@ async fn hold_phase(worker: &Rc<Worker>, idle: &Idle, phase: usize, end: Instant
                 break;
             }
             let permit = handshakes.clone().acquire_owned().await.expect("never closed");
-            let (worker, tally) = (worker.clone(), tally.clone());
+            let (worker, tally, reopen) = (worker.clone(), tally.clone(), idle.reopen);
+            let handshakes = handshakes.clone();
             held.push(spawn_local(async move {
-                let opened = Instant::now();
-                let outcome = open(&worker).await;
-                drop(permit);
-                match outcome {
-                    Err((code, source)) => tally.fail(&code, &source),
-                    Ok(io) => {
-                        tally.connect.borrow_mut().record_ns(opened.elapsed().as_nanos() as u64);
-                        tally.open.set(tally.open.get() + 1);
-                        until_cut(&io).await;
-                        tally.open.set(tally.open.get() - 1);
-                        tally.lost.set(tally.lost.get() + 1);
+                let (mut permit, mut again) = (Some(permit), false);
+                loop {
+                    let begun = Instant::now();
+                    let outcome = open(&worker).await;
+                    drop(permit.take());
+                    match outcome {
+                        Err((code, source)) => tally.fail(&code, &source),
+                        Ok(io) => {
+                            tally.connect.borrow_mut().record_ns(begun.elapsed().as_nanos() as u64);
+                            tally.reopened.set(tally.reopened.get() + u64::from(again));
+                            tally.open.set(tally.open.get() + 1);
+                            until_cut(&io).await;
+                            tally.open.set(tally.open.get() - 1);
+                            tally.lost.set(tally.lost.get() + 1);
+                        }
                     }
+                    if !reopen {
+                        return;
+                    }
+                    again = true;
+                    tokio::time::sleep(REOPEN_PAUSE).await;
+                    permit = Some(handshakes.clone().acquire_owned().await.expect("never closed"));
                 }
             }));
         }
         // Those under way are waited for, so that the rate is the rate of what was opened.
         let under_way = handshakes.acquire_many(HANDSHAKES_MAX as u32);
         if tokio::time::timeout_at(end.into(), under_way).await.is_ok() {
-            all_open = Some(begun.elapsed());
+            all_open = Some((begun.elapsed(), tally.connect.borrow().count()));
         }
     }
     while Instant::now() < end && !worker.stopped() {
         worker.open_idle(phase, tally.open.get());
         worker.sleep_until(end.min(Instant::now() + Duration::from_secs(1))).await;
     }
-    let (open, connects) = (tally.open.get(), tally.connect.borrow().count());
-    held.iter().for_each(JoinHandle::abort);
+    let open = tally.open.get();
+    let (took, connects) = all_open.unwrap_or_else(|| (begun.elapsed(), tally.connect.borrow().count()));
+    spawn_local(close(held));
     IdleResult {
         planned,
         open,
         failed: tally.failed.get(),
         lost: tally.lost.get(),
-        connects_per_s: connects as f64 / all_open.unwrap_or_else(|| begun.elapsed()).as_secs_f64(),
+        reopened: tally.reopened.get(),
+        connects_per_s: connects as f64 / took.as_secs_f64(),
         connect: tally.connect.take(),
         errors: tally.errors.take(),
+    }
+}
+
+async fn close(held: Vec<JoinHandle<()>>) {
+    for step in held.chunks(CLOSE_STEP) {
+        step.iter().for_each(JoinHandle::abort);
+        tokio::time::sleep(CLOSE_PAUSE).await;
     }
 }
 

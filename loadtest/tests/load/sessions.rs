@@ -114,7 +114,7 @@ fn idle_tunnels_come_from_all_source_addresses_and_cut_ones_are_counted() {
         Answer::Hold { cut_after: (asked.number < 10).then_some(Duration::from_millis(300)) }
     });
     let mut plan = plan(&server.url(), Load::Quiet, 1500);
-    plan.phases[0].idle = Some(Idle { count: 120, rate: 400.0 });
+    plan.phases[0].idle = Some(Idle { count: 120, rate: 400.0, reopen: false });
     plan.client.sources = (2..6).map(|n| std::net::IpAddr::from([127, 0, 0, n])).collect();
     plan.client.connections = 1;
     let result = run(plan);
@@ -122,4 +122,16 @@ fn idle_tunnels_come_from_all_source_addresses_and_cut_ones_are_counted() {
     assert_eq!((idle.planned, idle.open, idle.lost, idle.failed), (120, 110, 10, 0), "{:?}", idle.errors);
     assert_eq!((idle.connect.count(), sources.lock().expect("not poisoned").len()), (120, 4));
     assert!((200.0..=410.0).contains(&idle.connects_per_s), "{}", idle.connects_per_s);
+}
+
+#[test]
+fn cut_idle_tunnels_are_opened_again_where_that_is_wanted() {
+    let server = Server::start(|asked| Answer::Hold {
+        cut_after: (asked.number < 10).then_some(Duration::from_millis(200)),
+    });
+    let mut plan = plan(&server.url(), Load::Quiet, 2500);
+    plan.phases[0].idle = Some(Idle { count: 40, rate: 400.0, reopen: true });
+    plan.client.connections = 1;
+    let idle = run(plan).phases[0].idle.clone().expect("held");
+    assert_eq!((idle.planned, idle.lost, idle.reopened, idle.open, idle.failed), (40, 10, 10, 40, 0));
 }
