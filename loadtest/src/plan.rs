@@ -45,7 +45,7 @@ pub struct Client {
     pub streams: u32,
     /// Most sessions (WebSockets, event streams, page loads) at a time.
     pub sessions_max: u32,
-    /// Source addresses, used in turn: each gives about 28,000 connections to one target.
+    /// Source addresses, used in turn: each gives about 28,000 connections to one target, half of them fast.
     pub sources: Vec<IpAddr>,
     pub seed: u64,
     /// For one request; for sessions, for each event and echo.

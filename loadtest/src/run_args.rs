@@ -72,7 +72,7 @@ pub struct ClientArgs {
     /// CPUs to pin the threads to: 0,2
     #[arg(long, value_delimiter = ',', help_heading = "Load generator")]
     pub cpus: Vec<usize>,
-    /// Source addresses in turn, for more than 28,000 connections: 127.0.0.2-127.0.0.9 or a list
+    /// Source addresses in turn, one for each 10,000 connections or so: 127.0.0.2-127.0.0.9 or a list
     #[arg(long, value_parser = sources, help_heading = "Load generator")]
     pub sources: Option<Sources>,
     /// Seed of everything drawn

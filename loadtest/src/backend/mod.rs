@@ -53,7 +53,7 @@ pub struct BackendArgs {
     #[arg(long, default_value_t = 0)]
     pub runner_port: u16,
     /// Addresses of the runners, sandboxes in turn: 127.0.0.2-127.0.0.9 or a list. A proxy can have about 28,000
-    /// connections to each. Default: one, on the address above
+    /// connections to each, and half of them fast. Default: one, on the address above
     #[arg(long, value_parser = sources, value_name = "ADDRESSES")]
     pub runner_addresses: Option<Sources>,
     /// Other backends with the same flags may listen on the same ports, each taking its part of the connections: for
