@@ -146,6 +146,8 @@ fn loads_that_are_not_alike_and_invalid_runs_are_named() {
         comparison.rows.iter().all(|row| row.verdict == Verdict::Unknown),
         "nothing is said of the proxy"
     );
+    let page = comparison.html();
+    assert!(page.contains("no verdicts") && !page.contains("beyond noise"));
     let all = comparison.cautions.join("\n");
     for text in [
         "B is not valid: its CPU was at 95%",

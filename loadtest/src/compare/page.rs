@@ -61,7 +61,10 @@ fn headline(comparison: &Comparison<'_>) -> Markup {
     html! {
         @if better > 0 { span.badge.good { (better) " better" } " " }
         @if worse > 0 { span.badge.bad { (worse) " worse" } }
-        @if better + worse == 0 { span.badge.noise { "no difference beyond noise" } }
+        @if better + worse == 0 {
+            @if count(Verdict::Noise) > 0 { span.badge.noise { "no difference beyond noise" } }
+            @else { span.badge.warn { "no verdicts" } }
+        }
     }
 }
 

@@ -108,6 +108,12 @@ fn a_target_that_is_not_there_is_an_invalid_result_and_a_wrong_command_none() {
             "--proxy-key-file",
         ),
         (&["scenario", "no-such-one", "http://127.0.0.1:1"], "no-such-one"),
+        // Told before the load, not when it is over and lost.
+        (
+            &["run", "http://127.0.0.1:1", "--rate", "1", "--for", "1h", "--json", "/no/such/folder/a.json"],
+            "/no/such",
+        ),
+        (&["run", "http://127.0.0.1:1", "--rate", "1", "--for", "1h", "--sources", "192.0.2.1"], "192.0.2.1"),
     ] {
         let (output, text) = output(loadtest(arguments).spawn().expect("it starts"));
         assert_eq!(output.status.code(), Some(2), "{text}");
