@@ -14,18 +14,32 @@ use std::time::{Duration, Instant};
 /// One probe may take as long; slower is as good as no answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Starts a thread for each change of the plan; each ends with the phase's number and what it saw.
+/// Starts a thread for each change of the plan; each ends with the phases' numbers and what it saw. Changes of the same
+/// sandbox come one after the other: what the first does to it is what the second finds, however long that takes.
 pub fn spawn(
     plan: &Arc<Plan>,
     start: Instant,
     stop: &Arc<AtomicBool>,
-) -> Vec<JoinHandle<(usize, ChurnResult)>> {
-    let mut threads = Vec::new();
+) -> Vec<JoinHandle<Vec<(usize, ChurnResult)>>> {
+    let mut lines: Vec<Vec<(usize, Instant, Churn)>> = Vec::new();
     let mut begin = start;
     for (n, phase) in plan.phases.iter().enumerate() {
         for churn in &phase.churn {
-            let (plan, churn, stop) = (plan.clone(), churn.clone(), stop.clone());
-            threads.push(thread::spawn(move || {
+            let sandbox = churn.probe.sandbox;
+            let same = |line: &&mut Vec<(usize, Instant, Churn)>| {
+                sandbox.is_some() && line.iter().any(|(.., earlier)| earlier.probe.sandbox == sandbox)
+            };
+            match lines.iter_mut().find(same) {
+                Some(line) => line.push((n, begin, churn.clone())),
+                None => lines.push(vec![(n, begin, churn.clone())]),
+            }
+        }
+        begin += phase.length.0;
+    }
+    let run_line = |line: Vec<(usize, Instant, Churn)>| {
+        let (plan, stop) = (plan.clone(), stop.clone());
+        thread::spawn(move || {
+            let run = |(n, begin, churn): (usize, Instant, Churn)| {
                 let mut result = ChurnResult {
                     name: churn.name.clone(),
                     at_s: churn.at.0.as_secs_f64(),
@@ -39,11 +53,11 @@ pub fn spawn(
                 });
                 result.error = outcome.err();
                 (n, result)
-            }));
-        }
-        begin += phase.length.0;
-    }
-    threads
+            };
+            line.into_iter().map(run).collect()
+        })
+    };
+    lines.into_iter().map(run_line).collect()
 }
 
 struct Watch<'a> {
@@ -82,6 +96,7 @@ impl Watch<'_> {
             return Err(format!("the effect was there before: {before:?}"));
         }
         let pulled = Instant::now();
+        result.at_s = (pulled - phase_begin).as_secs_f64();
         let action = act(&self.churn.action);
         let acting = async {
             let outcome = action.await;

@@ -155,7 +155,7 @@ impl Conductor<'_> {
         let partial = self.stop.load(Relaxed) && start.elapsed() < length(self.plan);
         scrape_end.store(true, Relaxed);
         let server = scraping.and_then(|thread| thread.join().ok());
-        let churn = churn.into_iter().filter_map(|thread| thread.join().ok()).collect();
+        let churn = churn.into_iter().filter_map(|thread| thread.join().ok()).flatten().collect();
         let proxy = proxy.map(|watched| watched.phases).unwrap_or_default();
         Ok(tally.finish(self.plan, self.crew.hosts(), started_at, partial, server, proxy, churn))
     }

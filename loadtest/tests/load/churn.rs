@@ -2,6 +2,7 @@
 
 use super::peer::{Answer, Server, ok, plan, run};
 use loadtest::plan::{Action, Churn, Expectation, Load, Probe};
+use loadtest::population::AuthKind;
 use loadtest::quantity::Span;
 use loadtest::result::ChurnResult;
 use std::sync::{Arc, Mutex};
@@ -70,4 +71,34 @@ fn a_lever_that_does_not_move_says_why() {
     assert!(churn.error.is_some_and(|error| error.contains("exit status: 3")) && churn.effect_ms.is_none());
     let there = churned(&server, Action::Command("true".into()), Expectation::Ok);
     assert!(there.error.is_some_and(|error| error.contains("was there before")));
+}
+
+#[test]
+fn changes_of_one_sandbox_wait_for_each_other() {
+    let server = levered();
+    let mut plan = plan(&server.url(), Load::Hold { rate: 20.0 }, 1500);
+    plan.target.domain = Some("preview.test".into());
+    let churn = |name: &str, at_ms, effect, action| Churn {
+        name: name.into(),
+        at: Span(Duration::from_millis(at_ms)),
+        action,
+        probe: Probe {
+            sandbox: Some((0, AuthKind::Public)),
+            path: "/".into(),
+            effect,
+            recovery: false,
+            every: Span(Duration::from_millis(2)),
+        },
+        within: Span(Duration::from_secs(20)),
+    };
+    // The second is planned before the first is felt, 250 ms after its lever.
+    let lever = Action::Post(format!("http://{}/lever", server.address));
+    plan.phases[0].churn = vec![
+        churn("a", 200, Expectation::Refused, lever),
+        churn("b", 210, Expectation::Ok, Action::Command("true".into())),
+    ];
+    let churn = run(plan).phases[0].churn.clone();
+    let [first, second] = &churn[..] else { panic!("{churn:?}") };
+    assert_eq!((&first.error, &second.error), (&None, &None));
+    assert!(second.at_s > 0.44 && second.effect_ms.is_some(), "{second:?}");
 }
