@@ -327,7 +327,7 @@ fn a_private_page_is_shown_in_a_frame_of_its_own_sandbox_and_not_in_a_siblings()
         format!(
             "<body>{note}<script>onmessage = e => document.body.append('frame says ' + e.data)</script>\
              <iframe src=\"http://3000-priv.proxy.localhost:{free}/secret\" \
-             onload=\"document.body.append('frame is there')\"></iframe></body>"
+             onload=\"document.body.append('frame is ' + 'there')\"></iframe></body>"
         )
     };
     let secret = "<p>a private page</p><script>parent.postMessage('shown', '*')</script>";
