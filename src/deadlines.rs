@@ -22,6 +22,8 @@ const HANGUP_TICKS: u32 = 5;
 pub const WARM_TICKS: u32 = 2;
 /// What a revoked client is told at the end must be taken by it within this.
 const LAST_WORDS_TICKS: u32 = 3;
+/// The same as a time, with the tick in which it is noticed.
+pub const LAST_WORDS: Duration = TICK.saturating_mul(LAST_WORDS_TICKS + 1);
 const NEVER: u32 = 0;
 const NO_FD: RawFd = -1;
 

@@ -320,7 +320,9 @@ impl About<'_> {
         let link_to = match known {
             Some(known) => known.verdict,
             None => {
+                let changed = shard.links_changed.get();
                 let Told { reply, keep, as_of } = self.ask(Question::SignedToken { token, port }).await?;
+                let keep = if shard.links_changed.get() == changed { keep } else { Duration::ZERO };
                 let (verdict, ttl) = match reply {
                     Ok(Answer::Sandbox(sandbox)) => (Some(sandbox), shard.config.ttl_signed),
                     Ok(Answer::No | Answer::NotFound) => (None, shard.config.ttl_negative),

@@ -52,6 +52,8 @@ pub struct Live {
     /// Looks under way, at changed sandboxes and at due ones.
     changed_count: Cell<usize>,
     due_count: Cell<usize>,
+    /// News so far, and looks that put off the last word.
+    news: Cell<u64>,
 }
 
 /// By what right.
@@ -100,16 +102,23 @@ impl Live {
             waiting: RefCell::default(),
             changed_count: Cell::new(0),
             due_count: Cell::new(0),
+            news: Cell::new(0),
         })
     }
 
+    /// The number of something new.
+    fn number(&self) -> u64 {
+        self.news.set(self.news.get() + 1);
+        self.news.get()
+    }
+
     /// `watch` is the connection's place in the deadline table, which it keeps for as long as the result lives.
-    /// `check_in`: when to find out again without news. What rests on the public flag is looked at once more when the
-    /// API, whatever it has said so far, has forgotten its own memory.
+    /// `check_in`: when to find out again without news. Whatever rests on the API's word is looked at once more when the
+    /// API has forgotten its own memory: what it said so far may have been out of that, and news about it may be past.
     pub fn enter(self: &Rc<Self>, pass: Pass, watch: u32, check_in: Duration) -> Alive {
         let check_in = match pass.basis {
-            Basis::Public => ticks(check_in).min(SETTLED_TICKS),
-            _ => ticks(check_in),
+            Basis::Cookie { .. } => ticks(check_in),
+            _ => ticks(check_in).min(SETTLED_TICKS),
         };
         let entry = Entry {
             pass,
@@ -117,6 +126,7 @@ impl Live {
             check_at: self.deadlines.now() + check_in,
             asks_twice: false,
             doubt_since: None,
+            news: 0,
         };
         Alive { index: self.agenda.borrow_mut().enter(entry), live: self.clone() }
     }
@@ -165,11 +175,12 @@ impl Live {
     }
 
     fn doubt(self: &Rc<Self>, shard: &Rc<Shard>, sandbox: &SandboxId, doubtful: impl Fn(&Basis) -> bool) {
-        let now = self.deadlines.now();
+        let (now, news) = (self.deadlines.now(), self.number());
         let mut any = false;
         self.agenda.borrow_mut().each(sandbox, |entry| {
             if doubtful(&entry.pass.basis) {
                 any = true;
+                entry.news = news;
                 entry.asks_twice = true;
                 entry.doubt_since.get_or_insert(now);
             }
@@ -182,7 +193,7 @@ impl Live {
 
     /// News may have been missed: everything is looked at again, as fast as looks without news may be.
     pub fn forgotten(&self) {
-        self.agenda.borrow_mut().all_due(self.deadlines.now());
+        self.agenda.borrow_mut().all_due(self.deadlines.now(), self.number());
     }
 
     /// One tick: takes up what is due, the longest due first.
@@ -217,6 +228,7 @@ impl Live {
 
     /// Finds out what the sandbox's connections rest on, one of each right.
     async fn look(&self, shard: &Shard, sandbox: &SandboxId) {
+        let as_of = self.news.get();
         let mut passes = self.agenda.borrow().passes(sandbox).into_iter();
         let find_out = |pass: Pass| async move {
             // Nothing is lost with a question that is withdrawn.
@@ -225,22 +237,28 @@ impl Live {
         };
         let mut asked: FuturesUnordered<_> = passes.by_ref().take(PASSES_MAX).map(find_out).collect();
         while let Some((basis, holds)) = asked.next().await {
-            self.settle(shard, sandbox, &basis, holds);
+            self.settle(shard, sandbox, &basis, holds, as_of);
             asked.extend(passes.next().map(find_out));
         }
     }
 
-    fn settle(&self, shard: &Shard, sandbox: &SandboxId, basis: &Basis, holds: Holds) {
+    /// `as_of`: the number of news when the look began.
+    fn settle(&self, shard: &Shard, sandbox: &SandboxId, basis: &Basis, holds: Holds, as_of: u64) {
         let now = self.deadlines.now();
         let mut doubtful_for_too_long = false;
         let next = ticks(basis.lifetime(&shard.config));
         match holds {
             Holds::No => self.cut(shard, sandbox, Of::Basis(basis), basis.revoked()),
             Holds::Yes => self.agenda.borrow_mut().each(sandbox, |entry| {
-                if entry.pass.basis == *basis {
+                // What came meanwhile has a look of its own.
+                if entry.pass.basis == *basis && entry.news <= as_of {
                     entry.doubt_since = None;
-                    let again = std::mem::take(&mut entry.asks_twice);
-                    entry.check_at = now + if again { next.min(SETTLED_TICKS) } else { next };
+                    entry.check_at = now + next;
+                    if std::mem::take(&mut entry.asks_twice) {
+                        entry.check_at = now + next.min(SETTLED_TICKS);
+                        // No look that is under way puts that off.
+                        entry.news = self.number();
+                    }
                 }
             }),
             Holds::NobodyKnows => self.agenda.borrow_mut().each(sandbox, |entry| {

@@ -2,12 +2,14 @@
 
 use crate::config::{Config, DriverChoice};
 use crate::control::{Control, Lifetimes, LoginSettings, Settings};
+use crate::deadlines;
 use crate::log;
 use crate::log_writer::LogWriter;
 use crate::mailbox::{Down, ToShard};
 use crate::ring::{self, Wish};
 use crate::shard::{self, Start};
 use crate::socket;
+use crate::tunnel::last_words;
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -24,8 +26,8 @@ const LOG_BATCHES_MAX: usize = 64;
 /// How long log lines may take to be written at the end; an output that nobody reads must not hold the exit up.
 const LOG_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How much longer than its time a drain may take so that tunnels end with a close frame.
-const LAST_WORDS: Duration = Duration::from_millis(700);
+/// How much longer than its time a drain may take so that tunnels end with a close frame, and clients with theirs.
+const LAST_WORDS: Duration = deadlines::LAST_WORDS.saturating_add(last_words::LINGER);
 
 /// Runs until SIGTERM or SIGINT and the drain that follows.
 pub fn run(config: Config) -> ExitCode {

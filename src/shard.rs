@@ -61,6 +61,8 @@ pub struct Shard {
     pub request_ids: RequestIds,
     pub log: Log,
     pub draining: Cell<bool>,
+    /// How often a signed link has ended or changed: what is being asked about links meanwhile is not to be kept.
+    pub links_changed: Cell<u64>,
     /// Connections that wait for their next request with a buffer.
     pub warm: Warm,
 }
@@ -104,6 +106,7 @@ impl Shard {
             request_ids: RequestIds::new(),
             log: Log::new(config.access_log, config.slow, log, counters.clone()),
             draining: Cell::new(false),
+            links_changed: Cell::new(0),
             warm: Warm::new(if driver == Driver::Epoll { 0 } else { WARM_MAX }),
             counters,
             config,
@@ -181,6 +184,7 @@ async fn mail(shard: &Rc<Shard>, down: &Down, listener: &RefCell<Option<Socket>>
                     shard.live.changed(shard, &sandbox, change);
                 }
                 ToShard::LinkChanged { token, port } => {
+                    shard.links_changed.set(shard.links_changed.get() + 1);
                     shard.verdicts.borrow_mut().links.remove(&(token, port));
                     shard.live.link_changed(shard, token, port);
                 }

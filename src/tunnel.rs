@@ -5,7 +5,7 @@
 //! right has gone, or whose gate goes, ends with a close frame that says why: see [`last_words`].
 
 mod frames;
-mod last_words;
+pub mod last_words;
 
 use crate::buffers::{BULK, Lease, PIPE};
 use crate::counters::{Revoked, add, less};

@@ -122,9 +122,15 @@ impl Lookup {
             (Question::SignedToken { token, port }, Some((redis, push))) => {
                 push.expect_link(*token, *port);
                 let found = self.alone(question).await;
-                if let Ok(Answer::Sandbox(_)) = found.reply {
-                    self.note_end(&link_key(token, *port), redis, |at| push.link_ends_at(*token, *port, at))
+                match found.reply {
+                    Ok(Answer::Sandbox(_)) => {
+                        self.note_end(&link_key(token, *port), redis, |at| {
+                            push.link_ends_at(*token, *port, at)
+                        })
                         .await;
+                    }
+                    // Nothing rests on it: who guesses takes no place from links there are.
+                    _ => push.forget_link(*token, *port),
                 }
                 found
             }

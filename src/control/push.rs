@@ -228,6 +228,10 @@ impl Push {
         self.state().links.expect((token, port), Instant::now());
     }
 
+    pub fn forget_link(&self, token: SignedToken, port: Port) {
+        self.state().links.forget((token, port));
+    }
+
     pub fn link_ends_at(&self, token: SignedToken, port: Port, at: Instant) {
         self.state().links.ends_at((token, port), at);
     }
@@ -362,7 +366,7 @@ impl Push {
     fn published(&self, state: &mut State, payload: &[u8], now: Instant) {
         match sandbox_event(payload) {
             Some((sandbox, said)) => {
-                state.taken.said(sandbox, said, now);
+                let said = state.taken.said(sandbox, said, now);
                 self.changed(state, sandbox, Change::State(said), now);
             }
             None => {

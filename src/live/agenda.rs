@@ -28,6 +28,9 @@ pub struct Entry {
     pub asks_twice: bool,
     /// Since when it is not known whether the right still holds, and something changed.
     pub doubt_since: Option<u32>,
+    /// Number of the last news about it, or of the look that left it to a later one: what a look that began before says
+    /// for the right says nothing about them.
+    pub news: u64,
 }
 
 impl Agenda {
@@ -110,11 +113,12 @@ impl Agenda {
         taken
     }
 
-    /// Everything is due, and once more later.
-    pub fn all_due(&mut self, now: u32) {
+    /// Everything is due, and once more later. `news`: the number of what made it so.
+    pub fn all_due(&mut self, now: u32, news: u64) {
         for entry in self.entries.iter_mut().flatten() {
             entry.check_at = entry.check_at.min(now);
             entry.asks_twice = true;
+            entry.news = news;
         }
         let entries = self.entries.iter().enumerate();
         self.by_time =
@@ -143,7 +147,7 @@ mod tests {
 
     fn entry(n: u32, check_at: u32) -> Entry {
         let pass = Pass { sandbox: id(n), basis: Basis::Public, client_ip: Ipv4Addr::LOCALHOST.into() };
-        Entry { pass, watch: n, check_at, asks_twice: false, doubt_since: None }
+        Entry { pass, watch: n, check_at, asks_twice: false, doubt_since: None, news: 0 }
     }
 
     /// The worst lateness, in ticks, of all looks in so many ticks, when each look ends at once.
@@ -193,7 +197,7 @@ mod tests {
         assert_eq!(agenda.take_due(1, 9, 2), [id(1), id(2)]);
         assert_eq!(agenda.take_due(8, 20, 2), []);
         assert_eq!(agenda.passes(&id(1)).len(), 1);
-        agenda.all_due(3);
+        agenda.all_due(3, 1);
         assert_eq!(agenda.take_due(3, 20, 9), [id(1), id(2)]);
     }
 

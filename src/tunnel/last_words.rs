@@ -14,7 +14,7 @@ use rustix::net::Shutdown;
 use std::time::Duration;
 
 /// How long the client's own close is waited for.
-const LINGER: Duration = Duration::from_secs(1);
+pub const LINGER: Duration = Duration::from_secs(1);
 /// What is read of the client meanwhile, and thrown away.
 const LINGER_BYTES_MAX: usize = 1 << 20;
 
@@ -35,7 +35,7 @@ pub const fn farewell(why: Revoked) -> (u16, &'static str) {
 }
 
 /// Tells the client why this is the end, if that is possible, and ends both sides.
-pub async fn say<C: Stream>(client: &C, course: &Course<'_>, why: Revoked) {
+pub(super) async fn say<C: Stream>(client: &C, course: &Course<'_>, why: Revoked) {
     let said = frame(client, course, why).await;
     course.runner.shutdown(Shutdown::Both);
     match said {
@@ -49,10 +49,11 @@ async fn frame<C: Stream>(client: &C, course: &Course<'_>, why: Revoked) -> Opti
     let means = &course.means;
     let lane = Lane { source: &course.runner, sink: client, way: Way::Down, means };
     let mut unpaused = 0;
-    let mut buf = means.buffers.small();
     let mut frames = course.frames.get();
     while let Place::Within(left) = frames.place() {
-        buf.clear();
+        // Waited for without one: all tunnels may end at once.
+        course.runner.readable().await.ok()?;
+        let mut buf = means.buffers.small();
         let max = usize::try_from(left).unwrap_or(SMALL).min(SMALL);
         match course.runner.try_recv_at_most(&mut buf, max).ok()? {
             Moved::Bytes(n) => {
@@ -60,11 +61,11 @@ async fn frame<C: Stream>(client: &C, course: &Course<'_>, why: Revoked) -> Opti
                 lane.send(&buf).await.ok()?;
                 lane.take_turns(&mut unpaused, n as u64).await.ok()?;
             }
-            Moved::NotReady => course.runner.readable().await.ok()?,
+            Moved::NotReady => {}
             Moved::End => return None,
         }
+        means.buffers.give(buf);
     }
-    means.buffers.give(buf);
     if frames.place() == Place::Nowhere {
         return None;
     }
@@ -79,16 +80,15 @@ async fn linger<C: Stream>(client: &C, course: &Course<'_>) {
     client.shutdown(Shutdown::Write);
     means.watch.told_why(LINGER);
     let mut left = LINGER_BYTES_MAX;
-    let mut buf = means.buffers.small();
-    while left > 0 {
-        buf.clear();
+    while left > 0 && client.readable().await.is_ok() {
+        let mut buf = means.buffers.small();
         match client.try_recv_at_most(&mut buf, SMALL) {
             Ok(Moved::Bytes(n)) => left = left.saturating_sub(n),
-            Ok(Moved::NotReady) if client.readable().await.is_ok() => {}
-            _ => break,
+            Ok(Moved::NotReady) => {}
+            Ok(Moved::End) | Err(_) => break,
         }
+        means.buffers.give(buf);
     }
-    means.buffers.give(buf);
 }
 
 #[cfg(test)]

@@ -97,11 +97,15 @@ fn shows(token: &str) -> String {
 
 /// Each ends, at both its ends.
 fn all_end(wires: Vec<Wire>, runner_told: &mpsc::Receiver<bool>, since: Instant) {
+    all_end_within(wires, runner_told, since, SOON);
+}
+
+fn all_end_within(wires: Vec<Wire>, runner_told: &mpsc::Receiver<bool>, since: Instant, within: Duration) {
     let count = wires.len();
     for mut wire in wires {
         // Its last bytes, if any, and then the end, by a close or a reset.
         let _ = wire.rest();
-        assert!(since.elapsed() < SOON, "{:?}", since.elapsed());
+        assert!(since.elapsed() < within, "{:?}", since.elapsed());
     }
     for _ in 0..count {
         assert_eq!(runner_told.recv_timeout(DEADLINE), Ok(true));
@@ -178,6 +182,41 @@ fn where_the_event_does_not_say_which_token_is_good_the_api_is_asked() {
     cli(world.redis.port, &["publish", CHANNEL, &event("started")]);
     all_end(wires, &told, Instant::now());
     world.until_metric("preview_revoked_total{reason=\"token\"} 4");
+}
+
+#[test]
+fn news_in_a_row_put_the_last_question_off_no_further_than_the_apis_memory() {
+    let (runner, told) = endless_runner();
+    let world = World::before(runner, &[]);
+    let host = HOST.replace("3000-", "22222-");
+    let wires = one_of_each(&world.gate, &host, &shows(TOKEN));
+    world.api.script.says_later(404, API_MEMORY);
+    // Two that do not say which token is good, each the reason of a look, within one round trip to the API.
+    for _ in 0..2 {
+        cli(world.redis.port, &["publish", CHANNEL, &event("started")]);
+    }
+    let since = Instant::now();
+    all_end_within(wires, &told, since, API_MEMORY + SOON);
+    world.until_metric("preview_revoked_total{reason=\"token\"} 4");
+}
+
+#[test]
+fn late_news_give_a_replaced_token_back_to_nobody_and_take_the_new_one_from_nobody() {
+    let (runner, _told) = endless_runner();
+    let world = World::before(runner, &[]);
+    let host = HOST.replace("3000-", "22222-");
+    let since = Instant::now();
+    // The last one comes late; the API says "yes" to both.
+    for (number, token) in [TOKEN, NEW_TOKEN, TOKEN].into_iter().enumerate() {
+        let event = event_of(&format!(r#""authToken":"{token}""#));
+        cli(world.redis.port, &["publish", CHANNEL, &event]);
+        world.until_metric(&format!("preview_push_changes_total {}", number + 1));
+    }
+    for _ in 0..ROUNDS * 4 {
+        assert_eq!(asked(&world.gate, &host, &shows(TOKEN)), 401);
+        assert_eq!(asked(&world.gate, &host, &shows(NEW_TOKEN)), 200);
+    }
+    assert!(since.elapsed() < API_MEMORY, "{:?}", since.elapsed());
 }
 
 #[test]

@@ -21,6 +21,8 @@ struct Known {
     /// The flag's key ended while it said "public"; if it is not there again, it was deleted.
     flag_lost: Option<Instant>,
     token: Option<(TokenHash, Instant)>,
+    /// The one before it.
+    replaced: Option<(TokenHash, Instant)>,
 }
 
 impl Taken {
@@ -29,14 +31,26 @@ impl Taken {
         Self { sandboxes: HashMap::new(), sandboxes_max, lasts }
     }
 
-    /// A later "public" takes nothing back: news can be late, and they give no rights.
-    pub fn said(&mut self, sandbox: SandboxId, said: Said, now: Instant) {
+    /// A later "public" takes nothing back: news can be late, and they give no rights. A token that has just been
+    /// replaced is not the good one again either: such news are late, and what they say of tokens is left out of the
+    /// result.
+    pub fn said(&mut self, sandbox: SandboxId, mut said: Said, now: Instant) -> Said {
         if said.public == Some(false) {
             self.note(sandbox, now, |known| known.private = Some(now));
         }
+        let replaced = self.of(&sandbox).replaced;
+        let is_late = |token: TokenHash| {
+            replaced.is_some_and(|(old, at)| old == token && now.saturating_duration_since(at) < self.lasts)
+        };
+        said.token = said.token.filter(|token| !is_late(*token));
         if let Some(token) = said.token {
-            self.note(sandbox, now, |known| known.token = Some((token, now)));
+            self.note(sandbox, now, |known| {
+                let before = known.token.filter(|(before, _)| *before != token);
+                known.replaced = before.map(|(before, _)| (before, now)).or(known.replaced);
+                known.token = Some((token, now));
+            });
         }
+        said
     }
 
     pub fn flag_lost(&mut self, sandbox: SandboxId, now: Instant) {
@@ -142,5 +156,21 @@ mod tests {
         taken.flag_lost(id(3), later);
         assert!(taken.has_lost_flag(&id(3), later) && !taken.has_lost_flag(&id(3), later + LASTS));
         assert_eq!(taken.sandboxes.len(), 1);
+    }
+
+    #[test]
+    fn late_news_make_no_replaced_token_the_good_one_again() {
+        let (mut taken, start) = (Taken::new(8, LASTS), Instant::now());
+        let of = |text: &str| Said { token: Some(TokenHash::of(text)), ..Said::default() };
+        assert!(taken.said(id(1), of("old"), start).token.is_some());
+        assert!(taken.said(id(1), of("new"), start + LASTS / 6).token.is_some());
+        let late = start + LASTS / 3;
+        assert_eq!(taken.said(id(1), of("old"), late).token.map(|_| ()), None, "nobody is told");
+        assert!(taken.denies(&shows(1, ProofKind::PreviewToken, "old"), late).is_some());
+        assert!(taken.denies(&shows(1, ProofKind::PreviewToken, "new"), late).is_none());
+        // Once the API knows for certain, its word counts alone.
+        let later = start + LASTS * 2;
+        assert!(taken.said(id(1), of("old"), later).token.is_some());
+        assert!(taken.denies(&shows(1, ProofKind::PreviewToken, "old"), later).is_none());
     }
 }
