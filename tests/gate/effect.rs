@@ -51,6 +51,8 @@ fn runner() -> Runner {
 
 #[derive(Default)]
 struct Effects {
+    /// A request and its answer before: so exact are the others.
+    request: Vec<Duration>,
     first_refused: Vec<Duration>,
     all_refused: Vec<Duration>,
     all_cut: Vec<Duration>,
@@ -73,20 +75,34 @@ fn flip(
     for visitor in &mut *visitors {
         assert_eq!(status(visitor, &host), 200);
     }
+    for visitor in &mut *visitors {
+        let begun = Instant::now();
+        assert_eq!(status(visitor, &host), 200);
+        effects.request.push(begun.elapsed());
+    }
     let tunnels: Vec<Wire> =
         (0..CONNECTIONS).map(|_| opened(&world.gate, &host, &upgrade("/ws"), "")).collect();
-    let (mut open, mut live): (Vec<_>, Vec<_>) = (visitors.iter_mut().collect(), tunnels.iter().collect());
+    let mut open: Vec<_> = visitors.iter_mut().collect();
+    let mut live: Vec<_> = tunnels.iter().collect();
     let told = tell();
     let (mut first_refused, mut all_refused, mut all_cut) = (None, None, None);
     while all_refused.is_none() || all_cut.is_none() {
-        open.retain_mut(|visitor| status(visitor, &host) != 401);
-        if open.len() < CONNECTIONS {
-            first_refused.get_or_insert_with(|| told.elapsed());
-        }
+        open.retain_mut(|visitor| {
+            let refused = status(visitor, &host) == 401;
+            if refused {
+                first_refused.get_or_insert_with(|| told.elapsed());
+            }
+            // Between two requests, so that none waits for all others.
+            live.retain(|tunnel| !tunnel.is_cut());
+            if live.is_empty() {
+                all_cut.get_or_insert_with(|| told.elapsed());
+            }
+            !refused
+        });
         if open.is_empty() {
             all_refused.get_or_insert_with(|| told.elapsed());
+            live.retain(|tunnel| !tunnel.is_cut());
         }
-        live.retain(|tunnel| !tunnel.is_cut());
         if live.is_empty() {
             all_cut.get_or_insert_with(|| told.elapsed());
         }
@@ -130,8 +146,9 @@ fn event_to_effect() {
             };
             flip(&world, &mut visitors, &sandbox, tell, &mut effects);
         }
-        let Effects { first_refused, all_refused, all_cut } = effects;
+        let Effects { request, first_refused, all_refused, all_cut } = effects;
         println!("made private, told by {way}; 2 shards, {CONNECTIONS} visitors, {CONNECTIONS} tunnels:");
+        figures("  a request and its answer before", request);
         figures("  to the first refused request", first_refused);
         figures("  to a refused request of each visitor", all_refused);
         figures("  to the end of all tunnels", all_cut);
