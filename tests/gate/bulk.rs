@@ -8,12 +8,12 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 
 const RUSH: usize = 300 * 1024;
 const DRIPS: usize = 50;
-const LENGTH: usize = 2 * (RUSH + DRIPS);
+const LENGTH: usize = 2 * (RUSH + DRIPS) + 2 * RUSH;
 
-/// A rush and single bytes, twice.
+/// A rush and single bytes, twice, and at last a rush that is still being gathered when the body ends.
 fn pieces() -> impl Iterator<Item = usize> {
     let once = || std::iter::once(RUSH).chain(std::iter::repeat_n(1, DRIPS));
-    once().chain(once())
+    once().chain(once()).chain([RUSH, RUSH])
 }
 
 /// Each piece only when the one before it has arrived.
