@@ -94,6 +94,10 @@ pub fn run<'a, C: Stream>(
 }
 
 /// Until both directions ended; or until the right is gone and there is a last word to say.
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an async fn would keep its arguments twice, in thousands of idle tunnels"
+)]
 fn both_ways<'a, 'c, C: Stream>(
     client: &'a C,
     course: &'a Course<'c>,
