@@ -16,13 +16,17 @@ use frames::Frames;
 use rustix::net::Shutdown;
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
 
 /// From so much of one frame's payload on a pipe pays for itself, and for reading the header apart.
 const SPLICE_IN_FRAME_MIN: u64 = 64 * 1024;
 /// What is read for a header where large frames follow each other.
 const HEADER_READ: u64 = 16;
+
+/// With so many tunnels open, messages leave through the ring, all of a turn together: the peers are woken once for all.
+/// With fewer, one that is alone would only take a turn more.
+const TOGETHER_MIN: u64 = 8;
 
 /// A runner connection that has switched protocols.
 pub struct Tunnel {
@@ -140,30 +144,29 @@ fn direction<'a, 'c, S: Stream, D: Stream>(
     way: Way,
     course: &'a Course<'c>,
 ) -> impl Future<Output = ()> + use<'a, 'c, S, D> {
-    let early = |way| if way == Way::Up { course.early.take() } else { None };
+    let early = if way == Way::Up { course.early.take() } else { None };
+    let mut pace = Pace { unpaused: 0, full_reads: 0 };
+    let mut next = early.map(|early| owing(lane(source, sink, way, course), course, early.into(), 0, pace));
     async move {
-        let mut pace = Pace { unpaused: 0, full_reads: 0 };
         let ended = loop {
-            let step = match early(way) {
-                Some(early) => Ok(Step::Owes(early.into(), 0)),
-                None => match source.readable().await {
-                    Ok(()) => step(&lane(source, sink, way, course), course, &mut pace),
-                    Err(error) => Err(Fault::SourceBroke(error)),
-                },
-            };
-            match step {
-                Ok(Step::Done) => {}
-                Ok(Step::Ended) => break Ok(()),
-                // The usual case needs no wait. What does is kept apart: an idle lane is as small as its first wait.
-                Ok(Step::Owes(bytes, sent)) => {
-                    let lane = lane(source, sink, way, course);
-                    match Box::pin(catch_up(lane, course, bytes, sent, pace)).await {
-                        Ok(after) => pace = after,
-                        Err(fault) => break Err(fault),
-                    }
+            // Boxed, and nothing else lives across a wait: an idle direction is as small as its wait for readiness.
+            if let Some(next) = next.take() {
+                match next.await {
+                    Ok(after) => pace = after,
+                    Err(fault) => break Err(fault),
                 }
-                Err(fault) => break Err(fault),
             }
+            if let Err(error) = source.readable().await {
+                break Err(Fault::SourceBroke(error));
+            }
+            let lane = lane(source, sink, way, course);
+            next = match step(&lane, course, &mut pace) {
+                Ok(Step::Done) => None,
+                Ok(Step::Ended) => break Ok(()),
+                Ok(Step::Whole(bytes)) => Some(Box::pin(send_together(lane, course, bytes, pace))),
+                Ok(Step::Owes(bytes, sent)) => Some(owing(lane, course, bytes, sent, pace)),
+                Err(fault) => break Err(fault),
+            };
         };
         match ended {
             Ok(()) => sink.shutdown(Shutdown::Write),
@@ -173,6 +176,19 @@ fn direction<'a, 'c, S: Stream, D: Stream>(
             }
         }
     }
+}
+
+/// What has to be done before more is read.
+type Next<'a> = Pin<Box<dyn Future<Output = Result<Pace, Fault>> + 'a>>;
+
+fn owing<'a, S: Stream, D: Stream>(
+    lane: Lane<'a, S, D>,
+    course: &'a Course<'_>,
+    bytes: Vec<u8>,
+    sent: usize,
+    pace: Pace,
+) -> Next<'a> {
+    Box::pin(catch_up(lane, course, bytes, sent, pace))
 }
 
 fn lane<'a, S, D>(source: &'a S, sink: &'a D, way: Way, course: &'a Course<'_>) -> Lane<'a, S, D> {
@@ -190,6 +206,8 @@ struct Pace {
 
 enum Step {
     Done,
+    /// These bytes were read and may leave together with others'.
+    Whole(Vec<u8>),
     /// These bytes were read, and so many of them sent; or there is much to move.
     Owes(Vec<u8>, usize),
     /// The source will send no more.
@@ -213,6 +231,10 @@ fn step<S: Stream, D: Stream>(
         }
     };
     course.passes(lane.way, &buf);
+    if lane.means.counters.tunnels_open.get() >= TOGETHER_MIN && n < room {
+        pace.full_reads = 0;
+        return Ok(Step::Whole(buf));
+    }
     let sent = lane.send_now(&buf)?;
     pace.unpaused = pace.unpaused.saturating_add(n as u32);
     pace.full_reads = if n == room { pace.full_reads + 1 } else { 0 };
@@ -223,6 +245,20 @@ fn step<S: Stream, D: Stream>(
     Ok(Step::Done)
 }
 
+/// A message, through the ring with those of all tunnels that have one in this turn of the loop.
+async fn send_together<S: Stream, D: Stream>(
+    lane: Lane<'_, S, D>,
+    course: &Course<'_>,
+    bytes: Vec<u8>,
+    pace: Pace,
+) -> Result<Pace, Fault> {
+    course.owes(lane.way);
+    let bytes = lane.send_whole(bytes).await?;
+    lane.means.buffers.give(bytes);
+    course.owes_nothing(lane.way).await;
+    Ok(pace)
+}
+
 /// What has to wait, and what is much.
 async fn catch_up<S: Stream, D: Stream>(
     lane: Lane<'_, S, D>,
@@ -231,9 +267,7 @@ async fn catch_up<S: Stream, D: Stream>(
     sent: usize,
     mut pace: Pace,
 ) -> Result<Pace, Fault> {
-    if lane.way == Way::Down {
-        course.owing.set(true);
-    }
+    course.owes(lane.way);
     lane.send(&buf[sent..]).await?;
     lane.means.buffers.give(buf);
     if pace.full_reads >= FULL_READS {
@@ -247,13 +281,7 @@ async fn catch_up<S: Stream, D: Stream>(
         pace.unpaused = 0;
         lane.wait_writable().await?;
     }
-    if lane.way == Way::Down {
-        course.owing.set(false);
-        if course.means.watch.revoked().is_some() {
-            // Not a byte more is read here; the other half of this task goes on.
-            std::future::pending::<()>().await;
-        }
-    }
+    course.owes_nothing(lane.way).await;
     Ok(pace)
 }
 
@@ -304,6 +332,23 @@ async fn rush<S: Stream, D: Stream>(
 }
 
 impl Course<'_> {
+    fn owes(&self, way: Way) {
+        if way == Way::Down {
+            self.owing.set(true);
+        }
+    }
+
+    /// Does not return when the right is gone: not a byte more is to be read here, and the other half of this task goes
+    /// on.
+    async fn owes_nothing(&self, way: Way) {
+        if way == Way::Down {
+            self.owing.set(false);
+            if self.means.watch.revoked().is_some() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     fn passes(&self, way: Way, bytes: &[u8]) {
         if way == Way::Down {
             let mut frames = self.frames.get();

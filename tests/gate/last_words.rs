@@ -94,7 +94,16 @@ fn whose_sandbox_goes_is_told_how() {
 fn a_gate_whose_time_to_drain_is_over_says_goodbye() {
     let runner = echo();
     let mut gate = Gate::start(&Api::start(runner.addr), &[("SHUTDOWN_TIMEOUT_SEC", "1")]);
-    let sockets = [client(&gate, HOST, None), client(&gate, HOST, None)];
+    // So many that their messages leave together.
+    let mut sockets: Vec<_> = (0..10).map(|_| client(&gate, HOST, None)).collect();
+    for round in 0..100 {
+        for (number, socket) in sockets.iter_mut().enumerate() {
+            socket.send(Message::text(format!("{number} {round}"))).expect("the gate reads");
+        }
+        for (number, socket) in sockets.iter_mut().enumerate() {
+            assert_eq!(socket.read().expect("an echo"), Message::text(format!("{number} {round}")));
+        }
+    }
     gate.signal(Signal::TERM);
     for socket in sockets {
         is_told(socket, 1001, "the gateway is shutting down");
