@@ -29,9 +29,9 @@ pub struct Line<'a> {
     pub cause: Option<Answer>,
     pub auth: Option<&'static str>,
     pub client_ip: IpAddr,
-    /// From the request's first byte to the decision that it may pass.
+    /// From the request's first byte to the decision that it may pass, and where to.
     pub granted: Option<Duration>,
-    /// To the first byte of the app's answer.
+    /// To the first byte of the app's answer, with [`Log::times_first_byte`].
     pub first_byte: Option<Duration>,
     pub took: Duration,
 }
@@ -50,9 +50,9 @@ impl Log {
         Self { mode, slow, batch: RefCell::default(), writer, counters }
     }
 
-    /// Are there lines that tell where the time went? Each stamp is a look at the clock.
-    pub fn times_stages(&self) -> bool {
-        self.mode != AccessLog::Off
+    /// Do lines of ordinary requests tell when the answer began? That is a look at the clock for each.
+    pub fn times_first_byte(&self) -> bool {
+        self.mode == AccessLog::All || self.slow.is_some()
     }
 
     /// `status` 0: there was no answer, or not all of it.

@@ -92,7 +92,7 @@ impl Client {
 
     /// The app's answer has begun.
     pub fn first_byte(&self, shard: &Shard) {
-        if shard.log.times_stages() {
+        if shard.log.times_first_byte() {
             self.first_byte.set(Some(Instant::now()));
         }
     }
@@ -399,7 +399,6 @@ async fn staged(
             return Box::pin(log_in(client, &asker, &route, head, rest, request_id, refusal)).await;
         }
     };
-    stamps.granted = shard.log.times_stages().then(Instant::now);
     stamps.auth = Some(grant.auth());
     let target = target::locate(&asker, &grant, false).await.map_err(early)?;
     asker.repay();
@@ -412,7 +411,9 @@ async fn staged(
         shard.activity.mention(place, shard.deadlines.now(), &shard.questions, &shard.counters);
         client.in_use.set(Some(shard.activity.begin(place)));
     }
-    let outgoing = Outgoing { head, rest, grant: &grant, request_id, sharing, ip: asker.ip };
+    let located_at = Instant::now();
+    stamps.granted = Some(located_at);
+    let outgoing = Outgoing { head, rest, grant: &grant, request_id, sharing, ip: asker.ip, located_at };
     exchange::exchange(client, &asker, target, &outgoing).await
 }
 

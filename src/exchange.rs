@@ -84,6 +84,8 @@ pub struct Outgoing<'a, 'b> {
     pub sharing: Option<Sharing<'a>>,
     /// The visitor's.
     pub ip: IpAddr,
+    /// The moment before [`exchange`] is called.
+    pub located_at: Instant,
 }
 
 /// Sends the request to its target and the answer to the client.
@@ -97,9 +99,11 @@ pub async fn exchange(
     let body = Body::of(head.body, outgoing.rest);
     let mut out = shard.buffers.small();
     let (mut looked_up_again, mut resent) = (false, false);
+    let mut at = Some(outgoing.located_at);
     let trust = if body.complete && head.method.is_idempotent() { Trust::Recent } else { Trust::Anew };
     loop {
-        let reused = shard.pool.take(&target.runner, Instant::now(), trust, &shard.counters);
+        let now = at.take().unwrap_or_else(Instant::now);
+        let reused = shard.pool.take(&target.runner, now, trust, &shard.counters);
         let was_reused = reused.is_some();
         let runner = match reused {
             Some(socket) => socket,
