@@ -5,8 +5,9 @@
 
 use std::cell::Cell;
 
-/// On a ring. Costs a small buffer and about 5 KB each, for two ticks behind the last request.
-pub const WARM_MAX: usize = 1024;
+/// On a ring, per shard. Costs a small buffer and about 5 KB each, for two ticks behind the last request; what a burst of
+/// connections leaves of it stays resident for a while, so it is no more than the small buffers that are kept anyway.
+pub const WARM_MAX: usize = 256;
 
 pub struct Warm {
     open: Cell<usize>,
