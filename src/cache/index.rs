@@ -10,6 +10,9 @@ pub struct Index {
     /// High half: the hash; low half: the place plus one. 0: empty. There is always an empty one.
     buckets: Vec<u64>,
     /// Keyed at random: who chooses the keys must not choose the buckets.
+    /// Anybody may choose labels, but not see what they hash to: the seed is this process's own, an entry costs a look-up
+    /// at the API (bounded for each client when in vain), and the number of entries is bounded. Who found the seed out all
+    /// the same would make a look a walk over the entries, never an answer for another key: keys are compared in full.
     hasher: RandomState,
     entries: usize,
 }
