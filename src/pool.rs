@@ -169,7 +169,7 @@ impl Pool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ring::{Wish, block_on, choose};
+    use crate::ring::on_a_shard;
     use std::io::Write;
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsRawFd;
@@ -229,16 +229,15 @@ mod tests {
             Self { pool, runner, counters, theirs, fds }
         }
 
+        /// So that the next look is one of three.
+        fn take_two_and_give_them_back(&self, now: Instant) {
+            let taken = [self.take(now), self.take(now)].map(|socket| socket.expect("silent"));
+            taken.into_iter().for_each(|socket| self.pool.give(&self.runner, socket, 1, &self.counters));
+        }
+
         fn take(&self, now: Instant) -> Option<Socket> {
             self.pool.take(&self.runner, now, Trust::Recent, &self.counters)
         }
-    }
-
-    fn on_a_shard<F: Future>(test: impl FnOnce() -> F + Send + 'static) {
-        let driver = choose(Wish::Auto).expect("a driver").driver;
-        std::thread::spawn(move || block_on(driver, test()).map(drop).expect("built"))
-            .join()
-            .expect("no panic");
     }
 
     #[test]
@@ -263,9 +262,7 @@ mod tests {
         on_a_shard(|| async {
             let mut world = World::of(3).await;
             let now = Instant::now();
-            // Two taken at once make the next look one of three.
-            let taken = [world.take(now), world.take(now)].map(|socket| socket.expect("silent"));
-            taken.into_iter().for_each(|socket| world.pool.give(&world.runner, socket, 1, &world.counters));
+            world.take_two_and_give_them_back(now);
             let later = now + SILENCE_HOLDS;
             drop(world.take(later).expect("silent"));
             // The rest was found silent together with it, and speaks now.
@@ -281,8 +278,7 @@ mod tests {
         on_a_shard(|| async {
             let mut world = World::of(3).await;
             let now = Instant::now();
-            let taken = [world.take(now), world.take(now)].map(|socket| socket.expect("silent"));
-            taken.into_iter().for_each(|socket| world.pool.give(&world.runner, socket, 1, &world.counters));
+            world.take_two_and_give_them_back(now);
             let later = now + SILENCE_HOLDS;
             drop(world.take(later).expect("silent"));
             world.theirs.iter_mut().for_each(|theirs| drop(theirs.shutdown(std::net::Shutdown::Both)));
@@ -295,8 +291,7 @@ mod tests {
         on_a_shard(|| async {
             let world = World::of(3).await;
             let now = Instant::now();
-            let taken = [world.take(now), world.take(now)].map(|socket| socket.expect("silent"));
-            taken.into_iter().for_each(|socket| world.pool.give(&world.runner, socket, 1, &world.counters));
+            world.take_two_and_give_them_back(now);
             drop(world.take(now + SILENCE_HOLDS));
             world.pool.sweep(200, &world.counters);
             assert_eq!((world.pool.idle_count.get(), world.counters.runner_idle.get()), (0, 0));

@@ -120,6 +120,13 @@ pub fn block_on<F: Future>(driver: Driver, main: F) -> io::Result<F::Output> {
     }
 }
 
+/// Runs a test on a thread with the best driver there is.
+#[cfg(test)]
+pub(crate) fn on_a_shard<F: Future>(test: impl FnOnce() -> F + Send + 'static) {
+    let driver = choose(Wish::Auto).expect("a driver").driver;
+    std::thread::spawn(move || block_on(driver, test()).map(drop).expect("built")).join().expect("no panic");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -244,6 +244,7 @@ pub fn try_accept(listener: BorrowedFd<'_>) -> io::Result<Option<(OwnedFd, Socke
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ring::on_a_shard;
 
     #[test]
     fn an_accepted_connection_sends_small_messages_at_once() {
@@ -260,15 +261,6 @@ mod tests {
         let (fd, _) = start_connect(listener.local_addr().expect("an address")).expect("connecting");
         let (theirs, _) = listener.accept().expect("accepted");
         (Socket::new(fd).expect("a socket"), theirs)
-    }
-
-    /// On the best driver there is.
-    fn on_a_shard<F: Future>(test: impl FnOnce() -> F + Send + 'static) {
-        use crate::ring::{Wish, block_on, choose};
-        let driver = choose(Wish::Auto).expect("a driver").driver;
-        std::thread::spawn(move || block_on(driver, test()).map(drop).expect("built"))
-            .join()
-            .expect("no panic");
     }
 
     #[test]
