@@ -80,7 +80,7 @@ fn serve(config: Config) -> io::Result<ExitCode> {
     let control = Control::new(settings(&config), inbox, downs.clone()).map_err(io::Error::other)?;
     let listeners: Vec<_> = (0..shard_count)
         .map(|_| {
-            socket::listen(config.listen, BACKLOG)
+            socket::listen(config.listen, BACKLOG, config.defer_accept)
                 .map_err(with_context(format!("cannot listen on {} (PROXY_PORT)", config.listen)))
         })
         .collect::<io::Result<_>>()?;

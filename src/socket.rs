@@ -205,9 +205,15 @@ fn local_ports() -> Option<(u16, u16)> {
     })
 }
 
-/// A listening socket of one shard.
-pub fn listen(addr: SocketAddr, backlog: i32) -> io::Result<OwnedFd> {
+/// A listening socket of one shard. `defer`: connections wait in the kernel for their first byte, see
+/// [`sys::set_defer_accept`].
+pub fn listen(addr: SocketAddr, backlog: i32, defer: bool) -> io::Result<OwnedFd> {
+    /// The kernel counts in handshakes answered again, of which one comes a second after the first.
+    const DEFER_SEC: libc::c_int = 1;
     let socket = bind(addr)?;
+    if defer {
+        sys::set_defer_accept(socket.as_fd(), DEFER_SEC)?;
+    }
     socket.listen(backlog)?;
     Ok(OwnedFd::from(socket))
 }
@@ -248,11 +254,29 @@ mod tests {
 
     #[test]
     fn an_accepted_connection_sends_small_messages_at_once() {
-        let listener = listen(([127, 0, 0, 1], 0).into(), 8).expect("listening");
-        let addr = socket2::SockRef::from(&listener).local_addr().expect("bound").as_socket().expect("TCP");
+        let (listener, addr) = listening(false);
         let _client = std::net::TcpStream::connect(addr).expect("connected");
         let (accepted, _) = try_accept(listener.as_fd()).expect("accepted").expect("one waits");
         assert!(socket2::SockRef::from(&accepted).tcp_nodelay().expect("an option"));
+    }
+
+    fn listening(defer: bool) -> (OwnedFd, SocketAddr) {
+        let listener = listen(([127, 0, 0, 1], 0).into(), 8, defer).expect("listening");
+        let addr = socket2::SockRef::from(&listener).local_addr().expect("bound").as_socket().expect("TCP");
+        (listener, addr)
+    }
+
+    #[test]
+    fn a_deferred_connection_is_accepted_with_its_first_byte() {
+        use std::io::Write;
+        let (listener, addr) = listening(true);
+        let mut client = std::net::TcpStream::connect(addr).expect("connected");
+        // On loopback the handshake is over for both when `connect` returns.
+        assert!(try_accept(listener.as_fd()).expect("accepted").is_none(), "nothing was said yet");
+        client.write_all(b"x").expect("sent");
+        let (accepted, peer) = try_accept(listener.as_fd()).expect("accepted").expect("one waits");
+        assert_eq!(peer, client.local_addr().expect("connected"));
+        assert_eq!(rustix::net::recv(&accepted, &mut [0; 2][..], RecvFlags::DONTWAIT).expect("here").1, 1);
     }
 
     /// A connected pair: ours on the shard's ring, theirs plain.

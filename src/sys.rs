@@ -85,6 +85,23 @@ pub fn set_receive_low_water(fd: BorrowedFd<'_>, bytes: libc::c_int) -> io::Resu
     if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// `TCP_DEFER_ACCEPT`: the listener is woken by a connection's first byte, not by its handshake. One that stays silent is
+/// there after about so many seconds, with the next handshake packet that is answered.
+pub fn set_defer_accept(fd: BorrowedFd<'_>, seconds: libc::c_int) -> io::Result<()> {
+    let size = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: pointer and length are those of `seconds`, which the kernel reads during the call.
+    let code = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_DEFER_ACCEPT,
+            (&raw const seconds).cast(),
+            size,
+        )
+    };
+    if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Ends directions of a socket known by number, as the deadline table knows it. A negative number is no socket.
 /// The table's entries live no longer than the sockets they name, so the number cannot have passed to another.
 pub fn shutdown_raw(fd: RawFd, how: rustix::net::Shutdown) {

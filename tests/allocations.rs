@@ -209,7 +209,7 @@ fn lifetime(driver: Driver, requests: usize) -> u64 {
     let (up, mut questions) = mpsc::channel(16);
     let down = Arc::new(Down::new(32).expect("an eventfd"));
     let listener =
-        socket::listen(SocketAddr::from(([127, 0, 0, 1], 0)), 16).expect("loopback has a free port");
+        socket::listen(SocketAddr::from(([127, 0, 0, 1], 0)), 16, false).expect("loopback has a free port");
     let addr =
         socket2::SockRef::from(&listener).local_addr().ok().and_then(|a| a.as_socket()).expect("bound");
     let log = LogWriter::spawn("log", Box::new(io::sink()), 1).expect("a thread");

@@ -94,8 +94,8 @@ struct Bench {
 
 impl Bench {
     fn start(size: u64, app: SocketAddr) -> Self {
-        let listener =
-            socket::listen(SocketAddr::from(([127, 0, 0, 1], 0)), 256).expect("loopback has a free port");
+        let listener = socket::listen(SocketAddr::from(([127, 0, 0, 1], 0)), 256, false)
+            .expect("loopback has a free port");
         let addr = socket2::SockRef::from(&listener).local_addr().expect("bound");
         let addr = addr.as_socket().expect("of the internet");
         let (up, mut questions) = mpsc::channel(4096);

@@ -64,6 +64,8 @@ pub struct Config {
     pub shards: Option<NonZeroUsize>,
     /// Tie each shard to a CPU.
     pub pin: bool,
+    /// Connections wait in the kernel for their first byte.
+    pub defer_accept: bool,
     pub driver: DriverChoice,
     /// Peers that may speak for others.
     pub trusted_proxies: Vec<IpNet>,
@@ -262,6 +264,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let shutdown = reader.seconds("SHUTDOWN_TIMEOUT_SEC");
     let toolbox_only = reader.flag("TOOLBOX_ONLY_MODE");
     let pin = reader.flag("SANDGATE_PIN");
+    let defer_accept = reader.flag("SANDGATE_DEFER_ACCEPT");
     let ttl_public = reader.seconds("SANDGATE_PUBLIC_TTL_SEC");
     let ttl_runner = reader.seconds("SANDGATE_RUNNER_TTL_SEC");
     let ttl_verdict = reader.seconds("SANDGATE_VERDICT_TTL_SEC");
@@ -285,6 +288,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         toolbox_only,
         shards,
         pin,
+        defer_accept,
         driver: driver?,
         trusted_proxies,
         trusted_origins,

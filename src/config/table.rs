@@ -184,6 +184,12 @@ pub const VARIABLES: &[Variable] = &[
     ),
     row("SANDGATE_PIN", Flag, Value("true"), "Tie each shard to one CPU; false where CPUs are shared."),
     row(
+        "SANDGATE_DEFER_ACCEPT",
+        Flag,
+        Value("true"),
+        "The kernel keeps a new connection until its first byte is there, a silent one for a second. Needs net.ipv4.tcp_syncookies.",
+    ),
+    row(
         "SANDGATE_DRIVER",
         OneOf(&["auto", "io_uring", "epoll"]),
         Value("auto"),

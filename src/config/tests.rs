@@ -44,7 +44,10 @@ fn the_smallest_configuration_has_the_documented_defaults() {
     assert_eq!(config.api_timeout, Duration::from_secs(60));
     assert_eq!(config.metrics, None);
     assert_eq!(config.shutdown, Duration::from_secs(3600));
-    assert_eq!((config.toolbox_only, config.pin, config.preview_warning), (false, true, false));
+    assert_eq!(
+        (config.toolbox_only, config.pin, config.defer_accept, config.preview_warning),
+        (false, true, true, false)
+    );
     assert_eq!((config.shards, config.slow), (None, None));
     assert_eq!((config.driver, config.access_log), (DriverChoice::Auto, AccessLog::Errors));
     assert_eq!(config.trusted_proxies, []);
@@ -88,6 +91,7 @@ fn every_variable_reaches_its_field() {
         ("SANDGATE_METRICS_LISTEN", "::1"),
         ("SANDGATE_SHARDS", "3"),
         ("SANDGATE_PIN", "f"),
+        ("SANDGATE_DEFER_ACCEPT", "false"),
         ("SANDGATE_DRIVER", "io_uring"),
         ("SANDGATE_ACCESS_LOG", "all"),
         ("SANDGATE_SLOW_MS", "250"),
@@ -132,7 +136,10 @@ fn every_variable_reaches_its_field() {
     assert_eq!(config.protocol.as_str(), "https");
     assert_eq!(config.metrics.map(|at| at.to_string()).as_deref(), Some("[::1]:9090"));
     assert_eq!((config.shutdown, config.api_timeout), (Duration::ZERO, Duration::from_secs(7)));
-    assert_eq!((config.toolbox_only, config.preview_warning, config.pin), (true, true, false));
+    assert_eq!(
+        (config.toolbox_only, config.preview_warning, config.pin, config.defer_accept),
+        (true, true, false, false)
+    );
     assert_eq!(config.cookie_domain.as_deref(), Some(".proxy.example.com"));
     let origins = ["https://app.example.com", "http://localhost:3000"];
     assert_eq!(

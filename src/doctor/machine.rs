@@ -190,6 +190,20 @@ impl Machine {
         }
     }
 
+    /// A connection that says nothing stays half-open for a second. Who makes many of them fills that queue, and without
+    /// cookies nobody else gets in.
+    pub fn half_open(&self, defer_accept: bool) -> Finding {
+        match self.number("proc/sys/net/ipv4/tcp_syncookies") {
+            Some(0) if defer_accept => {
+                let remedy = "sysctl -w net.ipv4.tcp_syncookies=1, or SANDGATE_DEFER_ACCEPT=false";
+                Finding::warn("tcp_syncookies", "0", remedy)
+                    .wanted("1, so that silent connections keep nobody out")
+            }
+            Some(cookies) => Finding::pass("tcp_syncookies", cookies.to_string()),
+            None => Finding::warn("tcp_syncookies", "cannot be read", "is /proc mounted?"),
+        }
+    }
+
     /// Connections to one runner differ in our port alone.
     pub fn ports(&self) -> Finding {
         let range = self.text("proc/sys/net/ipv4/ip_local_port_range");

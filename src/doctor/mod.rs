@@ -133,6 +133,7 @@ fn look(config: Option<&Config>) -> Vec<Finding> {
         machine.cpus(&load),
         machine.descriptors(&load, hard),
         machine.backlog(),
+        machine.half_open(config.is_none_or(|c| c.defer_accept)),
         machine.ports(),
         machine.pipes(&load),
     ];

@@ -154,6 +154,20 @@ fn the_backlog_and_the_ports_are_those_of_the_network_namespace() {
 }
 
 #[test]
+fn connections_that_wait_for_their_first_byte_need_cookies() {
+    let cookies = "proc/sys/net/ipv4/tcp_syncookies";
+    for (value, defer_accept, verdict) in [
+        ("1", true, Verdict::Pass),
+        ("0", true, Verdict::Warn),
+        ("0", false, Verdict::Pass),
+        ("?", true, Verdict::Warn),
+    ] {
+        let told = Root::new(&[(cookies, value)]).machine().half_open(defer_accept);
+        assert_eq!(told.verdict, verdict, "{told:?}");
+    }
+}
+
+#[test]
 fn pipes_are_bounded_for_those_without_the_capability() {
     let (soft, size) = ("proc/sys/fs/pipe-user-pages-soft", "proc/sys/fs/pipe-max-size");
     let limits = limits(1, 64);
@@ -185,7 +199,7 @@ fn an_address_is_tried_without_listening_on_it() {
     assert!(taken.remedy.contains("PROXY_PORT"), "{taken}");
     drop(held);
     // Gates of one user share the port, and so does the doctor.
-    let gate = crate::socket::listen(addr, 1).expect("free again");
+    let gate = crate::socket::listen(addr, 1, false).expect("free again");
     assert_eq!(super::machine::listen(addr).verdict, Verdict::Pass);
     drop(gate);
     let foreign = super::machine::listen(([192, 0, 2, 1], 4000).into());

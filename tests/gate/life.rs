@@ -34,6 +34,15 @@ fn an_idle_connection_is_closed_in_silence() {
     gate.check(&runner);
 }
 
+/// The kernel hands it over after a second, and the gate's own deadline counts from there.
+#[test]
+fn a_connection_that_never_says_a_word_is_closed_too() {
+    let runner = Runner::echo();
+    let gate = Gate::start(&Api::start(runner.addr), &[("SANDGATE_CLIENT_IDLE_MS", "300")]);
+    assert!(gate.connect().is_over());
+    gate.check(&runner);
+}
+
 #[test]
 fn a_runner_that_refuses_is_looked_up_once_more_and_then_told() {
     let nobody = SocketAddr::from(([127, 0, 0, 1], free_port()));
