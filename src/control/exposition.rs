@@ -2,7 +2,9 @@
 //!
 //! Labels come from closed lists of ours: never a sandbox, a host or anything else a client names.
 
-use super::stats::{ActivityResult, LOGIN_RESULTS, LOGIN_STEPS, Operation, SharedResult, Stats, TROUBLES};
+use super::stats::{
+    ActivityResult, LOGIN_RESULTS, LOGIN_STEPS, Operation, RecheckResult, SharedResult, Stats, TROUBLES,
+};
 use crate::admission::Limit;
 use crate::counters::{AuthResult, CacheKind, Class, Counters, DURATION_BOUNDS_MS, LAG_BOUNDS_US, Revoked};
 use crate::error::Source;
@@ -190,6 +192,7 @@ fn control_plane(page: &mut Page, stats: &Stats) {
         answers_waiting,
         redis,
         push,
+        rechecks,
         shared,
     } = stats;
     let load = |atomic: &AtomicU64| atomic.load(Relaxed);
@@ -249,6 +252,11 @@ fn control_plane(page: &mut Page, stats: &Stats) {
     let name = "preview_shared_cache_total";
     page.family(name, "counter", "Look-ups in the shared cache by what they found.");
     for (result, count) in SharedResult::ALL.iter().zip(shared) {
+        page.sample(name, &[("result", result.as_str())], load(count));
+    }
+    let name = "preview_public_rechecks_total";
+    page.family(name, "counter", "Public flags that were shared, by what the API said when asked again.");
+    for (result, count) in RecheckResult::ALL.iter().zip(rechecks) {
         page.sample(name, &[("result", result.as_str())], load(count));
     }
     let name = "preview_push_trusted";

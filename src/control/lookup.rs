@@ -5,7 +5,8 @@
 //! API may have answered from its own memory, is neither shared nor kept.
 
 use super::api::Api;
-use super::push::{API_MEMORY, Matter, PUBLIC_PREFIX, Push, RUNNER_PREFIX, Shared, link_key};
+use super::push::{API_MEMORY, Matter, Push, RUNNER_PREFIX, Shared, link_key, public_key};
+use super::recheck::Rechecks;
 use super::redis::{Failure, Redis, Stored};
 use super::runner_address::RunnerUrl;
 use super::stats::{SharedResult, Stats};
@@ -67,11 +68,17 @@ pub struct Found {
 
 pub struct Lookup {
     api: Arc<Api>,
-    shared: Option<(Redis, Arc<Push>)>,
+    shared: Option<SharedCache>,
     lifetimes: Lifetimes,
     stats: Arc<Stats>,
     /// The account in Redis may see when signed links end.
     sees_links: AtomicBool,
+}
+
+struct SharedCache {
+    redis: Redis,
+    push: Arc<Push>,
+    rechecks: Rechecks,
 }
 
 /// An answer that may be kept so long if its change will be heard of, and so long if not.
@@ -87,6 +94,11 @@ impl Lookup {
         lifetimes: Lifetimes,
         stats: Arc<Stats>,
     ) -> Self {
+        let shared = shared.map(|(redis, push)| {
+            let rechecks =
+                Rechecks::new(Arc::clone(&api), redis.clone(), Arc::clone(&push), Arc::clone(&stats));
+            SharedCache { redis, push, rechecks }
+        });
         Self { api, shared, lifetimes, stats, sees_links: AtomicBool::new(true) }
     }
 
@@ -102,7 +114,7 @@ impl Lookup {
 
     /// What news have taken away, and the API may not know yet.
     fn denied(&self, question: &Question) -> Option<Found> {
-        let (_, push) = self.shared.as_ref()?;
+        let SharedCache { push, .. } = self.shared.as_ref()?;
         let keep = push.denies(question)?.min(self.lifetimes.negative);
         Some(Found { reply: Ok(Answer::No), keep })
     }
@@ -119,7 +131,7 @@ impl Lookup {
             (Question::Verdict { proof, sandbox, token, .. }, Some(shared)) => {
                 self.verdict(question, (*proof, sandbox, token), shared, began).await
             }
-            (Question::SignedToken { token, port }, Some((redis, push))) => {
+            (Question::SignedToken { token, port }, Some(SharedCache { redis, push, .. })) => {
                 push.expect_link(*token, *port);
                 let found = self.alone(question).await;
                 match found.reply {
@@ -159,7 +171,7 @@ impl Lookup {
 
     /// An answer asked for at `began` may be about what was before a change.
     pub fn is_outdated(&self, question: &Question, began: Instant) -> bool {
-        let Some((_, push)) = &self.shared else { return false };
+        let Some(SharedCache { push, .. }) = &self.shared else { return false };
         question.sandbox().is_some_and(|sandbox| push.changed_since(Matter::of(question), sandbox, began))
     }
 
@@ -181,23 +193,20 @@ impl Lookup {
         &self,
         question: &Question,
         sandbox: &SandboxId,
-        (redis, push): &(Redis, Arc<Push>),
+        shared: &SharedCache,
         began: Instant,
     ) -> Found {
+        let SharedCache { redis, push, .. } = shared;
         let Lifetimes { public, public_pushed, negative, .. } = self.lifetimes;
-        let key = format!("{PUBLIC_PREFIX}{sandbox}");
+        let key = public_key(sandbox);
         let heard = push.expect(Shared::Public, sandbox, began + PUBLIC_TTL);
         let stored = self.read(redis, &[&key]).await.pop().flatten();
         let known = stored.as_ref().and_then(|stored| Some((flag(stored)?, stored.expires_in?)));
         self.count(stored.is_some(), known.is_some());
         if let Some((value, expires_in)) = known {
             push.watch(Shared::Public, sandbox, began + expires_in);
-            // Written while the API may still have told what was true before the last change: v0.190 keeps that for an
-            // hour.
             let written = began.checked_sub(PUBLIC_TTL.saturating_sub(expires_in));
-            let change = push.last_change(Matter::Flag, sandbox);
-            let settled = change.is_none_or(|change| written >= Some(change + API_MEMORY));
-            if (settled || !value) && !in_doubt(push, Matter::Flag, sandbox, began) {
+            if flag_is_believed(push, sandbox, value, written, began) {
                 if value {
                     // One that has not long to live may have been written so: its age is not known.
                     let aged = written.filter(|_| expires_in > PUBLIC_TTL / 2);
@@ -240,7 +249,7 @@ impl Lookup {
         };
         // Where the key ends nobody is told of changes: it must outlive what rests on it.
         let same = known.is_some_and(|(value, left)| value == public_now && left >= keep.pushed);
-        let keep = share(redis, push, sandbox, asked, entry, same, keep).await;
+        let keep = share(shared, sandbox, asked, entry, same, keep).await;
         Found { reply, keep }
     }
 
@@ -248,9 +257,10 @@ impl Lookup {
         &self,
         question: &Question,
         (sandbox, fresh): (&SandboxId, bool),
-        (redis, push): &(Redis, Arc<Push>),
+        shared: &SharedCache,
         began: Instant,
     ) -> Found {
+        let SharedCache { redis, push, .. } = shared;
         let Lifetimes { runner, runner_pushed, negative, .. } = self.lifetimes;
         let key = format!("{RUNNER_PREFIX}{sandbox}");
         let heard = push.expect(Shared::Runner, sandbox, began + RUNNER_TTL);
@@ -286,7 +296,7 @@ impl Lookup {
         };
         let same = known.is_some_and(|(known, _)| known == *address);
         let keep = Keep { pushed: runner_pushed, alone: runner };
-        let keep = share(redis, push, sandbox, asked, entry, same, keep).await;
+        let keep = share(shared, sandbox, asked, entry, same, keep).await;
         Found { reply, keep }
     }
 
@@ -294,9 +304,10 @@ impl Lookup {
         &self,
         question: &Question,
         (proof, sandbox, token): (ProofKind, &SandboxId, &Token),
-        (redis, push): &(Redis, Arc<Push>),
+        shared: &SharedCache,
         began: Instant,
     ) -> Found {
+        let SharedCache { redis, push, .. } = shared;
         let Lifetimes { verdict, negative, .. } = self.lifetimes;
         let ours = verdict_key(proof, sandbox, token);
         let theirs = format!("{V0_190_VERDICT_PREFIX}{sandbox}:{}", token.expose());
@@ -330,7 +341,7 @@ impl Lookup {
                     ttl: VERDICT_TTL,
                 };
                 let keep = Keep { pushed: verdict, alone: verdict };
-                let keep = share(redis, push, sandbox, asked, entry, false, keep).await;
+                let keep = share(shared, sandbox, asked, entry, false, keep).await;
                 Found { reply, keep }
             }
             // Not shared: bad tokens cost nothing to invent.
@@ -369,8 +380,7 @@ struct Entry<'a> {
 /// Puts the API's answer where others find it, unless something changed, and says how long it may be kept. `same`: it
 /// stands there already; writing it again would look like a change to others.
 async fn share(
-    redis: &Redis,
-    push: &Push,
+    SharedCache { redis, push, rechecks }: &SharedCache,
     sandbox: &SandboxId,
     began: Instant,
     entry: Entry<'_>,
@@ -382,9 +392,12 @@ async fn share(
     if settled < Duration::MAX {
         return keep.alone.min(settled);
     }
+    let mut may_last = true;
     if !same {
-        // Where no news come nobody would take it back: it stands no longer than what rests on it.
-        let ttl = if push.complete_since().is_some() { entry.ttl } else { entry.ttl.min(keep.alone) };
+        // Where no news come, or nobody asks again, nobody would take it back: it stands no longer than what rests on
+        // it.
+        may_last = push.complete_since().is_some() && (!entry.says_public || rechecks.expect(*sandbox));
+        let ttl = if may_last { entry.ttl } else { entry.ttl.min(keep.alone) };
         if let Some(shared) = entry.watched {
             push.expect(shared, sandbox, Instant::now() + ttl);
             push.watch(shared, sandbox, Instant::now() + ttl);
@@ -405,7 +418,7 @@ async fn share(
     if entry.watched.is_some() && entry.says_public {
         push.rests_on_flag(sandbox, Instant::now());
     }
-    if entry.watched.is_some() && push.is_trusted() { keep.pushed } else { keep.alone }
+    if may_last && entry.watched.is_some() && push.is_trusted() { keep.pushed } else { keep.alone }
 }
 
 /// How long an answer asked for at `began` may be kept for all that is known of changes: not at all when there was
@@ -419,6 +432,20 @@ fn until_settled(push: &Push, matter: Matter, sandbox: &SandboxId, began: Instan
         Some(settled) if began < settled => settled.saturating_duration_since(Instant::now()),
         _ => Duration::MAX,
     }
+}
+
+/// May a flag that was written into Redis at `written`, as far as that is known, be believed?
+fn flag_is_believed(
+    push: &Push,
+    sandbox: &SandboxId,
+    value: bool,
+    written: Option<Instant>,
+    began: Instant,
+) -> bool {
+    // Written while the API may still have told what was true before the last change: v0.190 keeps that for an hour.
+    let change = push.last_change(Matter::Flag, sandbox);
+    let settled = change.is_none_or(|change| written >= Some(change + API_MEMORY));
+    (settled || !value) && !in_doubt(push, Matter::Flag, sandbox, began)
 }
 
 /// The label may be a signed link's token, which nothing keeps secret as a part of a key's name. A sandbox of such a

@@ -14,6 +14,7 @@ mod login;
 mod lookup;
 mod metrics;
 mod push;
+mod recheck;
 pub mod redis;
 #[cfg(test)]
 #[path = "../../tests/support/redis_server.rs"]

@@ -34,7 +34,7 @@ use taken::Taken;
 use tokio::sync::{Notify, mpsc};
 
 /// Where v0.190 and the API keep a sandbox's public flag,
-pub const PUBLIC_PREFIX: &str = "proxy:sandbox-public:";
+const PUBLIC_PREFIX: &str = "proxy:sandbox-public:";
 /// and its runner.
 pub const RUNNER_PREFIX: &str = "proxy:sandbox-runner-info:";
 /// Where the API publishes changes of state.
@@ -60,6 +60,10 @@ const LINKS_EVERY: Duration = Duration::from_millis(100);
 const STANDING: Duration = Duration::from_secs(10);
 /// News on their way to the shards; with more, the shards are told to forget everything.
 const NEWS_MAX: usize = 16 * 1024;
+
+pub fn public_key(sandbox: &SandboxId) -> String {
+    format!("{PUBLIC_PREFIX}{sandbox}")
+}
 
 /// A key whose deletion means something.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -217,6 +221,14 @@ impl Push {
             self.made_private(&mut state, *sandbox, now);
         }
         lost
+    }
+
+    /// The API says that the flag, as it stands in Redis, is not true any more. What Redis tells of what we write
+    /// ourselves is nothing.
+    pub fn withdraw(&self, sandbox: SandboxId) {
+        let mut state = self.state();
+        state.present.remove(&(Shared::Public, sandbox));
+        self.made_private(&mut state, sandbox, Instant::now());
     }
 
     pub fn unwatch(&self, key: Shared, sandbox: &SandboxId) {

@@ -185,6 +185,8 @@ pub struct Stats {
     pub push: PushStats,
     /// Look-ups in the shared cache, by [`SharedResult`].
     pub shared: [AtomicU64; SharedResult::ALL.len()],
+    /// By [`RecheckResult`].
+    pub rechecks: [AtomicU64; RecheckResult::ALL.len()],
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -203,6 +205,31 @@ impl SharedResult {
             Self::Hit => "hit",
             Self::Miss => "miss",
             Self::Unusable => "unusable",
+        }
+    }
+}
+
+/// What became of a shared "yes" when its time came to be asked about again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RecheckResult {
+    Confirmed,
+    /// It was from the API's memory: taken back from everybody.
+    Withdrawn,
+    /// The API could not say, and will be asked again.
+    Unanswered,
+    /// Too many waited: shared for a short time only.
+    NoRoom,
+}
+
+impl RecheckResult {
+    pub const ALL: &'static [Self] = &[Self::Confirmed, Self::Withdrawn, Self::Unanswered, Self::NoRoom];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Confirmed => "confirmed",
+            Self::Withdrawn => "withdrawn",
+            Self::Unanswered => "unanswered",
+            Self::NoRoom => "no_room",
         }
     }
 }
@@ -258,6 +285,10 @@ impl Stats {
 
     pub fn shared(&self, result: SharedResult) {
         self.shared[result as usize].fetch_add(1, Relaxed);
+    }
+
+    pub fn recheck(&self, result: RecheckResult) {
+        self.rechecks[result as usize].fetch_add(1, Relaxed);
     }
 
     pub fn trouble(&self, trouble: Trouble) {

@@ -4,7 +4,9 @@ use super::*;
 use crate::config::{self, Secret};
 use crate::control::fake_api::{Act, FakeApi, reply, within};
 use crate::control::push::Told;
+use crate::control::redis::{Listener as _, News};
 use crate::control::redis_server::{self, RedisServer};
+use crate::control::stats::RecheckResult;
 use crate::control::tests::LIFETIMES;
 use crate::counters::Revoked;
 use crate::log::Log;
@@ -73,12 +75,23 @@ impl Proxy {
 
     /// The next news but canaries.
     async fn heard(&mut self) -> Told {
-        loop {
-            match within(self.told.recv()).await.expect("the other end lives") {
-                Told::Canary(_) => {}
-                told => return told,
+        within(async {
+            loop {
+                match self.told.recv().await.expect("the other end lives") {
+                    Told::Canary(_) => {}
+                    told => return told,
+                }
             }
-        }
+        })
+        .await
+    }
+
+    fn rechecks(&mut self) -> &mut Rechecks {
+        &mut self.lookup.shared.as_mut().expect("there is a Redis").rechecks
+    }
+
+    fn rechecked(&self, result: RecheckResult) -> u64 {
+        self.stats.rechecks[result as usize].load(Relaxed)
     }
 
     fn shared(&self, result: SharedResult) -> u64 {
@@ -396,6 +409,104 @@ async fn while_the_api_may_answer_from_memory_its_answer_is_kept_briefly_and_red
     tokio::time::sleep(keep).await;
     assert_eq!(proxy.ask(public("sb")).await, ("Ok(Yes)".into(), LIFETIMES.public_pushed));
     assert_eq!(cli(&server, &["get", "proxy:sandbox-public:sb"]).await, r#"{"value":true}"#);
+}
+
+/// Where the flag of `sb` is as `public` says and every other sandbox is public.
+async fn api_of(public: &Arc<AtomicBool>) -> FakeApi {
+    let public = Arc::clone(public);
+    FakeApi::start(move |_, path| {
+        let says = !path.contains("/sb/") || public.load(Relaxed);
+        Act::Send(reply(200, "", if says { "true" } else { "false" }))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_yes_the_api_had_from_memory_while_the_key_was_away_is_taken_back_from_everybody() {
+    let server = RedisServer::start(&[]);
+    let from_memory = Arc::new(AtomicBool::new(true));
+    let api = api_of(&from_memory).await;
+    let (mut first, mut second) =
+        tokio::join!(Proxy::trusting(&server, &api), Proxy::trusting(&server, &api));
+    for name in ["sb", "sb2"] {
+        assert_eq!(first.ask(public(name)).await, ("Ok(Yes)".into(), LIFETIMES.public_pushed));
+        assert_eq!(second.ask(public(name)).await.0, "Ok(Yes)");
+    }
+    assert_eq!(api.seen().requests, 2, "the second was told by the first");
+    // It was private all the time; nothing is published and no key is deleted.
+    from_memory.store(false, Relaxed);
+    assert_eq!(first.heard().await, Told::Changed(id("sb"), Change::Private));
+    assert_eq!(second.heard().await, Told::Changed(id("sb"), Change::Public));
+    for proxy in [&first, &second] {
+        assert_eq!(proxy.ask(public("sb")).await.0, "Ok(No)");
+    }
+    first.until(|proxy| proxy.rechecked(RecheckResult::Confirmed) == 1).await;
+    assert_eq!(first.rechecked(RecheckResult::Withdrawn), 1);
+    assert!(ttl(&server, "proxy:sandbox-public:sb2").await > 3500, "what was confirmed stays");
+    assert_eq!(second.rechecked(RecheckResult::Confirmed), 0, "who wrote asks");
+}
+
+#[tokio::test]
+async fn an_api_that_cannot_say_whether_a_shared_yes_was_right_is_asked_until_it_can() {
+    let server = RedisServer::start(&[]);
+    let api = FakeApi::start(|number, _| {
+        Act::Send(match number {
+            0 => reply(200, "", "true"),
+            1 => reply(500, "", ""),
+            _ => reply(200, "", "false"),
+        })
+    })
+    .await;
+    let mut proxy = Proxy::start(server.port, &api);
+    proxy.rechecks().wait = Duration::from_millis(5);
+    proxy.settled().await;
+    assert_eq!(proxy.ask(public("sb")).await.0, "Ok(Yes)");
+    assert_eq!(proxy.heard().await, Told::Changed(id("sb"), Change::Private));
+    proxy.until(|proxy| proxy.rechecked(RecheckResult::Withdrawn) == 1).await;
+    assert_eq!(proxy.rechecked(RecheckResult::Unanswered), 1);
+    assert_eq!(cli(&server, &["exists", "proxy:sandbox-public:sb"]).await, "0");
+}
+
+#[tokio::test]
+async fn a_yes_that_nobody_can_ask_about_again_is_shared_and_kept_briefly() {
+    let server = RedisServer::start(&[]);
+    let api = api().await;
+    let mut proxy = Proxy::start(server.port, &api);
+    proxy.rechecks().pending_max = 1;
+    proxy.settled().await;
+    let brief = LIFETIMES.public;
+    for (name, keep, lives) in [("sb", LIFETIMES.public_pushed, PUBLIC_TTL), ("sb2", brief, brief)] {
+        assert_eq!(proxy.ask(public(name)).await, ("Ok(Yes)".into(), keep), "{name}");
+        let left = ttl(&server, &format!("proxy:sandbox-public:{name}")).await;
+        assert!((1..=lives.as_secs() as i64).contains(&left), "{name}: {left}");
+    }
+    assert_eq!(proxy.rechecked(RecheckResult::NoRoom), 1);
+}
+
+#[test]
+fn a_flag_in_redis_is_believed_again_only_when_the_doubt_after_a_change_is_over() {
+    let (push, _told) = Push::new(Arc::default(), Log::discard());
+    let before = Instant::now();
+    assert!(flag_is_believed(&push, &id("sb"), true, Some(before), before));
+    push.hear(News::Published(event("sb", "started").as_bytes()));
+    let change = push.last_change(Matter::Flag, &id("sb")).expect("it was just told");
+    let (settled, doubted) = (change + API_MEMORY, change + DOUBT);
+    let moment = Duration::from_nanos(1);
+    for (value, written, began, believed) in [
+        // What is not known to be written late enough is from before the change.
+        (true, Some(settled), doubted, true),
+        (true, Some(settled), doubted - moment, false),
+        (true, Some(settled - moment), doubted, false),
+        (true, None, doubted, false),
+        (true, Some(before), change + PUBLIC_TTL, false),
+        // That nobody may in does no harm, once another would have written more.
+        (false, Some(before), doubted, true),
+        (false, Some(settled), doubted - moment, false),
+    ] {
+        let found = flag_is_believed(&push, &id("sb"), value, written, began);
+        assert_eq!(found, believed, "{value} {:?} {:?}", written.map(|at| at - before), began - before);
+    }
+    assert!(flag_is_believed(&push, &id("other"), true, None, before));
 }
 
 #[tokio::test]
