@@ -21,7 +21,7 @@ use crate::login::{self, page};
 use crate::rate::ClientNet;
 use crate::relay::Means;
 use crate::request_id::RequestId;
-use crate::route::{NoRoute, Route, route};
+use crate::route::{NoRoute, Route, route_within};
 use crate::shard::Shard;
 use crate::socket::{Moved, Socket};
 use crate::sys;
@@ -288,10 +288,14 @@ async fn request(
     client.first_byte.set(None);
     // What ended the one before it on this connection is over.
     client.watch.unfire();
-    let routed = route(head, shard.route_rules);
+    let domains = shard.config.allowed_domains.as_ref();
+    let routed = route_within(domains, head, shard.route_rules, client.trusted);
     let mut sharing = None;
-    let outcome = match cors::decide(head, shard.config.cors, |origin| relation(shard, head, &routed, origin))
-    {
+    let decision = match routed {
+        Err(NoRoute::ForeignHost) => Decision::Nothing,
+        _ => cors::decide(head, shard.config.cors, |origin| relation(shard, head, &routed, origin)),
+    };
+    let outcome = match decision {
         Decision::Preflight(preflight) => {
             Box::pin(answer_preflight(shard, client, head, rest, request_id, preflight)).await
         }
@@ -456,7 +460,8 @@ async fn answer_preflight(
 /// Is this about the page that is shown before a preview?
 fn warns(head: &RequestHead<'_>, routed: &Result<Route, NoRoute>) -> bool {
     let is_form = head.method == Method::Post && head.path() == warning::ACCEPT_PATH;
-    is_form || (matches!(routed, Ok(Route::Preview { .. })) && warning::is_due(head))
+    (is_form && *routed != Err(NoRoute::ForeignHost))
+        || (matches!(routed, Ok(Route::Preview { .. })) && warning::is_due(head))
 }
 
 async fn warn(
@@ -623,6 +628,7 @@ fn reason(status: u16) -> &'static str {
         405 => "Method Not Allowed",
         408 => "Request Timeout",
         414 => "URI Too Long",
+        421 => "Misdirected Request",
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",

@@ -179,6 +179,14 @@ impl Cause {
                 "this method is not forwarded",
                 "CONNECT and TRACE are refused",
             ),
+            // RFC 9110 15.5.20; what it forbids to proxies it does not to gateways, which are origins to clients.
+            Self::NoRoute(NoRoute::ForeignHost) => row(
+                421,
+                "HOST_NOT_SERVED",
+                Client,
+                "no host of this domain is served here",
+                "check the address; the operator's SANDGATE_ALLOWED_DOMAINS lists the domains",
+            ),
             Self::NoRoute(NoRoute::ServiceWorker) => row(
                 403,
                 "SERVICE_WORKER_REFUSED",

@@ -1,12 +1,14 @@
 //! Authority and path to what is asked for. Pure; the one place that reads a host name or a path prefix.
 
 mod contain;
+mod domains;
 #[cfg(test)]
 mod tests;
 
 use crate::head::{Field, FieldId, Method, RequestHead};
 use crate::ids::{Port, SandboxId};
 use crate::login::HANDOFF_PATH;
+pub use domains::Domains;
 
 /// What a request asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,6 +47,8 @@ pub enum NoRoute {
     PathClimbs,
     /// CONNECT and TRACE: 405.
     MethodNotAllowed,
+    /// The host is of a domain that is not served: 421.
+    ForeignHost,
     /// A service worker's script, of an origin that is not one sandbox's alone: 403.
     ServiceWorker,
 }
@@ -64,6 +68,23 @@ const TOOLBOX_PORT: u16 = 2280;
 const OWN_PREFIX: &[u8] = b"/.daytona/";
 /// Longest snapshot id or name in bytes.
 const SNAPSHOT_MAX: usize = 128;
+
+/// As [`route`], for hosts of these domains alone; the health of the gate is told under any name, for load balancers
+/// ask by address. `trusted_peer`: what it says of the host the client asked for counts as well.
+pub fn route_within(
+    domains: Option<&Domains>,
+    head: &RequestHead<'_>,
+    rules: RouteRules,
+    trusted_peer: bool,
+) -> Result<Route, NoRoute> {
+    let routed = route(head, rules);
+    match domains {
+        Some(domains) if routed != Ok(Route::Health) && !domains.have(head, trusted_peer) => {
+            Err(NoRoute::ForeignHost)
+        }
+        _ => routed,
+    }
+}
 
 /// The host decides first: on a preview host every path belongs to the app. Allocates for build logs of a snapshot
 /// only.

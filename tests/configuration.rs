@@ -109,6 +109,7 @@ fn good() -> Vec<(&'static str, &'static str)> {
         ("PROXY_PROTOCOL", "http"),
         ("PROXY_API_KEY", "0123456789abcdef0123456789abcdef"),
         ("DAYTONA_API_URL", "http://127.0.0.1:3000/api"),
+        ("SANDGATE_ALLOWED_DOMAINS", "proxy.example.com"),
     ]
 }
 

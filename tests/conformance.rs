@@ -31,6 +31,8 @@ impl Gate {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sandgate"));
         command.env_clear().stdout(Stdio::null()).stderr(Stdio::null());
         command.envs(sandgate::demo::environment(world, free.port()));
+        // Cases name other domains, too.
+        command.env("SANDGATE_ALLOWED_DOMAINS", "");
         if let Ok(driver) = std::env::var("SANDGATE_TEST_DRIVER") {
             command.env("SANDGATE_DRIVER", driver);
         }

@@ -23,6 +23,7 @@ use crate::cors;
 use crate::initiator;
 use crate::limits::Limits;
 use crate::rate::Rate;
+use crate::route::Domains;
 use ipnet::IpNet;
 use reader::Reader;
 use std::net::SocketAddr;
@@ -69,6 +70,8 @@ pub struct Config {
     pub driver: DriverChoice,
     /// Peers that may speak for others.
     pub trusted_proxies: Vec<IpNet>,
+    /// Whose hosts are served; `None`: those of any.
+    pub allowed_domains: Option<Domains>,
     /// Other sites whose pages may act with a visitor's session cookie.
     pub trusted_origins: Vec<initiator::Origin>,
     /// Former API keys, whose cookies stay good.
@@ -124,6 +127,15 @@ pub enum CookieMode {
     Shared,
     /// The one host that was logged in to.
     Isolated,
+}
+
+/// What becomes of a key that can be guessed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum WeakKeys {
+    /// The operator is told.
+    Warn,
+    /// The gate does not start.
+    Refuse,
 }
 
 /// What carries the data plane's I/O.
@@ -206,6 +218,16 @@ impl CookieMode {
     }
 }
 
+impl WeakKeys {
+    fn from_word(word: &str) -> Option<Self> {
+        match word {
+            "warn" => Some(Self::Warn),
+            "refuse" => Some(Self::Refuse),
+            _ => None,
+        }
+    }
+}
+
 impl DriverChoice {
     fn from_word(word: &str) -> Option<Self> {
         match word {
@@ -234,7 +256,6 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let port = reader.number("PROXY_PORT").map(port);
     let protocol = reader.word("PROXY_PROTOCOL", Scheme::from_word);
     let api_key = reader.secret("PROXY_API_KEY");
-    warnings.extend(api_key.as_ref().and_then(weakness));
     let api_url = reader.base_url("DAYTONA_API_URL").map(|url| api_base(url, &mut warnings));
     let listen = reader.address("SANDGATE_LISTEN");
     let metrics = metrics(reader, port, &mut warnings);
@@ -250,8 +271,10 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         warnings
             .push("SANDGATE_TRUSTED_PROXIES trusts every address: any client may claim any other's".into());
     }
+    let allowed_domains = allowed_domains(reader, cookie_domain.as_deref(), &mut warnings);
     let trusted_origins = reader.origins("SANDGATE_TRUSTED_ORIGINS");
     let cookie_keys = cookie_keys(reader);
+    weak_keys(reader, api_key.as_ref(), &cookie_keys, &mut warnings);
     let confine_apps = reader.flag("SANDGATE_CONFINE_APPS");
     let shards = reader.number("SANDGATE_SHARDS").and_then(|count| NonZeroUsize::new(count as usize));
     let driver = reader.word("SANDGATE_DRIVER", DriverChoice::from_word);
@@ -291,6 +314,7 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
         defer_accept,
         driver: driver?,
         trusted_proxies,
+        allowed_domains,
         trusted_origins,
         cookie_keys,
         confine_apps,
@@ -318,15 +342,34 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     })
 }
 
-fn weakness(api_key: &Secret) -> Option<String> {
-    if API_KEYS_KNOWN.contains(&api_key.expose()) {
-        return Some(
-            "PROXY_API_KEY is a key from public examples: anyone can use it; set a random one".into(),
-        );
+fn weak_keys(
+    reader: &mut Reader<'_>,
+    api_key: Option<&Secret>,
+    cookie_keys: &[Secret],
+    warnings: &mut Vec<String>,
+) {
+    let refused = reader.word("SANDGATE_WEAK_KEYS", WeakKeys::from_word) == Some(WeakKeys::Refuse);
+    let former = cookie_keys.iter().filter_map(weakness).next().map(|weakness| {
+        ("SANDGATE_COOKIE_KEYS", format!("one of its keys {weakness}"), "remove it; its sessions end")
+    });
+    let current = api_key.and_then(weakness).map(|weakness| {
+        ("PROXY_API_KEY", format!("it {weakness}"), "set a random one of 32 characters or more")
+    });
+    for (name, problem, remedy) in current.into_iter().chain(former) {
+        if refused {
+            reader.invalid(name, &format!("{problem} (SANDGATE_WEAK_KEYS=refuse)"), remedy);
+        } else {
+            warnings.push(format!("{name}: {problem}; {remedy}"));
+        }
     }
-    (api_key.expose().len() < API_KEY_LENGTH_MIN).then(|| {
-        format!("PROXY_API_KEY is shorter than {API_KEY_LENGTH_MIN} characters: it can be guessed; set a random one")
-    })
+}
+
+fn weakness(key: &Secret) -> Option<String> {
+    if API_KEYS_KNOWN.contains(&key.expose()) {
+        return Some("is from public examples, so that anyone can use it".into());
+    }
+    (key.expose().len() < API_KEY_LENGTH_MIN)
+        .then(|| format!("is shorter than {API_KEY_LENGTH_MIN} characters, so that it can be guessed"))
 }
 
 fn api_base(mut url: Url, warnings: &mut Vec<String>) -> String {
@@ -498,8 +541,37 @@ fn cookie_domain(reader: &mut Reader<'_>) -> Option<String> {
             "not a domain",
             "set a name like proxy.example.com, without port and path",
         );
+        return None;
     }
     Some(domain)
+}
+
+fn allowed_domains(
+    reader: &mut Reader<'_>,
+    cookie_domain: Option<&str>,
+    warnings: &mut Vec<String>,
+) -> Option<Domains> {
+    if !reader.is_set("SANDGATE_ALLOWED_DOMAINS") {
+        warnings.push(
+            "SANDGATE_ALLOWED_DOMAINS is not set: requests are served under any domain that points here"
+                .into(),
+        );
+        return None;
+    }
+    let domains = reader.domains("SANDGATE_ALLOWED_DOMAINS")?;
+    let cookies_reach = |name: &str| {
+        let name = name.trim_start_matches('.').to_ascii_lowercase();
+        domains.iter().any(|domain| domain == name || domain.ends_with(&format!(".{name}")))
+    };
+    if !cookie_domain.is_none_or(cookies_reach) {
+        reader.note(
+            MistakeKind::Relation,
+            "COOKIE_DOMAIN",
+            "it holds none of SANDGATE_ALLOWED_DOMAINS: no browser would send its cookies here",
+            "set one of these domains, or leave it unset",
+        );
+    }
+    Some(domains)
 }
 
 fn no_effect(name: &str) -> String {

@@ -6,6 +6,7 @@ use super::mistake::{Kind as MistakeKind, Mistake};
 use super::secret::Secret;
 use super::table::{self, Default, Kind, Variable};
 use crate::initiator::Origin;
+use crate::route::Domains;
 use ipnet::IpNet;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -144,6 +145,15 @@ impl<'a> Reader<'a> {
             self.invalid(name, "not a list of origins (scheme, host and port alone)", remedy);
             Vec::new()
         })
+    }
+
+    pub fn domains(&mut self, name: &'static str) -> Option<Domains> {
+        let domains = Domains::parse(self.value(name)?);
+        if domains.is_none() {
+            let remedy = "set up to 32 like proxy.example.com,preview.example.org, without port, path and *";
+            self.invalid(name, "not a list of domains", remedy);
+        }
+        domains
     }
 
     /// An http(s) base: no query and no fragment.

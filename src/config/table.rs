@@ -36,6 +36,8 @@ pub enum Kind {
     Networks,
     /// Web origins (RFC 6454), separated by commas.
     Origins,
+    /// Names, separated by commas.
+    Domains,
 }
 
 /// What holds when a variable is unset or empty.
@@ -86,6 +88,7 @@ impl Kind {
             Self::Address => "IP address".to_owned(),
             Self::Networks => "IP addresses and networks (CIDR) with commas between".to_owned(),
             Self::Origins => "origins with commas between".to_owned(),
+            Self::Domains => "domains with commas between".to_owned(),
         }
     }
 }
@@ -101,7 +104,7 @@ const fn number(min: u64, max: u64, unit: &'static str) -> Kind {
 const DAY_MS: u64 = 24 * 3600 * 1000;
 
 use self::Default::{Required, Unset, Value};
-use self::Kind::{Address, Flag, Networks, OneOf, Origins, Secret, Text, Url};
+use self::Kind::{Address, Domains, Flag, Networks, OneOf, Origins, Secret, Text, Url};
 
 pub const VARIABLES: &[Variable] = &[
     // v0.190, names and meanings unchanged.
@@ -202,6 +205,12 @@ pub const VARIABLES: &[Variable] = &[
         "Peers whose X-Forwarded-For, -Host and -Proto are believed. Anyone in there can claim any address.",
     ),
     row(
+        "SANDGATE_ALLOWED_DOMAINS",
+        Domains,
+        Unset("any, with a warning"),
+        "Served are these hosts and {label}.<domain>, X-Forwarded-Host of trusted peers included; others are answered 421.",
+    ),
+    row(
         "SANDGATE_TRUSTED_ORIGINS",
         Origins,
         Unset("none"),
@@ -212,6 +221,12 @@ pub const VARIABLES: &[Variable] = &[
         Secret,
         Unset("none"),
         "Former values of PROXY_API_KEY, up to 4 with commas between: session cookies signed with them stay good.",
+    ),
+    row(
+        "SANDGATE_WEAK_KEYS",
+        OneOf(&["warn", "refuse"]),
+        Value("warn"),
+        "Keys (PROXY_API_KEY, SANDGATE_COOKIE_KEYS) of fewer than 32 characters or from public examples: refuse does not start.",
     ),
     row(
         "SANDGATE_CONFINE_APPS",

@@ -5,11 +5,13 @@ use super::*;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-const GOOD: [(&str, &str); 4] = [
+const GOOD: [(&str, &str); 5] = [
     ("PROXY_PORT", "4000"),
     ("PROXY_PROTOCOL", "http"),
     ("PROXY_API_KEY", "0123456789abcdef0123456789abcdef"),
     ("DAYTONA_API_URL", "http://api:3000/api"),
+    // Not required; without it there is a warning.
+    ("SANDGATE_ALLOWED_DOMAINS", "proxy.example.com"),
 ];
 
 fn environment(changes: &[(&str, &str)]) -> Environment {
@@ -36,7 +38,8 @@ fn refused(name: &str, value: &str, kind: MistakeKind) {
 
 #[test]
 fn the_smallest_configuration_has_the_documented_defaults() {
-    let config = good(&[]);
+    let environment = GOOD[..4].iter().copied().collect();
+    let config = Config::from_env(&environment).expect("nothing more is required");
     assert_eq!(config.listen.to_string(), "0.0.0.0:4000");
     assert_eq!(config.protocol, Scheme::Http);
     assert_eq!(config.api_key.expose(), GOOD[2].1);
@@ -57,7 +60,10 @@ fn the_smallest_configuration_has_the_documented_defaults() {
     assert_eq!(ttls.map(|ttl| ttl.as_secs()), [30, 120, 120, 5]);
     assert_eq!(config.ttl_signed.as_secs(), 5);
     assert_eq!((config.redis.clone(), config.cookie_domain.clone()), (None, None));
-    assert_eq!(config.warnings(), [""; 0]);
+    assert_eq!(config.allowed_domains, None);
+    let [warning] = config.warnings() else { panic!("{:?}", config.warnings()) };
+    assert!(warning.starts_with("SANDGATE_ALLOWED_DOMAINS is not set"), "{warning}");
+    assert_eq!(good(&[]).warnings(), [""; 0]);
 }
 
 /// The table's defaults are what operators read, those of `Limits` what tests of the data plane use.
@@ -96,6 +102,7 @@ fn every_variable_reaches_its_field() {
         ("SANDGATE_ACCESS_LOG", "all"),
         ("SANDGATE_SLOW_MS", "250"),
         ("SANDGATE_TRUSTED_PROXIES", "10.0.0.0/8, 192.0.2.7,fd00::/8"),
+        ("SANDGATE_ALLOWED_DOMAINS", "Proxy.Example.com, localhost"),
         ("SANDGATE_TRUSTED_ORIGINS", "https://app.example.com, http://LOCALHOST:3000/"),
         ("SANDGATE_COOKIE_KEYS", "former-key,older"),
         ("SANDGATE_CONFINE_APPS", "false"),
@@ -141,6 +148,8 @@ fn every_variable_reaches_its_field() {
         (true, true, false, false)
     );
     assert_eq!(config.cookie_domain.as_deref(), Some(".proxy.example.com"));
+    let domains = config.allowed_domains.as_ref().expect("some are set");
+    assert_eq!(domains.iter().collect::<Vec<_>>(), ["proxy.example.com", "localhost"]);
     let origins = ["https://app.example.com", "http://localhost:3000"];
     assert_eq!(
         config.trusted_origins,
@@ -273,6 +282,24 @@ fn values_of_the_wrong_shape_are_refused() {
                 "https://a,",
             ],
         ),
+        (
+            "SANDGATE_ALLOWED_DOMAINS",
+            &[
+                ",",
+                "a.test,",
+                "a..test",
+                ".a.test",
+                "a.test.",
+                "*.a.test",
+                "a.test:80",
+                "https://a.test",
+                "a.test/",
+                "a b",
+                "[::1]",
+                &["a"; 33].join(","),
+                &"a".repeat(254),
+            ],
+        ),
         ("SANDGATE_COOKIE_KEYS", &["a,,b", "a,b,c,d,e", "a, b"]),
         ("OIDC_DOMAIN", &["dex:5556", "http://user@dex/dex", "http://:pw@dex/dex"]),
         ("OIDC_PUBLIC_DOMAIN", &["localhost", "http://localhost/?a"]),
@@ -371,11 +398,67 @@ fn sessions_of_one_host_alone_need_https() {
     assert_eq!(good(&[]).cookie_mode, CookieMode::Shared);
 }
 
+const COOKIE_KEYS_WITH_A_WEAK_ONE: &str = "0123456789abcdef0123456789abcdef,canary";
+
+#[test]
+fn keys_that_can_be_guessed_are_refused_where_the_operator_wants_it() {
+    let refuse = ("SANDGATE_WEAK_KEYS", "refuse");
+    let (short, known) = ("0123456789abcdef0123456789abcde", "secret_api_token");
+    good(&[refuse, ("SANDGATE_COOKIE_KEYS", GOOD[2].1)]);
+    for (changes, names) in [
+        (&[("PROXY_API_KEY", short)][..], &["PROXY_API_KEY"][..]),
+        (&[("PROXY_API_KEY", known)], &["PROXY_API_KEY"]),
+        (&[("SANDGATE_COOKIE_KEYS", COOKIE_KEYS_WITH_A_WEAK_ONE)], &["SANDGATE_COOKIE_KEYS"]),
+        (
+            &[("PROXY_API_KEY", known), ("SANDGATE_COOKIE_KEYS", short), ("PROXY_PORT", "0")],
+            &["PROXY_PORT", "PROXY_API_KEY", "SANDGATE_COOKIE_KEYS"],
+        ),
+    ] {
+        let found = mistakes(&[&[refuse], changes].concat());
+        assert_eq!(found.iter().map(|mistake| mistake.variable.as_str()).collect::<Vec<_>>(), names);
+        for mistake in found.iter().filter(|mistake| mistake.variable != "PROXY_PORT") {
+            let line = mistake.to_string();
+            assert!(
+                line.contains("SANDGATE_WEAK_KEYS=refuse") && mistake.kind == MistakeKind::Invalid,
+                "{line}"
+            );
+            assert!(![short, known, "canary"].iter().any(|key| line.contains(key)), "{line}");
+        }
+    }
+}
+
+#[test]
+fn cookies_that_would_reach_no_allowed_domain_are_a_mistake() {
+    for (domain, taken) in [
+        (".proxy.example.com", true),
+        ("Example.com", true),
+        ("localhost", true),
+        ("proxy.example.org", false),
+        ("xample.com", false),
+        ("a.proxy.example.com", false),
+    ] {
+        let settings =
+            [("SANDGATE_ALLOWED_DOMAINS", "proxy.example.com,localhost"), ("COOKIE_DOMAIN", domain)];
+        let found = Config::from_env(&environment(&settings));
+        let [mistake] = &found.err().unwrap_or_default()[..] else {
+            assert!(taken, "{domain}");
+            continue;
+        };
+        assert!(!taken, "{domain}: {mistake}");
+        assert_eq!((mistake.variable.as_str(), mistake.kind), ("COOKIE_DOMAIN", MistakeKind::Relation));
+    }
+}
+
 #[test]
 fn what_is_risky_is_warned_about() {
     for (name, value, warning) in [
-        ("PROXY_API_KEY", "super_secret_key", "PROXY_API_KEY is a key from public examples"),
-        ("PROXY_API_KEY", "0123456789abcdef0123456789abcde", "PROXY_API_KEY is shorter than 32"),
+        ("PROXY_API_KEY", "super_secret_key", "PROXY_API_KEY: it is from public examples"),
+        ("PROXY_API_KEY", "0123456789abcdef0123456789abcde", "PROXY_API_KEY: it is shorter than 32"),
+        (
+            "SANDGATE_COOKIE_KEYS",
+            COOKIE_KEYS_WITH_A_WEAK_ONE,
+            "SANDGATE_COOKIE_KEYS: one of its keys is shorter",
+        ),
         ("DAYTONA_API_URL", "http://api:3000", "DAYTONA_API_URL does not end with /api"),
         ("DAYTONA_API_URL", "http://u:canary@api/api", "user and password in DAYTONA_API_URL"),
         ("METRICS_PORT", "9090", "metrics are served on 127.0.0.1 only"),

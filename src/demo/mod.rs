@@ -70,6 +70,7 @@ pub fn environment(world: &World, port: u16) -> Environment {
         ("SANDGATE_LISTEN", "127.0.0.1".into()),
         ("PROXY_API_KEY", world.proxy_key()),
         ("DAYTONA_API_URL", world.api_url()),
+        ("SANDGATE_ALLOWED_DOMAINS", format!("{DOMAIN},localhost")),
         ("REDIS_HOST", String::new()),
     ]
 }

@@ -31,6 +31,36 @@ fn of_path(method: &str, path: &str) -> Result<Route, NoRoute> {
 }
 
 #[test]
+fn of_a_domain_that_is_not_served_only_the_health_of_the_gate_is_told() {
+    let domains = Domains::parse("p.test,base.test").expect("two domains");
+    let of = |domains, host: &str, path: &str| {
+        let text = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        route_within(domains, &head(text.as_bytes()).expect("a good head"), RouteRules::default(), false)
+    };
+    for (host, path) in [
+        ("3000-sb1.p.test", "/"),
+        ("base.test:443", "/toolbox/sb1/x"),
+        ("base.test", "/callback"),
+        ("base.test", "/sandboxes/sb1/build-logs"),
+        ("base.test", "/nothing"),
+        ("x-sb1.p.test", "/"),
+        ("0-sb1.p.test", "/"),
+    ] {
+        let routed = of(None, host, path);
+        assert_eq!(of(Some(&domains), host, path), routed, "{host}{path}");
+        // The same of another domain leads nowhere, whatever it would have led to.
+        let foreign = host.replace(".test", ".evil");
+        assert_eq!(of(None, &foreign, path), routed, "{foreign}{path}");
+        assert_eq!(of(Some(&domains), &foreign, path), Err(NoRoute::ForeignHost), "{foreign}{path}");
+    }
+    for host in ["10.0.0.7:4000", "[fd00::7]", "base.evil", "base.test"] {
+        assert_eq!(of(Some(&domains), host, "/health"), Ok(Route::Health), "{host}");
+    }
+    // There it is the app's.
+    assert_eq!(of(Some(&domains), "3000-sb1.p.evil", "/health"), Err(NoRoute::ForeignHost));
+}
+
+#[test]
 fn no_alias_of_a_port_or_a_label_is_a_port_or_a_label() {
     use NoRoute::{BadHost, NotFound};
     let long = format!("3000-{}.p.test", "a".repeat(57));

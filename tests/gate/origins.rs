@@ -237,3 +237,46 @@ fn a_guests_cookies_are_its_own_paths_and_it_clears_nothing() {
     );
     assert_eq!(own.field("Clear-Site-Data"), Some("\"storage\""));
 }
+
+#[test]
+fn hosts_of_other_domains_are_refused_before_anybody_is_asked_and_health_is_told_under_any_name() {
+    let runner = Runner::echo();
+    let api = Api::start(runner.addr);
+    let settings = [
+        ("SANDGATE_ALLOWED_DOMAINS", "preview.test"),
+        ("SANDGATE_TRUSTED_PROXIES", "127.0.0.1"),
+        ("PREVIEW_WARNING_ENABLED", "true"),
+    ];
+    let gate = Gate::start(&api, &settings);
+    let (own, foreign, base) = ("3000-sb1.preview.test", "3000-sb1.evil.test", "evil.test:80");
+    let navigation = [("Sec-Fetch-Mode", "navigate"), ("Sec-Fetch-Dest", "document")];
+    let preflight = [("Origin", "https://x.test"), ("Access-Control-Request-Method", "GET")];
+    let forwarded = [("X-Forwarded-Host", "3000-sb1.evil.test")];
+    for (line, host, fields) in [
+        ("GET /", foreign, &[TOKEN][..]),
+        ("GET /", foreign, &navigation),
+        ("GET /health", foreign, &[]),
+        ("OPTIONS /", foreign, &preflight),
+        ("POST /accept-daytona-preview-warning", foreign, &[]),
+        ("GET /toolbox/sb1/files", base, &[TOKEN]),
+        ("GET /callback?code=1&state=2", base, &[]),
+        ("GET /", "127.0.0.1", &[]),
+        ("GET /", own, &forwarded),
+    ] {
+        let answer = ask(&gate, line, host, fields);
+        assert_eq!(answer.status(), 421, "{line} {host} {fields:?}: {answer:?}");
+        // A person is told on a page, a preflight has no page to tell.
+        assert_eq!(answer.field("X-Preview-Error-Code"), Some("HOST_NOT_SERVED"), "{line} {host}");
+        assert_eq!(answer.field("Access-Control-Allow-Origin"), None, "{line} {host}");
+        assert_eq!(answer.field("Set-Cookie"), None, "{line} {host}");
+    }
+    assert!(api.script.asked("").is_empty() && runner.received().is_empty(), "nobody was asked");
+    assert_eq!(ask(&gate, "GET /health", "10.0.0.7", &[]).status(), 200);
+    let forwarded = [("X-Forwarded-Host", "3000-sb1.Preview.test:443")];
+    for fields in [&[][..], &forwarded] {
+        assert_eq!(ask(&gate, "GET /", own, fields).status(), 200, "{fields:?}");
+    }
+    let unset = "SANDGATE_ALLOWED_DOMAINS is not set";
+    let warned = |gate: &Gate| gate.events.lock().expect("no thread panics with it").matches(unset).count();
+    assert_eq!((warned(&gate), warned(&Gate::start(&api, &[]))), (0, 1));
+}
