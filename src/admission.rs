@@ -1,4 +1,8 @@
-//! How much of the gate one client or one sandbox may use. A shard's own counts: nothing is shared.
+//! How much of the gate one client or one sandbox may use: the one thing all shards share.
+//!
+//! The kernel spreads a client's connections over the shards as it likes, so a limit that each shard counted by itself would
+//! be somewhere between what is written and that many times the shards. What is shared is asked for only where a limit is
+//! configured or a look-up leaves the shard: one lock of a [`Stripe`], held for one look into a table, never over a wait.
 //!
 //! Look-ups that ask the control plane are counted against the client that caused them and given back when it turns
 //! out to be let in. So who guesses names or tokens can make the gate ask the API no faster than its bucket fills, and
@@ -6,11 +10,16 @@
 
 use crate::ids::SandboxId;
 use crate::rate::{Buckets, ClientNet, Rate};
-use std::cell::RefCell;
+use foldhash::fast::RandomState;
 use std::collections::HashMap;
-use std::hash::Hash;
-use std::rc::Rc;
+use std::hash::{BuildHasher, Hash};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+/// As many that two shards seldom want the same one at once.
+const STRIPES_MAX: usize = 64;
+/// A stripe of few keys would fill while others have room.
+const KEYS_IN_STRIPE_MIN: usize = 1024;
 
 /// What is configured; `None`: no limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -30,11 +39,11 @@ pub struct AdmissionRules {
 }
 
 pub struct Admission {
-    lookups: Option<RefCell<Buckets<ClientNet>>>,
-    client_requests: Option<RefCell<Buckets<ClientNet>>>,
-    sandbox_requests: Option<RefCell<Buckets<SandboxId>>>,
-    client_connections: Option<Rc<Counted<ClientNet>>>,
-    sandbox_under_way: Option<Rc<Counted<SandboxId>>>,
+    lookups: Option<Striped<Buckets<ClientNet>>>,
+    client_requests: Option<Striped<Buckets<ClientNet>>>,
+    sandbox_requests: Option<Striped<Buckets<SandboxId>>>,
+    client_connections: Option<Arc<Counted<ClientNet>>>,
+    sandbox_under_way: Option<Arc<Counted<SandboxId>>>,
 }
 
 /// Which limit it was, for counters and answers.
@@ -66,13 +75,11 @@ pub struct Exceeded(pub u32);
 
 impl Admission {
     pub fn new(rules: &AdmissionRules) -> Self {
-        let of_client = |rate: Rate| RefCell::new(Buckets::new(rate, rules.keys_max));
+        let keys_max = rules.keys_max;
         Self {
-            lookups: rules.lookups.map(of_client),
-            client_requests: rules.client_requests.map(of_client),
-            sandbox_requests: rules
-                .sandbox_requests
-                .map(|rate| RefCell::new(Buckets::new(rate, rules.keys_max))),
+            lookups: rules.lookups.map(|rate| buckets(rate, keys_max)),
+            client_requests: rules.client_requests.map(|rate| buckets(rate, keys_max)),
+            sandbox_requests: rules.sandbox_requests.map(|rate| buckets(rate, keys_max)),
             client_connections: rules.client_connections_max.map(Counted::new),
             sandbox_under_way: rules.sandbox_requests_max.map(Counted::new),
         }
@@ -86,7 +93,7 @@ impl Admission {
     /// So many look-ups were not in vain.
     pub fn looked_up_well(&self, client: ClientNet, count: u32, now: Instant) {
         if let Some(lookups) = &self.lookups {
-            lookups.borrow_mut().give_back(&client, count, now);
+            lookups.with(&client, |buckets| buckets.give_back(&client, count, now));
         }
     }
 
@@ -110,60 +117,94 @@ impl Admission {
     }
 }
 
+fn buckets<K: Hash + Eq + Clone>(rate: Rate, keys_max: usize) -> Striped<Buckets<K>> {
+    let stripes = stripes_for(keys_max);
+    Striped::new(stripes, || Buckets::new(rate, keys_max.div_ceil(stripes)))
+}
+
 fn take<K: Hash + Eq + Clone>(
-    buckets: &Option<RefCell<Buckets<K>>>,
+    buckets: &Option<Striped<Buckets<K>>>,
     key: &K,
     now: Instant,
 ) -> Result<(), Exceeded> {
     let Some(buckets) = buckets else { return Ok(()) };
     let ceil = |wait: Duration| wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
     buckets
-        .borrow_mut()
-        .take(key, now)
+        .with(key, |buckets| buckets.take(key, now))
         .map_err(|wait| Exceeded(u32::try_from(ceil(wait)).unwrap_or(u32::MAX)))
 }
 
-fn hold<K: Hash + Eq + Copy>(counted: &Option<Rc<Counted<K>>>, key: K) -> Result<Option<Held<K>>, Exceeded> {
+fn hold<K: Hash + Eq + Copy>(counted: &Option<Arc<Counted<K>>>, key: K) -> Result<Option<Held<K>>, Exceeded> {
     counted.as_ref().map(|counted| Counted::hold(counted, key)).transpose()
 }
 
 /// How many there are of each key now. Keys without any are not kept, so what bounds all of them bounds the table.
 struct Counted<K> {
-    counts: RefCell<HashMap<K, u32>>,
+    counts: Striped<HashMap<K, u32>>,
     max: u32,
 }
 
 /// One of those counted, until it is dropped.
 pub struct Held<K: Hash + Eq> {
-    counted: Rc<Counted<K>>,
+    counted: Arc<Counted<K>>,
     key: K,
 }
 
 impl<K: Hash + Eq + Copy> Counted<K> {
-    fn new(max: u32) -> Rc<Self> {
-        Rc::new(Self { counts: RefCell::default(), max })
+    fn new(max: u32) -> Arc<Self> {
+        Arc::new(Self { counts: Striped::new(STRIPES_MAX, HashMap::default), max })
     }
 
-    fn hold(self: &Rc<Self>, key: K) -> Result<Held<K>, Exceeded> {
-        let mut counts = self.counts.borrow_mut();
-        let count = counts.get(&key).copied().unwrap_or(0);
-        if count >= self.max {
-            return Err(Exceeded(1));
-        }
-        counts.insert(key, count + 1);
+    fn hold(self: &Arc<Self>, key: K) -> Result<Held<K>, Exceeded> {
+        self.counts.with(&key, |counts| {
+            let count = counts.get(&key).copied().unwrap_or(0);
+            if count >= self.max {
+                return Err(Exceeded(1));
+            }
+            counts.insert(key, count + 1);
+            Ok(())
+        })?;
         Ok(Held { counted: self.clone(), key })
     }
 }
 
 impl<K: Hash + Eq> Drop for Held<K> {
     fn drop(&mut self) {
-        let mut counts = self.counted.counts.borrow_mut();
-        match counts.get_mut(&self.key) {
+        self.counted.counts.with(&self.key, |counts| match counts.get_mut(&self.key) {
             Some(count) if *count > 1 => *count -= 1,
             _ => {
                 counts.remove(&self.key);
             }
-        }
+        });
+    }
+}
+
+/// A table in parts that are locked apart. Which part a key is in nobody outside can tell: the hash is seeded anew in every
+/// process.
+struct Striped<T> {
+    stripes: Box<[Stripe<T>]>,
+    hasher: RandomState,
+}
+
+/// On cache lines of its own, or shards would wait for each other's without sharing a lock.
+#[repr(align(128))]
+struct Stripe<T>(Mutex<T>);
+
+/// Few keys are in few stripes, so that all of them find room.
+fn stripes_for(keys_max: usize) -> usize {
+    (keys_max / KEYS_IN_STRIPE_MIN).clamp(1, STRIPES_MAX)
+}
+
+impl<T> Striped<T> {
+    fn new(stripes: usize, mut make: impl FnMut() -> T) -> Self {
+        let stripes = (0..stripes).map(|_| Stripe(Mutex::new(make()))).collect();
+        Self { stripes, hasher: RandomState::default() }
+    }
+
+    fn with<R>(&self, key: &impl Hash, look: impl FnOnce(&mut T) -> R) -> R {
+        let at = self.hasher.hash_one(key) as usize % self.stripes.len();
+        // A shard that panicked left the table between two looks: none of them has a half-way state.
+        look(&mut self.stripes[at].0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -171,6 +212,8 @@ impl<K: Hash + Eq> Drop for Held<K> {
 mod tests {
     use super::*;
     use std::num::NonZeroU32;
+    use std::sync::atomic::AtomicU32;
+    use std::sync::atomic::Ordering::SeqCst;
 
     fn rules() -> AdmissionRules {
         AdmissionRules {
@@ -228,7 +271,70 @@ mod tests {
         drop(one);
         assert!(admission.client_connection(ALICE).is_ok());
         drop(two);
-        let counted = admission.client_connections.expect("configured");
-        assert!(counted.counts.borrow().is_empty());
+        assert_eq!(keys(&admission), 0);
+    }
+
+    fn keys(admission: &Admission) -> usize {
+        let counted = admission.client_connections.as_ref().expect("configured");
+        let stripes = counted.counts.stripes.iter();
+        stripes.map(|stripe| stripe.0.lock().expect("nobody panicked").len()).sum()
+    }
+
+    #[test]
+    fn shards_that_ask_at_once_get_what_is_written_and_not_one_more() {
+        const SHARDS: usize = 4;
+        const TRIES: u32 = 20_000;
+        let rules = AdmissionRules {
+            lookups: rate(1, 1000),
+            client_connections_max: Some(2),
+            keys_max: 100_000,
+            ..rules()
+        };
+        let (admission, now) = (Admission::new(&rules), Instant::now());
+        let (open, most) = (AtomicU32::new(0), AtomicU32::new(0));
+        let passed: usize = std::thread::scope(|scope| {
+            let shard = || {
+                let mut passed = 0;
+                for _ in 0..TRIES {
+                    passed += usize::from(admission.look_up(ALICE, now).is_ok());
+                    if let Ok(held) = admission.client_connection(BOB) {
+                        most.fetch_max(open.fetch_add(1, SeqCst) + 1, SeqCst);
+                        open.fetch_sub(1, SeqCst);
+                        drop(held);
+                    }
+                }
+                passed
+            };
+            let shards: Vec<_> = (0..SHARDS).map(|_| scope.spawn(shard)).collect();
+            shards.into_iter().map(|shard| shard.join().expect("no panic")).sum()
+        });
+        assert_eq!(passed, 1000);
+        assert!((1..=2).contains(&most.load(SeqCst)), "{most:?} at once");
+        assert_eq!(keys(&admission), 0);
+    }
+
+    #[test]
+    fn as_many_clients_are_remembered_as_configured_or_nearly() {
+        for keys_max in [1, 100, 2000, 100_000] {
+            let admission = Admission::new(&AdmissionRules { lookups: rate(1, 1), keys_max, ..rules() });
+            let now = Instant::now();
+            for client in 0..2 * keys_max as u32 {
+                assert_eq!(admission.look_up(ClientNet::V4(client), now), Ok(()));
+            }
+            let stripes = admission.lookups.as_ref().expect("configured").stripes.iter();
+            let kept: usize = stripes.map(|stripe| stripe.0.lock().expect("no panic").len()).sum();
+            // Twice as many fill every stripe but for chance.
+            assert!(kept >= keys_max * 9 / 10 && kept <= keys_max + STRIPES_MAX, "{kept} of {keys_max}");
+        }
+    }
+
+    #[test]
+    fn a_shard_that_panicked_keeps_no_other_from_asking() {
+        let admission = Admission::new(&AdmissionRules { lookups: rate(1, 1), ..rules() });
+        let lookups = admission.lookups.as_ref().expect("configured");
+        let panics = || lookups.with(&ALICE, |_| panic!("on purpose"));
+        std::thread::scope(|scope| assert!(scope.spawn(panics).join().is_err()));
+        assert_eq!(admission.look_up(ALICE, Instant::now()), Ok(()));
+        assert_eq!(admission.look_up(ALICE, Instant::now()), Err(Exceeded(1)));
     }
 }

@@ -1,5 +1,6 @@
 //! From a checked configuration to running shards, and back: start and drain in order.
 
+use crate::admission::Admission;
 use crate::config::{Config, DriverChoice};
 use crate::control::{Control, Lifetimes, LoginSettings, Settings};
 use crate::deadlines;
@@ -84,11 +85,13 @@ fn serve(config: Config) -> io::Result<ExitCode> {
                 .map_err(with_context(format!("cannot listen on {} (PROXY_PORT)", config.listen)))
         })
         .collect::<io::Result<_>>()?;
+    let admission = Arc::new(Admission::new(&config.admission));
     let mut threads = Vec::new();
     for (index, (listener, down)) in listeners.into_iter().zip(&downs).enumerate() {
         let start = Start {
             index,
             config: config.clone(),
+            admission: admission.clone(),
             driver: choice.driver,
             core: if config.pin { cores.get(index % cores.len().max(1)).copied() } else { None },
             listener,

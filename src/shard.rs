@@ -53,7 +53,8 @@ pub struct Shard {
     pub cookie_keys: CookieKeys,
     pub places: RefCell<Places>,
     pub activity: Rc<Activity>,
-    pub admission: Admission,
+    /// All shards'.
+    pub admission: Arc<Admission>,
     pub live: Rc<Live>,
     /// What was learnt before these is old.
     pub changes: Record,
@@ -72,6 +73,7 @@ impl Shard {
     pub fn new(
         index: usize,
         config: Arc<Config>,
+        admission: Arc<Admission>,
         driver: Driver,
         up: mpsc::Sender<ToControl>,
         log: LogSender,
@@ -100,7 +102,7 @@ impl Shard {
             ),
             places: RefCell::new(Places::new(limits.sandbox_cache_max)),
             activity: Activity::new(config.activity_interval, config.tunnel_activity_bytes),
-            admission: Admission::new(&config.admission),
+            admission,
             changes: Record::new(CHANGES_MAX),
             questions: Questions::new(up, limits.questions_max),
             request_ids: RequestIds::new(),
@@ -143,6 +145,8 @@ impl Shard {
 pub struct Start {
     pub index: usize,
     pub config: Arc<Config>,
+    /// Shared by all shards.
+    pub admission: Arc<Admission>,
     pub driver: Driver,
     /// The CPU to stay on.
     pub core: Option<core_affinity::CoreId>,
@@ -163,11 +167,12 @@ pub fn run(start: Start) -> io::Result<()> {
 }
 
 async fn main(start: Start) -> io::Result<()> {
-    let shard = Rc::new(Shard::new(start.index, start.config, start.driver, start.up, start.log));
-    let listener = Rc::new(RefCell::new(Some(Socket::new(start.listener)?)));
+    let Start { index, config, admission, driver, core: _, listener, down, up, log } = start;
+    let shard = Rc::new(Shard::new(index, config, admission, driver, up, log));
+    let listener = Rc::new(RefCell::new(Some(Socket::new(listener)?)));
     monoio::spawn(accept(shard.clone(), listener.clone()));
     monoio::spawn(tick(shard.clone()));
-    mail(&shard, &start.down, &listener).await
+    mail(&shard, &down, &listener).await
 }
 
 /// Reads the control plane's messages until `Stop`.

@@ -213,9 +213,11 @@ fn lifetime(driver: Driver, requests: usize) -> u64 {
     let addr =
         socket2::SockRef::from(&listener).local_addr().ok().and_then(|a| a.as_socket()).expect("bound");
     let log = LogWriter::spawn("log", Box::new(io::sink()), 1).expect("a thread");
+    let config = inputs::config();
     let start = Start {
         index: 0,
-        config: inputs::config(),
+        admission: inputs::admission(&config),
+        config,
         driver,
         core: None,
         listener,

@@ -101,15 +101,17 @@ impl Bench {
         let (up, mut questions) = mpsc::channel(4096);
         let down = Arc::new(Down::new(4096).expect("an eventfd"));
         let log = LogWriter::spawn("log", Box::new(io::sink()), 1).expect("a thread");
+        let config = inputs::config_with(&[
+            ("SANDGATE_SANDBOX_CACHE_MAX", &size.to_string()),
+            ("SANDGATE_ACCESS_LOG", "off"),
+            ("SANDGATE_LOOKUP_RATE", "0"),
+            // Each sandbox used is reported every 45 s, which is work by the sandbox used, not by the sandbox known.
+            ("SANDGATE_ANONYMOUS_ACTIVITY", "false"),
+        ]);
         let start = Start {
             index: 0,
-            config: inputs::config_with(&[
-                ("SANDGATE_SANDBOX_CACHE_MAX", &size.to_string()),
-                ("SANDGATE_ACCESS_LOG", "off"),
-                ("SANDGATE_LOOKUP_RATE", "0"),
-                // Each sandbox used is reported every 45 s, which is work by the sandbox used, not by the sandbox known.
-                ("SANDGATE_ANONYMOUS_ACTIVITY", "false"),
-            ]),
+            admission: inputs::admission(&config),
+            config,
             driver: ring::choose(Wish::Auto).expect("there is epoll at least").driver,
             core: None,
             listener,

@@ -1,5 +1,6 @@
 //! What the stages are measured with: heads as browsers, SDKs and apps send them, and a shard that has seen them before.
 
+use sandgate::admission::Admission;
 use sandgate::config::{Config, Environment};
 use sandgate::cookie::CookieKeys;
 use sandgate::deadlines::Watch;
@@ -159,6 +160,11 @@ pub fn config_with(more: &[(&str, &str)]) -> Arc<Config> {
     Arc::new(Config::from_env(&environment).expect("the settings are good"))
 }
 
+/// What the shards of a gate share.
+pub fn admission(config: &Config) -> Arc<Admission> {
+    Arc::new(Admission::new(&config.admission))
+}
+
 /// The one who answers a shard's questions: `public…` sandboxes are, every proof is good, `runner` holds all.
 pub fn answer(question: &Question, runner: &Arc<RunnerAddress>) -> Answer {
     match question {
@@ -202,7 +208,8 @@ impl World {
         let log = LogWriter::spawn("log", Box::new(std::io::sink()), 1).expect("a thread");
         let limits = config.limits.clone();
         let runner = runner(SocketAddr::from(([10, 0, 3, 17], 3003)));
-        let shard = Shard::new(0, config, sandgate::ring::Driver::Epoll, up, log.sender());
+        let admission = admission(&config);
+        let shard = Shard::new(0, config, admission, sandgate::ring::Driver::Epoll, up, log.sender());
         // No descriptor: nothing fires.
         let watch = shard.deadlines.watch(-1);
         Self { shard, limits, watch, questions: RefCell::new(questions), runner, now: Instant::now() }

@@ -6,11 +6,18 @@ mod inputs;
 
 use divan::{AllocProfiler, Bencher, black_box};
 use inputs::{ANSWER, BEARER, BROWSER, HEADER_TOKEN, SHORT, World};
+use sandgate::admission::{Admission, AdmissionRules};
 use sandgate::chunked::{self, ChunkReader, Piece};
 use sandgate::error::Cause;
 use sandgate::forward;
 use sandgate::head::{Reject, RequestHead, ResponseHead};
+use sandgate::ids::SandboxId;
 use sandgate::mailbox::Trouble;
+use sandgate::rate::{ClientNet, Rate};
+use std::num::NonZeroU32;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::time::Instant;
 
 #[global_allocator]
 static ALLOCATOR: AllocProfiler = AllocProfiler::system();
@@ -20,6 +27,11 @@ const SIGNED_LINK: &[u8] = b"GET /api/items HTTP/1.1\r\n\
 Host: 8080-signedtoken01234.preview.example\r\n\
 Accept: application/json\r\n\
 User-Agent: curl/8.5\r\n\r\n";
+
+static SANDBOXES: LazyLock<(SandboxId, SandboxId)> = LazyLock::new(|| {
+    let id = |text: &[u8]| SandboxId::parse(text).expect("an id");
+    (id(b"3f1c8a52-9c1d-4f0e-8f43-0d6b0f9a7c11"), id(b"3f1c8a52-9c1d-4f0e-8f43-0d6b0f9a7c12"))
+});
 
 const REQUESTS: [(&str, &[u8]); 4] =
     [("browser", BROWSER), ("short", SHORT), ("header token", HEADER_TOKEN), ("bearer", BEARER)];
@@ -90,6 +102,30 @@ fn grant_by_signed_link(bencher: Bencher<'_, '_>) {
     let head = inputs::request(SIGNED_LINK, &world.limits);
     let route = inputs::routed(&head);
     bencher.bench_local(|| world.granted(black_box(&route), &head));
+}
+
+/// All limits of a request: its client's rate, its sandbox's rate and one more under way, and that one's end. Together
+/// with another shard, of the same client and sandbox or of others.
+#[divan::bench(args = ["others", "the same"], threads = [1, 2])]
+fn limits(bencher: Bencher<'_, '_>, whose: &str) {
+    static SHARDS: AtomicU32 = AtomicU32::new(0);
+    let most = Some(Rate { per_second: NonZeroU32::MAX, burst: NonZeroU32::MAX });
+    let admission = Admission::new(&AdmissionRules {
+        lookups: None,
+        client_requests: most,
+        sandbox_requests: most,
+        client_connections_max: None,
+        sandbox_requests_max: Some(u32::MAX),
+        keys_max: 100_000,
+    });
+    thread_local!(static SHARD: u32 = SHARDS.fetch_add(1, Relaxed));
+    bencher.bench(|| {
+        let n = if whose == "others" { SHARD.with(|n| *n) } else { 0 };
+        let (client, now) = (ClientNet::V4(n), Instant::now());
+        let sandbox = if n % 2 == 0 { &SANDBOXES.0 } else { &SANDBOXES.1 };
+        black_box(admission.client_request(client, now)).is_ok()
+            && black_box(admission.sandbox_request(sandbox, now)).is_ok()
+    });
 }
 
 #[divan::bench]

@@ -200,6 +200,30 @@ fn connections_of_one_client_are_counted_and_a_place_comes_free_when_one_ends() 
     }
 }
 
+/// The kernel spreads the connections over the shards; were each to count by itself, twice as many would pass.
+#[test]
+fn limits_are_the_gates_and_not_each_shards() {
+    let (_runner, api) = api_with_strangers();
+    let two = ("SANDGATE_SHARDS", "2");
+    let gate = Gate::start(&api, &[two, ("SANDGATE_CLIENT_CONNECTIONS_MAX", "5")]);
+    let mut wires: Vec<_> = (0..40).map(|_| gate.connect()).collect();
+    // Turned away before it reads: sending may fail.
+    let is_let_in = |wire: &mut Wire| {
+        let sent = wire.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+        sent.is_ok() && wire.message().is_ok_and(|answer| answer.is_some_and(|a| a.status() == 200))
+    };
+    assert_eq!(wires.iter_mut().map(is_let_in).filter(|is_in| *is_in).count(), 5);
+
+    let begun = Instant::now();
+    let gate = Gate::start(&api, &[two, ("SANDGATE_LOOKUP_RATE", "1"), ("SANDGATE_LOOKUP_BURST", "50")]);
+    let asks = |n| get(&mut gate.connect(), &format!("3000-no{n}.preview.test"), "").status();
+    let refused = (0..100).map(asks).filter(|status| *status == 429).count();
+    // One comes back each second. Two shards would have refused nobody.
+    let back = begun.elapsed().as_secs() as usize + 1;
+    assert!((50usize.saturating_sub(back)..=50).contains(&refused), "{refused} refused, {back} came back");
+    assert!(refused > 0, "too slow to tell: {:?}", begun.elapsed());
+}
+
 #[test]
 fn requests_under_way_to_one_sandbox_are_counted_until_they_end() {
     let (go, may_go) = mpsc::channel();
