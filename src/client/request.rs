@@ -1,0 +1,268 @@
+//! One request through all stages, and what is written down of it.
+
+use super::Client;
+use super::reply::{self, Asked};
+use crate::access_log::Line;
+use crate::admission::{Exceeded, Limit};
+use crate::cors::{self, Decision, Relation, Sharing};
+use crate::counters::{AuthResult, Class, add, less};
+use crate::error::Cause;
+use crate::exchange::{self, Failed, Next, Outgoing};
+use crate::grant::{Asker, Grant, authorize};
+use crate::head::{FieldId, Method, RequestHead};
+use crate::initiator;
+use crate::route::{NoRoute, Route, route_within};
+use crate::shard::Shard;
+use crate::target;
+use crate::warning;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+/// To its end: what becomes of the connection, how many of the bytes of `rest` belonged to it, and what was read of a later
+/// request.
+pub async fn serve(
+    shard: &Shard,
+    client: &Client,
+    head: &RequestHead<'_>,
+    rest: &[u8],
+    mut stamps: Stamps,
+) -> (Next, usize, Vec<u8>) {
+    add(&shard.counters.requests_active, 1);
+    let request_id = shard.request_ids.next();
+    let request_id = std::str::from_utf8(&request_id).expect("hex digits and dashes");
+    client.first_byte.set(None);
+    // What ended the one before it on this connection is over.
+    client.watch.unfire();
+    let domains = shard.config.allowed_domains.as_ref();
+    let routed = route_within(domains, head, shard.route_rules, client.trusted);
+    let mut sharing = None;
+    let decision = match routed {
+        Err(NoRoute::ForeignHost) => Decision::Nothing,
+        _ => cors::decide(head, shard.config.cors, |origin| relation(shard, head, &routed, origin)),
+    };
+    let asked = Asked { shard, client, head, rest, request_id };
+    let outcome = match decision {
+        Decision::Preflight(preflight) => Box::pin(reply::preflight(asked, preflight)).await,
+        decision => {
+            if let Decision::Share(with) = decision {
+                sharing = Some(with);
+            }
+            let decided = Decided { routed, sharing };
+            staged(asked, decided, &mut stamps).await
+        }
+    };
+    let (next, used, overread, status, cause) = match outcome {
+        Ok(done) => {
+            if done.early {
+                // The client may read only when it has sent everything.
+                reply::linger(shard, client).await;
+            }
+            (done.next, done.used, done.overread, done.status, None)
+        }
+        Err(Failed { cause, answerable, reset }) => {
+            if let Cause::Rejected(reject) = cause {
+                // Before the answer, as for heads: who has the answer finds it counted.
+                add(&shard.counters.rejects[reject as usize], 1);
+            }
+            let status = if answerable { cause.answer().status } else { 0 };
+            let stays = answerable && reply::error(asked, cause, sharing).await;
+            if reset {
+                let linger = socket2::SockRef::from(&client.transport.fd()).set_linger(Some(Duration::ZERO));
+                // A socket that is gone already needs no reset.
+                let _ = linger;
+            }
+            let next = if stays { Next::KeepAlive } else { Next::Close };
+            (next, asked.body_here().unwrap_or(0), Vec::new(), status, Some(cause))
+        }
+    };
+    client.watch.waits_for_others(false);
+    if !matches!(next, Next::Tunnel(_)) {
+        client.in_use.set(None);
+        client.sandbox_slot.set(None);
+    }
+    less(&shard.counters.requests_active);
+    finish(asked, &stamps, status, cause);
+    (next, used, overread)
+}
+
+/// What is known of a request's course.
+pub struct Stamps {
+    /// Its first byte was there.
+    started: Instant,
+    /// All of its head was.
+    now: Instant,
+    granted: Option<Instant>,
+    class: Class,
+    auth: Option<AuthResult>,
+}
+
+impl Stamps {
+    pub fn new(started: Instant, now: Instant) -> Self {
+        Self { started, now, granted: None, class: Class::Own, auth: None }
+    }
+}
+
+/// What follows from the head alone.
+struct Decided<'b> {
+    routed: Result<Route, NoRoute>,
+    /// A page of another origin asks.
+    sharing: Option<Sharing<'b>>,
+}
+
+async fn staged(
+    asked: Asked<'_, '_>,
+    decided: Decided<'_>,
+    stamps: &mut Stamps,
+) -> Result<exchange::Done, Failed> {
+    let Asked { shard, client, head, rest, request_id } = asked;
+    let Decided { routed, sharing } = decided;
+    let early = |cause| Failed { cause, answerable: true, reset: false };
+    if shard.config.preview_warning && warns(head, &routed) {
+        return Box::pin(reply::warn(asked)).await;
+    }
+    let route = routed.map_err(|no| early(Cause::NoRoute(no)))?;
+    stamps.class = match &route {
+        Route::Preview { .. } | Route::Toolbox { .. } if head.websocket => Class::WebSocket,
+        Route::Preview { .. } => Class::Preview,
+        Route::Toolbox { .. } => Class::Toolbox,
+        Route::BuildLogs { .. } => Class::BuildLogs,
+        Route::Health | Route::Callback | Route::Handoff => Class::Own,
+    };
+    if route == Route::Health {
+        return reply::health(asked).await;
+    }
+    let asker = Asker::new(shard, &client.watch, client.visitor(shard, head), stamps.now);
+    let limited = |limit, exceeded: Exceeded| {
+        add(&shard.counters.limited[limit as usize], 1);
+        early(Cause::Limited(limit, exceeded.0))
+    };
+    shard
+        .admission
+        .client_request(asker.ip.into(), asker.now)
+        .map_err(|exceeded| limited(Limit::ClientRequests, exceeded))?;
+    let granted = match &route {
+        Route::Callback | Route::Handoff => Err(None),
+        route => authorize(&asker, route, head).await.map_err(Some),
+    };
+    let grant = match granted {
+        Ok(grant) => grant,
+        // Boxed: seldom, and no request that passes should carry its state.
+        Err(refusal) => {
+            return Box::pin(reply::log_in(asked, &asker, &route, refusal)).await;
+        }
+    };
+    stamps.auth = Some(grant.auth());
+    let target = target::locate(&asker, &grant, false).await.map_err(early)?;
+    asker.repay();
+    if let Some(place) = &target.place {
+        let slot = shard.admission.sandbox_request(&place.sandbox, asker.now);
+        let slot = slot.map_err(|exceeded| limited(Limit::Sandbox, exceeded))?;
+        client.sandbox_slot.set(slot.map(Box::new));
+    }
+    if let Some(place) = target.place.as_ref().filter(|_| keeps_awake(shard, head, &grant)) {
+        shard.activity.mention(place, shard.deadlines.now(), &shard.questions, &shard.counters);
+        client.in_use.set(Some(shard.activity.begin(place)));
+    }
+    let located_at = Instant::now();
+    stamps.granted = Some(located_at);
+    let outgoing = Outgoing { head, rest, grant: &grant, request_id, sharing, ip: asker.ip, located_at };
+    exchange::exchange(client, &asker, target, &outgoing).await
+}
+
+/// What the page that asks is to the sandbox it asks.
+fn relation(
+    shard: &Shard,
+    head: &RequestHead<'_>,
+    routed: &Result<Route, NoRoute>,
+    origin: &[u8],
+) -> Relation {
+    let (sandbox, own_origin) = match routed {
+        Ok(Route::Preview { label, .. }) => (label, true),
+        Ok(Route::Toolbox { sandbox, .. }) => (sandbox, false),
+        _ => return Relation::Stranger,
+    };
+    let (https, trusted) = (shard.scheme == "https", shard.config.trusted_origins.as_slice());
+    if initiator::is_welcome(origin, head, &initiator::Place { https, sandbox, own_origin, trusted }) {
+        Relation::Welcome
+    } else if initiator::is_sibling(origin, head) {
+        Relation::Sibling
+    } else {
+        Relation::Stranger
+    }
+}
+
+/// Is this about the page that is shown before a preview?
+fn warns(head: &RequestHead<'_>, routed: &Result<Route, NoRoute>) -> bool {
+    let is_form = head.method == Method::Post && head.path() == warning::ACCEPT_PATH;
+    (is_form && *routed != Err(NoRoute::ForeignHost))
+        || (matches!(routed, Ok(Route::Preview { .. })) && warning::is_due(head))
+}
+
+/// Does this request start its sandbox's auto-stop timer anew?
+fn keeps_awake(shard: &Shard, head: &RequestHead<'_>, grant: &Grant) -> bool {
+    let skips = head.first(FieldId::SkipLastActivity).is_some_and(|v| v.eq_ignore_ascii_case(b"true"));
+    !skips && (shard.config.anonymous_activity || grant.auth() != AuthResult::Public)
+}
+
+impl Client {
+    /// The address the request comes from: the peer's, or what trusted peers say in X-Forwarded-For, read from the
+    /// right up to the first address that is not trusted itself. Anything further left may be invented.
+    fn visitor(&self, shard: &Shard, head: &RequestHead<'_>) -> IpAddr {
+        if !self.trusted {
+            return self.peer;
+        }
+        let mut visitor = self.peer;
+        let fields = head.fields.iter().filter(|f| f.id == FieldId::XForwardedFor);
+        for field in fields.rev() {
+            for part in field.value.of(head.bytes).rsplit(|b| *b == b',') {
+                let Some(ip) = forwarded_address(part) else { return visitor };
+                visitor = ip;
+                if !shard.config.trusted_proxies.iter().any(|net| net.contains(&visitor)) {
+                    return visitor;
+                }
+            }
+        }
+        visitor
+    }
+}
+
+/// An address as proxies write it into X-Forwarded-For: alone, or with a port as some do.
+fn forwarded_address(part: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(part.trim_ascii()).ok()?;
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let with_port = || text.parse::<SocketAddr>().ok().map(|addr| addr.ip());
+    Some(bare.parse().ok().or_else(with_port)?.to_canonical())
+}
+
+/// Counts and, where asked for, logs.
+fn finish(asked: Asked<'_, '_>, stamps: &Stamps, status: u16, cause: Option<Cause>) {
+    let Asked { shard, client, head, request_id, .. } = asked;
+    let took = stamps.started.elapsed();
+    let class = stamps.class as usize;
+    let counters = &shard.counters;
+    add(&counters.requests[class][usize::from(status / 100).min(5)], 1);
+    let millis = took.as_millis() as u64;
+    let bucket = crate::counters::DURATION_BOUNDS_MS.partition_point(|bound| *bound < millis);
+    add(&counters.durations[class][bucket], 1);
+    add(&counters.duration_sum_us[class], took.as_micros() as u64);
+    if let Some(cause) = cause {
+        add(&counters.errors[reply::source_index(cause.answer().source)], 1);
+    }
+    if shard.log.wants(status, cause, took) {
+        let since = |at: Option<Instant>| at.map(|at| at.duration_since(stamps.started));
+        shard.log.write(&Line {
+            request_id,
+            class: stamps.class.as_str(),
+            method: head.method_text.of(head.bytes),
+            host: head.authority.of(head.bytes),
+            path: head.path(),
+            status,
+            cause: cause.map(|c| c.answer()),
+            auth: stamps.auth.map(|a| a.as_str()),
+            client_ip: client.visitor(shard, head),
+            granted: since(stamps.granted),
+            first_byte: since(client.first_byte.get()),
+            took,
+        });
+    }
+}
