@@ -10,7 +10,7 @@ mod request;
 use crate::activity::InUse;
 use crate::admission::Held;
 use crate::counters::{add, less};
-use crate::deadlines::{Fired, WARM_TICKS, Watch};
+use crate::deadlines::{Fired, Watch};
 use crate::error::Cause;
 use crate::exchange::Next;
 use crate::head::RequestHead;
@@ -21,6 +21,7 @@ use crate::shard::Shard;
 use crate::socket::{Moved, Socket};
 use crate::sys;
 use crate::tunnel;
+use crate::warm::WARM_TICKS;
 use request::Stamps;
 use std::cell::Cell;
 use std::io;
@@ -134,7 +135,6 @@ pub fn serve(shard: Rc<Shard>, client: Client) -> impl Future<Output = ()> {
                 Next::KeepAlive | Next::Close => break,
                 Next::Tunnel(tunnel) => {
                     client.watch.busy();
-                    client.watch.forget_warm();
                     // Apart, so that connections that never become tunnels do not carry its state.
                     Box::pin(tunnelled(&shard, &client, tunnel)).await;
                     break;
@@ -253,11 +253,11 @@ enum Received {
 /// Waits a moment for the first bytes of a request, with the buffer in the ring's hands: on a busy connection they
 /// come at once, and taking them then costs no system call. A connection that stays silent gives the buffer back.
 async fn next_request(shard: &Shard, client: &Client, buf: Vec<u8>) -> (Received, Vec<u8>) {
-    let Some(_warm) = shard.warm.enter().filter(|_| !shard.draining.get()) else {
+    let Some(warm) = shard.warm.enter().filter(|_| !shard.draining.get()) else {
         return (Received::Nothing, buf);
     };
-    let cancel = client.watch.warm(shard.config.limits.client_idle);
-    let (received, buf) = client.transport.recv_cancellable(buf, cancel).await;
+    client.watch.idle(shard.config.limits.client_idle);
+    let (received, buf) = client.transport.recv_cancellable(buf, warm.wait()).await;
     let received = match received {
         Ok(0) => Received::End,
         Ok(_) => Received::Bytes,

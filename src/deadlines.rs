@@ -6,7 +6,6 @@
 
 use crate::counters::Revoked;
 use crate::sys;
-use monoio::io::{CancelHandle, Canceller};
 use rustix::net::Shutdown;
 use std::cell::{Cell, RefCell};
 use std::os::fd::RawFd;
@@ -18,8 +17,6 @@ use std::time::Duration;
 pub const TICK: Duration = Duration::from_millis(100);
 /// A request that waits longer than this for someone else has its client looked at.
 const HANGUP_TICKS: u32 = 5;
-/// For so long a connection that waits for its next request keeps a buffer in the ring.
-pub const WARM_TICKS: u32 = 2;
 /// What a revoked client is told at the end must be taken by it within this.
 const LAST_WORDS_TICKS: u32 = 3;
 /// The same as a time, with the tick in which it is noticed.
@@ -58,9 +55,6 @@ struct Entry {
     tells_why: bool,
     fired: Option<Fired>,
     waker: Option<Waker>,
-    /// Tick since which its wait for the next request is a receive with a buffer; `NEVER`: it is none.
-    warm_since: u32,
-    canceller: Option<Canceller>,
 }
 
 impl Entry {
@@ -110,8 +104,6 @@ impl Deadlines {
             tells_why: false,
             fired: None,
             waker: None,
-            warm_since: NEVER,
-            canceller: None,
         };
         let mut entries = self.entries.borrow_mut();
         let index = match self.free.borrow_mut().pop() {
@@ -175,15 +167,10 @@ impl Deadlines {
         let mut fired = 0;
         let mut suspects = Vec::new();
         let mut wakers = Vec::new();
-        let mut cooled = Vec::new();
         let mut entries = self.entries.borrow_mut();
         for (at, entry) in entries.iter_mut().enumerate() {
             if entry.client == NO_FD {
                 continue;
-            }
-            if entry.warm_since != NEVER && now - entry.warm_since >= WARM_TICKS {
-                entry.warm_since = NEVER;
-                cooled.extend(entry.canceller.take());
             }
             if due(entry.last_words_by, now) {
                 // The reason is known already; it was not said or not taken in time.
@@ -232,8 +219,6 @@ impl Deadlines {
         }
         drop(entries);
         wakers.into_iter().for_each(Waker::wake);
-        // The task awaits the receive's result, which is the bytes if they were faster.
-        cooled.into_iter().for_each(|canceller| drop(canceller.cancel()));
         fired
     }
 }
@@ -298,23 +283,9 @@ impl Watch {
         self.with(|e| (e.idle, e.read_by, e.fired) = (true, by, None));
     }
 
-    /// As [`Self::idle`], with a receive that gets the result: if it takes longer than two ticks it is cancelled.
-    pub fn warm(&self, within: Duration) -> CancelHandle {
-        let (by, now) = (self.by(Some(within)), self.table.now.get());
-        self.with(|e| {
-            (e.idle, e.read_by, e.fired, e.warm_since) = (true, by, None, now);
-            e.canceller.get_or_insert_default().handle()
-        })
-    }
-
     /// A request has begun.
     pub fn busy(&self) {
-        self.with(|e| (e.idle, e.read_by, e.warm_since) = (false, NEVER, NEVER));
-    }
-
-    /// There will be no [`Self::warm`] any more: what it is cancelled with is not kept for a tunnel's hours.
-    pub fn forget_warm(&self) {
-        self.with(|e| e.canceller = None);
+        self.with(|e| (e.idle, e.read_by) = (false, NEVER));
     }
 
     /// The runner connection this client's request uses now; the socket must stay open until [`Self::detach`].
@@ -370,7 +341,7 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.with(|e| (e.client, e.runner, e.waker, e.canceller) = (NO_FD, NO_FD, None, None));
+        self.with(|e| (e.client, e.runner, e.waker) = (NO_FD, NO_FD, None));
         self.table.free.borrow_mut().push(self.index);
     }
 }

@@ -320,6 +320,7 @@ async fn tick(shard: Rc<Shard>) {
         let counters = &shard.counters;
         counters.loop_stall_us.set(counters.loop_stall_us.get().max(late));
         add(&counters.deadlines, shard.deadlines.sweep(shard.draining.get()));
+        shard.warm.tick();
         shard.activity.look(shard.deadlines.now(), &shard.questions, counters);
         shard.live.tick(&shard);
         if shard.deadlines.now().is_multiple_of(POOL_SWEEP_TICKS) {

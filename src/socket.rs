@@ -289,17 +289,17 @@ mod tests {
 
     #[test]
     fn a_receive_that_is_cancelled_loses_no_byte_however_close_the_byte_comes() {
-        use crate::deadlines::{Deadlines, TICK};
+        use crate::warm::{WARM_TICKS, Warm};
         use std::io::Write;
         use std::rc::Rc;
         on_a_shard(|| async {
             let (ours, mut theirs) = pair();
             let ours = Rc::new(ours);
-            let table = Deadlines::new();
-            let watch = table.watch(ours.raw_fd());
+            let warm = Warm::new(1);
+            let place = warm.enter().expect("room for one");
             let (mut cancelled, mut in_time) = (0, 0);
             for round in 0..3000_u32 {
-                let cancel = watch.warm(TICK * 1000);
+                let cancel = place.wait();
                 let receiving = ours.clone();
                 let wait =
                     monoio::spawn(
@@ -317,8 +317,8 @@ mod tests {
                 if round % 5 == 2 {
                     speak();
                 }
-                for _ in 0..3 {
-                    table.sweep(false);
+                for _ in 0..WARM_TICKS {
+                    warm.tick();
                 }
                 if round % 5 == 3 {
                     monoio::time::sleep(std::time::Duration::ZERO).await;
