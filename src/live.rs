@@ -284,3 +284,57 @@ impl Drop for Alive {
 fn ticks(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis() / TICK.as_millis()).unwrap_or(u32::MAX / 2).clamp(1, u32::MAX / 2)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::Admission;
+    use crate::config::{Config, Environment};
+    use crate::log_writer::LogWriter;
+    use crate::ring::Driver;
+    use std::net::Ipv4Addr;
+    use std::sync::Arc;
+    use tokio::sync::mpsc;
+
+    /// A shard that asks nobody.
+    fn shard() -> Shard {
+        let environment = Environment::from_iter([
+            ("PROXY_PORT", "4000"),
+            ("PROXY_PROTOCOL", "http"),
+            ("PROXY_API_KEY", "a-key-that-opens-nothing-anywhere-0"),
+            ("DAYTONA_API_URL", "http://127.0.0.1:1/api"),
+        ]);
+        let config = Config::from_env(&environment).expect("the settings are good");
+        let log = LogWriter::spawn("log", Box::new(std::io::sink()), 1).expect("a thread");
+        let admission = Arc::new(Admission::new(&config.admission));
+        Shard::new(0, Arc::new(config), admission, Driver::Epoll, mpsc::channel(1).0, log.sender())
+    }
+
+    #[test]
+    fn what_changed_is_cut_as_undecided_once_nobody_could_say_for_too_long_and_nothing_else_is() {
+        let shard = shard();
+        let watches = [0; 2].map(|_| shard.deadlines.watch(-1));
+        let [changed, same] = ["changed", "same"].map(|id| SandboxId::parse(id.as_bytes()).expect("an id"));
+        let enter = |sandbox, watch: &crate::deadlines::Watch| {
+            let pass = Pass { sandbox, basis: Basis::Public, client_ip: Ipv4Addr::LOCALHOST.into() };
+            shard.live.enter(pass, watch.index(), Duration::from_secs(30))
+        };
+        let _alive = [enter(changed, &watches[0]), enter(same, &watches[1])];
+        let since = shard.deadlines.now();
+        shard.live.agenda.borrow_mut().each(&changed, |entry| entry.doubt_since = Some(since));
+        let ask = || {
+            for sandbox in [&changed, &same] {
+                shard.live.settle(&shard, sandbox, &Basis::Public, Holds::NobodyKnows, 0);
+            }
+            [watches[0].revoked(), watches[1].revoked()]
+        };
+        for _ in 1..DOUBT_TICKS {
+            shard.deadlines.sweep(false);
+            assert_eq!(ask(), [None; 2]);
+        }
+        shard.deadlines.sweep(false);
+        assert_eq!(ask(), [Some(Revoked::Undecided), None]);
+        let counted = |why: Revoked| shard.counters.revoked[why as usize].get();
+        assert_eq!((counted(Revoked::Undecided), counted(Revoked::Private)), (1, 0));
+    }
+}

@@ -94,6 +94,65 @@ async fn linger<C: Stream>(client: &C, course: &Course<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::buffers::Buffers;
+    use crate::counters::Counters;
+    use crate::deadlines::Deadlines;
+    use crate::relay::Means;
+    use crate::ring;
+    use crate::socket::Socket;
+    use crate::tunnel::{Tunnel, run};
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    /// All that the client of a tunnel gets which is ended so while it says nothing.
+    fn heard_of(why: Revoked) -> Vec<u8> {
+        let (ours, mut theirs) = UnixStream::pair().expect("pair");
+        let (runner, app) = UnixStream::pair().expect("pair");
+        // Its leaving is the end of the lingering.
+        let client = std::thread::spawn(move || {
+            let mut heard = Vec::new();
+            theirs.read_to_end(&mut heard).map(|_| heard)
+        });
+        ring::on_a_shard(move || async move {
+            let raw = std::os::fd::AsRawFd::as_raw_fd(&ours);
+            let (client, runner) = (Socket::new(ours.into()), Socket::new(runner.into()));
+            let (client, runner) = (client.expect("a socket"), runner.expect("a socket"));
+            let table = Deadlines::new();
+            let (watch, buffers, counters) = (table.watch(raw), Buffers::new(1, 1), Counters::default());
+            let means =
+                Means { buffers: &buffers, counters: &counters, watch: &watch, stall: None, in_use: None };
+            let tunnel = run(&client, Tunnel::new(runner, b"", b"", None), means);
+            // Polled in this order: it runs by then.
+            let ended = async { assert!(table.revoke(watch.index(), why)) };
+            futures_util::future::join(tunnel, ended).await;
+        });
+        drop(app);
+        client.join().expect("no panic").expect("an end without a reset")
+    }
+
+    /// Clients act on the code, people read the reason: both are told as they stand here.
+    #[test]
+    fn whatever_ends_a_tunnel_its_client_is_told_that_and_why() {
+        for why in Revoked::ALL {
+            let (code, reason) = match why {
+                Revoked::Private => (4001_u16, "the sandbox is not public any more"),
+                Revoked::Token => (4001, "the token is not valid any more"),
+                Revoked::Link => (4001, "the signed link is not valid any more"),
+                Revoked::Session => (4001, "the session is over"),
+                Revoked::Undecided => (4003, "it cannot be found out whether this is still allowed"),
+                Revoked::Stopped => (1001, "the sandbox was stopped"),
+                Revoked::Archived => (1001, "the sandbox was archived"),
+                Revoked::Destroyed => (1001, "the sandbox was destroyed"),
+                Revoked::Draining => (1001, "the gateway is shutting down"),
+            };
+            let head = [0x88, 2 + reason.len() as u8];
+            assert_eq!(
+                heard_of(*why),
+                [&head[..], &code.to_be_bytes(), reason.as_bytes()].concat(),
+                "{why:?}"
+            );
+        }
+    }
 
     #[test]
     fn every_end_has_a_code_of_its_kind_and_a_reason_that_fits() {

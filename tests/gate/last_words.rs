@@ -1,13 +1,16 @@
 //! A WebSocket whose right has gone, or whose gate goes, is told why; and no frame of the app's is ever broken for that.
 
 use crate::harness::{Api, DEADLINE, Gate, HOST, Runner, Wire, sample_of};
+use crate::revocation::{link, session};
 use crate::shared::redis_server::cli;
 use crate::shared::{PUBLIC_KEY, World};
 use crate::tunnels::{ACCEPT, switching, upgrade};
 use rustix::process::Signal;
 use std::net::TcpStream;
 use std::sync::atomic::Ordering::SeqCst;
-use std::sync::{Mutex, mpsc};
+use std::sync::atomic::{AtomicBool, AtomicU32};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{self, Error, Message, WebSocket};
 
@@ -27,9 +30,18 @@ fn echo() -> Runner {
 
 /// A client that is not ours either, which has heard its echo.
 fn client(gate: &Gate, host: &str, token: Option<&str>) -> WebSocket<TcpStream> {
+    client_that_shows(
+        gate,
+        host,
+        &token.map_or_else(String::new, |t| format!("X-Daytona-Preview-Token: {t}\r\n")),
+    )
+}
+
+fn client_that_shows(gate: &Gate, host: &str, fields: &str) -> WebSocket<TcpStream> {
     let mut request = format!("ws://{host}/ws").into_client_request().expect("a URL");
-    if let Some(token) = token {
-        request.headers_mut().insert("X-Daytona-Preview-Token", token.parse().expect("a field value"));
+    for (name, value) in fields.lines().filter_map(|line| line.split_once(": ")) {
+        let name = tungstenite::http::HeaderName::from_bytes(name.as_bytes()).expect("a field name");
+        request.headers_mut().insert(name, value.parse().expect("a field value"));
     }
     let stream = gate.connect().stream;
     let (mut socket, _) = tungstenite::client(request, stream).expect("it is let in");
@@ -73,6 +85,58 @@ fn who_is_not_let_in_any_more_is_told_so() {
     world.api.script.status.store(404, SeqCst);
     cli(world.redis.port, &["publish", "sandbox.event.channel", &event("started")]);
     is_told(by_token, 4001, "the token is not valid any more");
+}
+
+#[test]
+fn who_came_by_a_link_or_a_session_is_told_when_that_is_over() {
+    const LINK: &str = "a1b2c3d4e5f6g7h8";
+    let world = World::before(echo(), &[("SANDGATE_SIGNED_TTL_SEC", "60")]);
+    let key = link(&world, LINK, "60000");
+    let by_link = client(&world.gate, &HOST.replace("sb1", LINK), None);
+    // The public flag opens nothing there, and the session's hour has a second or two to go.
+    let host = HOST.replace("3000-", "22222-");
+    let by_session = client_that_shows(&world.gate, &host, &session(&host, 3598));
+    world.api.script.reply(&format!("/api/preview/{LINK}/3000/sandbox-id"), 403, "{}");
+    cli(world.redis.port, &["del", &key]);
+    is_told(by_link, 4001, "the signed link is not valid any more");
+    is_told(by_session, 4001, "the session is over");
+}
+
+#[test]
+fn who_goes_on_sending_is_told_all_the_same() {
+    let (runner, _go) = runner_that_says(Vec::new(), Vec::new());
+    let world = World::before(runner, &[]);
+    let mut wire = tunnel(&world.gate);
+    let (told, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
+    let sending = std::thread::spawn({
+        let (mut wire, told, sent) = (wire.again(), Arc::clone(&told), Arc::clone(&sent));
+        // Masked, as a client's are. Paced, for only so much of it is waited for.
+        let frame = [&[0x82, 0xbf, 1, 2, 3, 4][..], &[7; 63]].concat();
+        move || {
+            while !told.load(SeqCst) {
+                wire.send(&frame).expect("there is no reset while it is told");
+                sent.fetch_add(1, SeqCst);
+                std::thread::sleep(Duration::from_micros(500));
+            }
+        }
+    });
+    let sends_on = || {
+        let before = sent.load(SeqCst);
+        while sent.load(SeqCst) < before + 10 {
+            assert!(!sending.is_finished(), "it could not send");
+            std::thread::yield_now();
+        }
+    };
+    sends_on();
+    make_private(&world);
+    let close = close(4001, PRIVATE);
+    assert_eq!(wire.exactly(close.len()).expect("all of it"), close);
+    // What it sends finds nobody by now.
+    sends_on();
+    told.store(true, SeqCst);
+    sending.join().expect("no panic");
+    wire.end_writing();
+    assert_eq!(wire.rest().expect("an end without a reset"), b"");
 }
 
 #[test]

@@ -86,7 +86,7 @@ fn asked(gate: &Gate, host: &str, fields: &str) -> u16 {
 }
 
 /// The session of a login that long ago, in a page of this very host.
-fn session(host: &str, age: u64) -> String {
+pub fn session(host: &str, age: u64) -> String {
     let cookie = crate::proofs::cookie_made(KEY, "sb1", "sb1", age);
     format!("Origin: http://{host}\r\nCookie: {cookie}\r\n")
 }
@@ -268,7 +268,7 @@ fn what_was_let_in_by_a_signed_link_ends_within_its_time_to_live_after_the_link(
 }
 
 /// The link as the API keeps it in Redis, for so many milliseconds, and what it answers.
-fn link(world: &World, token: &str, lives_ms: &str) -> String {
+pub fn link(world: &World, token: &str, lives_ms: &str) -> String {
     world.api.script.reply(&format!("/api/preview/{token}/public"), 404, "");
     world.api.script.reply(&format!("/api/preview/{token}/3000/sandbox-id"), 200, "sb1");
     let key = format!("sandbox:signed-preview-url-token:3000:{token}");
