@@ -54,8 +54,14 @@ impl Client {
     }
 
     pub fn means<'a>(&'a self, shard: &'a Shard) -> Means<'a> {
-        let stall = shard.config.limits.client_stall;
-        Means { buffers: &shard.buffers, counters: &shard.counters, watch: &self.watch, stall, in_use: None }
+        Means {
+            buffers: &shard.buffers,
+            counters: &shard.counters,
+            watch: &self.watch,
+            stall: shard.config.limits.client_stall,
+            runner_stall: shard.config.limits.runner_first_byte,
+            in_use: None,
+        }
     }
 
     /// Heads and small answers.
@@ -148,7 +154,8 @@ pub fn serve(shard: Rc<Shard>, client: Client) -> impl Future<Output = ()> {
 async fn tunnelled(shard: &Shard, client: &Client, tunnel: tunnel::Tunnel) {
     let in_use = client.in_use.take();
     in_use.iter().for_each(InUse::is_tunnel);
-    let means = Means { in_use: in_use.as_ref(), ..client.means(shard) };
+    // An app may take as long as it likes; only what is gone is noticed.
+    let means = Means { in_use: in_use.as_ref(), runner_stall: None, ..client.means(shard) };
     tunnel::run(&client.transport, tunnel, means).await;
 }
 

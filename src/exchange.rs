@@ -349,6 +349,8 @@ async fn both_ways(
     let started = Cell::new(false);
     let means = client.means(shard);
     let lane = Lane { source: client.transport(), sink: runner, way: Way::Up, means: &means };
+    // The app's time to answer begins with the body's end. Until then it has to take some of it now and then.
+    client.watch.runner_answers(None);
     let upload = async {
         match head.body {
             RequestBody::Chunked => {
@@ -375,6 +377,9 @@ async fn both_ways(
                 Err(Fault::Resources(_)) => Some(Cause::Internal),
                 Err(Fault::SinkBroke(_)) | Ok(_) => None,
             };
+            if result.is_ok() && !started.get() {
+                client.watch.runner_answers(shard.config.limits.runner_first_byte);
+            }
             uploaded = Some(result);
             if let Some(cause) = client_failed {
                 let failed = Failed { cause, answerable: !started.get(), reset: false };

@@ -19,7 +19,7 @@ pub struct Limits {
     pub client_idle: Duration,
     /// How long a body may stand still while the *client* is the one to move (sending or reading). `None`: for ever.
     pub client_stall: Option<Duration>,
-    /// From the last request byte to the runner's response head. `None` (default): for ever, commands run for hours.
+    /// From the last request byte to the runner's response head, and how long it may take nothing of a body. `None` (default): for ever, commands run for hours.
     pub runner_first_byte: Option<Duration>,
     /// TCP connect to a runner.
     pub runner_connect: Duration,

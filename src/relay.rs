@@ -112,6 +112,8 @@ pub struct Means<'a> {
     pub watch: &'a Watch,
     /// How long the client may stand still.
     pub stall: Option<Duration>,
+    /// How long the runner may take nothing.
+    pub runner_stall: Option<Duration>,
     /// Told of bytes when only they make this count as use of the sandbox.
     pub in_use: Option<&'a InUse>,
 }
@@ -480,13 +482,17 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
     }
 
     pub async fn wait_writable(&self) -> Result<(), Fault> {
-        let armed = self.way == Way::Down && self.means.stall.is_some();
-        if armed {
-            self.means.watch.client_writes(self.means.stall);
+        let Means { watch, stall, runner_stall, .. } = self.means;
+        match self.way {
+            Way::Down if stall.is_some() => watch.client_writes(*stall),
+            Way::Up if runner_stall.is_some() => watch.runner_answers(*runner_stall),
+            _ => {}
         }
         let result = self.sink.writable().await;
-        if armed {
-            self.means.watch.client_writes(None);
+        match self.way {
+            Way::Down if stall.is_some() => watch.client_writes(None),
+            Way::Up if runner_stall.is_some() => watch.runner_answers(None),
+            _ => {}
         }
         result.map_err(Fault::SinkBroke)
     }

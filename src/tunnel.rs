@@ -375,8 +375,14 @@ mod tests {
             let runner = Socket::new(runner.into()).expect("made");
             let table = Deadlines::new();
             let (watch, buffers, counters) = (table.watch(-1), Buffers::new(1, 1), Counters::default());
-            let means =
-                Means { buffers: &buffers, counters: &counters, watch: &watch, stall: None, in_use: None };
+            let means = Means {
+                buffers: &buffers,
+                counters: &counters,
+                watch: &watch,
+                stall: None,
+                runner_stall: None,
+                in_use: None,
+            };
             size_of_val(&run(&client, Tunnel::new(runner, b"", b"", None), means))
         });
         let size = size.expect("epoll always works");

@@ -400,7 +400,7 @@ pub const VARIABLES: &[Variable] = &[
         "SANDGATE_FIRST_BYTE_TIMEOUT_MS",
         number(0, DAY_MS, "ms"),
         Value("0"),
-        "From a request's last byte to the app's response head; 0: for ever, commands run for hours.",
+        "From a request's last byte to the app's response head, and how long it may take nothing of a body; 0: for ever, commands run for hours.",
     ),
     row(
         "SANDGATE_CONNECT_TIMEOUT_MS",

@@ -119,8 +119,14 @@ mod tests {
             let (client, runner) = (client.expect("a socket"), runner.expect("a socket"));
             let table = Deadlines::new();
             let (watch, buffers, counters) = (table.watch(raw), Buffers::new(1, 1), Counters::default());
-            let means =
-                Means { buffers: &buffers, counters: &counters, watch: &watch, stall: None, in_use: None };
+            let means = Means {
+                buffers: &buffers,
+                counters: &counters,
+                watch: &watch,
+                stall: None,
+                runner_stall: None,
+                in_use: None,
+            };
             let tunnel = run(&client, Tunnel::new(runner, b"", b"", None), means);
             // Polled in this order: it runs by then.
             let ended = async { assert!(table.revoke(watch.index(), why)) };

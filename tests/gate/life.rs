@@ -43,6 +43,62 @@ fn a_connection_that_never_says_a_word_is_closed_too() {
     gate.check(&runner);
 }
 
+/// An app's time counts from the end of the body: a slow client's is not the app's.
+#[test]
+fn an_upload_may_last_longer_than_the_app_may_take_to_answer() {
+    let runner = Runner::echo();
+    let gate = Gate::start(&Api::start(runner.addr), &[("SANDGATE_FIRST_BYTE_TIMEOUT_MS", "300")]);
+    for framing in ["Content-Length: 4", "Transfer-Encoding: chunked"] {
+        let mut wire = gate.connect();
+        let parts =
+            if framing.contains("chunked") { ["2\r\nab\r\n", "2\r\ncd\r\n0\r\n\r\n"] } else { ["ab", "cd"] };
+        wire.send(format!("POST /slow HTTP/1.1\r\nHost: {HOST}\r\n{framing}\r\n\r\n{}", parts[0]))
+            .expect("the gate reads");
+        std::thread::sleep(Duration::from_millis(800));
+        wire.send(parts[1]).expect("the gate reads");
+        assert_eq!(wire.expect_message().expect("an answer").status(), 200, "{framing}");
+    }
+    gate.check(&runner);
+}
+
+#[test]
+fn an_app_that_takes_nothing_of_a_body_is_given_up_and_one_that_then_does_not_answer_too() {
+    let (may_go, goes) = mpsc::channel::<()>();
+    let goes = Mutex::new(goes);
+    let runner = Runner::start(move |mut wire, number| {
+        if matches!(wire.head(), Ok(Some(_))) && number == 1 {
+            let _ = wire.exactly(4);
+        }
+        // Open, and silent.
+        let _ = goes.lock().expect("one at a time").recv_timeout(DEADLINE);
+    });
+    let gate = Gate::start(&Api::start(runner.addr), &[("SANDGATE_FIRST_BYTE_TIMEOUT_MS", "300")]);
+    // More than all buffers on the way hold.
+    let body = 256 * 1024 * 1024;
+    let mut wire = gate.connect();
+    wire.send(format!("POST /deaf HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: {body}\r\n\r\n"))
+        .expect("the gate reads");
+    let sending = std::thread::spawn({
+        let mut wire = wire.again();
+        move || {
+            let part = vec![b'x'; 1024 * 1024];
+            (0..body / part.len()).take_while(|_| wire.send(&part).is_ok()).count()
+        }
+    });
+    let answer = wire.expect_message().expect("an answer");
+    assert!(answer.status() == 504 && answer.has_code("UPSTREAM_TIMEOUT"), "{answer:?}");
+    assert!(sending.join().expect("no panic") < 256, "all of it was taken");
+    may_go.send(()).expect("the runner waits");
+
+    let mut wire = gate.connect();
+    wire.send(format!("POST /mute HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 4\r\n\r\nab"))
+        .expect("the gate reads");
+    wire.send("cd").expect("the gate reads");
+    let answer = wire.expect_message().expect("an answer");
+    assert!(answer.status() == 504 && answer.has_code("UPSTREAM_TIMEOUT"), "{answer:?}");
+    may_go.send(()).expect("the runner waits");
+}
+
 #[test]
 fn a_runner_that_refuses_is_looked_up_once_more_and_then_told() {
     let nobody = SocketAddr::from(([127, 0, 0, 1], free_port()));
