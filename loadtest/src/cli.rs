@@ -153,8 +153,11 @@ fn take_turns(args: &InterleaveArgs) -> Result<ExitCode, String> {
     (b.name, b.target.url) = (args.with.clone(), args.with.clone());
     let files = [&args.json_a, &args.json_b].map(|json| Outputs { json: json.clone(), ..Outputs::default() });
     files.iter().try_for_each(Outputs::check).map_err(|error| error.to_string())?;
-    let of_b =
-        ObserveArgs { proxy_pid: args.with_proxy_pid.clone(), metrics_url: args.with_metrics_url.clone() };
+    let of_b = ObserveArgs {
+        proxy_pid: args.with_proxy_pid.clone(),
+        count_calls: args.load.observe.count_calls && args.with_proxy_pid.is_some(),
+        metrics_url: args.with_metrics_url.clone(),
+    };
     let observations = [args.load.observe.observation(), of_b.observation()];
     let runner = Runner::new(&args.load.client, true)?;
     let mut tell = |round: u32, target: usize, result: &RunResult| {

@@ -144,6 +144,13 @@ fn add_phase(text: &mut String, phase: &PhaseResult) {
             proxy.memory_max_bytes >> 20,
         );
     }
+    if let Some(calls) = phase.proxy.as_ref().and_then(|proxy| proxy.calls.as_ref()) {
+        let _infallible = writeln!(
+            text,
+            "  proxy: {:.2} system calls per request, of them io_uring_enter {:.2}",
+            calls.system_calls_per_request, calls.ring_enters_per_request,
+        );
+    }
     let _infallible = writeln!(
         text,
         "  load generator: busiest thread {:.0} % of a CPU, sends late by p99 {}",

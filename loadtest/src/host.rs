@@ -40,6 +40,29 @@ impl fmt::Display for ProxySource {
     }
 }
 
+impl ProxySource {
+    /// All its threads at this moment.
+    pub fn tids(&self) -> io::Result<Vec<u32>> {
+        let numbers = |text: &str| text.lines().filter_map(|line| line.parse().ok()).collect();
+        let root = match self {
+            Self::Cgroup(path) => return Ok(numbers(&fs::read_to_string(path.join("cgroup.threads"))?)),
+            Self::Pid(root) => *root,
+        };
+        let mut tids = Vec::new();
+        for pid in descendants(root)? {
+            // A process may end while it is looked at.
+            let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { continue };
+            let names =
+                threads.flatten().filter_map(|thread| thread.file_name().to_str()?.parse::<u32>().ok());
+            tids.extend(names);
+        }
+        if tids.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "no such process"));
+        }
+        Ok(tids)
+    }
+}
+
 /// CPU used so far, and resident memory now.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Usage {

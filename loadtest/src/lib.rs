@@ -17,6 +17,7 @@ pub mod aim;
 mod alarm;
 pub mod assertion;
 pub mod backend;
+mod calls;
 mod churn;
 pub mod cli;
 pub mod compare;

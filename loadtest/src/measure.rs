@@ -18,10 +18,22 @@ pub struct Totals {
     /// CPU seconds of the proxy and the answers they were spent on, over the phases in which it was watched. What counts
     /// as an answer (echoes and events do) is the run's to say.
     proxy_cpu: Option<(f64, f64)>,
+    calls: Option<CallTotals>,
     memory_max_bytes: Option<u64>,
     /// Body bytes through the proxy: copied and spliced.
     moved: Option<(f64, f64)>,
+    /// Requests, those of the warm-up too.
+    ended_in_all: u64,
     valid: bool,
+}
+
+/// Over the phases in which they were counted.
+#[derive(Clone, Debug, Default)]
+struct CallTotals {
+    all: f64,
+    enters: f64,
+    /// The answers they were made for.
+    requests: f64,
 }
 
 impl Totals {
@@ -32,8 +44,10 @@ impl Totals {
             send_lag: Hist::default(),
             duration_s: 0.0,
             proxy_cpu: None,
+            calls: None,
             memory_max_bytes: None,
             moved: moved_bytes(result),
+            ended_in_all: result.phases.iter().map(|phase| phase.total().ended()).sum(),
             valid: result.validity.valid,
         };
         for phase in result.measured() {
@@ -48,6 +62,13 @@ impl Totals {
                 *cpu_s += proxy.cpu_s;
                 *answers += share(proxy.cpu_s * 1e6, proxy.cpu_us_per_request).unwrap_or(0.0);
                 totals.memory_max_bytes = totals.memory_max_bytes.max(Some(proxy.memory_max_bytes));
+                if let Some(used) = &proxy.calls {
+                    let calls = totals.calls.get_or_insert_default();
+                    calls.all += used.system_calls as f64;
+                    calls.enters += used.ring_enters as f64;
+                    calls.requests +=
+                        share(used.system_calls as f64, used.system_calls_per_request).unwrap_or(0.0);
+                }
             }
         }
         totals
@@ -66,6 +87,16 @@ impl Totals {
         share(cpu_s * 1e6, answers)
     }
 
+    /// The proxy's system calls for one answer.
+    pub fn calls(&self) -> Option<f64> {
+        self.calls.as_ref().and_then(|calls| share(calls.all, calls.requests))
+    }
+
+    /// Of them: `io_uring_enter`.
+    pub fn enters(&self) -> Option<f64> {
+        self.calls.as_ref().and_then(|calls| share(calls.enters, calls.requests))
+    }
+
     pub fn memory_max_bytes(&self) -> Option<u64> {
         self.memory_max_bytes
     }
@@ -77,6 +108,11 @@ impl Totals {
 
     pub fn spliced_share(&self) -> Option<f64> {
         self.moved.and_then(|(copied, spliced)| share(spliced, copied + spliced))
+    }
+
+    /// Bytes the proxy copied for one request. Both are counted over the whole run, warming up included.
+    pub fn copied_per_request(&self) -> Option<f64> {
+        self.moved.and_then(|(copied, _)| share(copied, self.ended_in_all as f64))
     }
 }
 
@@ -116,6 +152,10 @@ pub enum What {
     Rate,
     /// CPU of the proxy per answer.
     Cpu,
+    /// System calls of the proxy per answer.
+    Calls,
+    /// Of them: `io_uring_enter`.
+    Enters,
     /// Answers per second one core of the proxy would do.
     RatePerCore,
     /// Highest resident memory of the proxy.
@@ -157,8 +197,8 @@ pub enum Unit {
 }
 
 /// What measures can be named, for people who mistyped one.
-pub const NAMES: &str = "p50 (any percentile), mean, min, max, err, rate, cpu_us, rps_core, mem, spliced, sent, ok, failed, \
-                         unsent, unfinished, valid; with service., connect. or lag. in front of a percentile, and a class \
+pub const NAMES: &str = "p50 (any percentile), mean, min, max, err, rate, cpu_us, calls, enters, rps_core, mem, spliced, \
+                         sent, ok, failed, unsent, unfinished, valid; with service., connect. or lag. in front of a percentile, and a class \
                          with / in front of all: get/service.p99";
 
 impl Measure {
@@ -184,6 +224,8 @@ impl Measure {
             "err" => What::Errors,
             "rate" => What::Rate,
             "cpu_us" => What::Cpu,
+            "calls" => What::Calls,
+            "enters" => What::Enters,
             "rps_core" => What::RatePerCore,
             "mem" => What::Memory,
             "spliced" => What::Spliced,
@@ -209,7 +251,14 @@ impl Measure {
         };
         let of_the_whole = matches!(
             what,
-            What::Lag(_) | What::Cpu | What::RatePerCore | What::Memory | What::Spliced | What::Valid
+            What::Lag(_)
+                | What::Cpu
+                | What::Calls
+                | What::Enters
+                | What::RatePerCore
+                | What::Memory
+                | What::Spliced
+                | What::Valid
         );
         if class.is_some() && of_the_whole {
             return Err(format!("`{text}`: `{name}` is known for the whole run only, not for a class"));
@@ -236,6 +285,8 @@ impl Measure {
             What::Errors => Totals::error_share(class),
             What::Rate => share(class.ended() as f64, totals.duration_s),
             What::Cpu => totals.cpu_us(),
+            What::Calls => totals.calls(),
+            What::Enters => totals.enters(),
             What::RatePerCore => totals.cpu_us().filter(|us| *us > 0.0).map(|us| 1e6 / us),
             What::Memory => totals.memory_max_bytes.map(|bytes| bytes as f64),
             What::Spliced => totals.spliced_share(),
@@ -250,7 +301,7 @@ impl Measure {
             What::Errors | What::Spliced => Unit::Share,
             What::Rate | What::RatePerCore => Unit::PerSecond,
             What::Memory => Unit::Bytes,
-            What::Count(_) | What::Valid => Unit::Count,
+            What::Count(_) | What::Valid | What::Calls | What::Enters => Unit::Count,
         }
     }
 
@@ -279,6 +330,8 @@ impl fmt::Display for Measure {
             What::Errors => f.write_str("err"),
             What::Rate => f.write_str("rate"),
             What::Cpu => f.write_str("cpu_us"),
+            What::Calls => f.write_str("calls"),
+            What::Enters => f.write_str("enters"),
             What::RatePerCore => f.write_str("rps_core"),
             What::Memory => f.write_str("mem"),
             What::Spliced => f.write_str("spliced"),
@@ -451,6 +504,8 @@ mod tests {
             ("a/b/ws_echo.p99.99", "a/b/ws_echo.p99.99"),
             ("err", "err"),
             ("cpu_us", "cpu_us"),
+            ("calls", "calls"),
+            ("enters", "enters"),
             ("spliced", "spliced"),
         ] {
             assert_eq!(
@@ -472,6 +527,7 @@ mod tests {
             ".p99",
             "get/",
             "get/cpu_us",
+            "get/enters",
             "service.",
         ] {
             assert!(Measure::parse(text).is_err(), "{text:?}");

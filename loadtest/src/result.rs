@@ -220,6 +220,19 @@ pub struct ProxyUse {
     pub memory_early_bytes: u64,
     #[serde(default)]
     pub memory_end_bytes: u64,
+    /// When they were counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calls: Option<CallUse>,
+}
+
+/// System calls of the proxy between the phase's start and end, counted by the kernel. Requests as for CPU.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CallUse {
+    pub system_calls: u64,
+    pub system_calls_per_request: f64,
+    /// Of them: `io_uring_enter`.
+    pub ring_enters: u64,
+    pub ring_enters_per_request: f64,
 }
 
 /// A change under load and how long it took to be felt.

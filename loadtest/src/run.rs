@@ -3,9 +3,10 @@
 mod tally;
 
 use crate::agent::Remote;
+use crate::calls::{CallCounter, Calls};
 use crate::host::{self, Meter, ProxySource, Usage};
 use crate::plan::{Plan, Share};
-use crate::result::{ProxyUse, RunResult, ServerCounters};
+use crate::result::{CallUse, ProxyUse, RunResult, ServerCounters};
 use crate::scrape::Scraper;
 use crate::transport::Place;
 use crate::worker::{self, Assignment, Report};
@@ -28,6 +29,8 @@ const READY_MAX: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug, Default)]
 pub struct Observation {
     pub proxy: Option<ProxySource>,
+    /// Its system calls as well as its CPU.
+    pub count_calls: bool,
     pub metrics_url: Option<String>,
 }
 
@@ -110,7 +113,8 @@ impl Conductor<'_> {
         watch: &mut dyn FnMut(&Moment<'_>),
     ) -> Result<RunResult, String> {
         let scraper = observation.metrics_url.as_deref().map(Scraper::new).transpose()?;
-        let mut proxy = observation.proxy.clone().map(Watched::new).transpose()?;
+        let proxy = observation.proxy.clone();
+        let mut proxy = proxy.map(|source| Watched::new(source, observation.count_calls)).transpose()?;
         let threads = self.crew.threads();
         self.await_ready(threads)?;
         let started_at = SystemTime::now();
@@ -209,27 +213,33 @@ fn length(plan: &Plan) -> Duration {
     plan.phases.iter().map(|phase| phase.length.0).sum()
 }
 
-/// The proxy's CPU, phase by phase.
+/// The proxy's CPU and calls, phase by phase.
 struct Watched {
     meter: Meter,
+    calls: Option<CallCounter>,
     last: Option<(Instant, Usage)>,
     begin: Usage,
+    calls_begin: Calls,
     phases: Vec<Option<ProxyUse>>,
 }
 
 impl Watched {
-    fn new(source: ProxySource) -> Result<Self, String> {
+    fn new(source: ProxySource, count_calls: bool) -> Result<Self, String> {
+        let calls = count_calls.then(|| CallCounter::new(&source)).transpose()?;
         let mut meter = Meter::new(source);
         meter.read().map_err(|error| format!("{}: {error}", meter.source()))?;
-        Ok(Self { meter, last: None, begin: Usage::default(), phases: Vec::new() })
+        let (begin, calls_begin) = Default::default();
+        Ok(Self { meter, calls, last: None, begin, calls_begin, phases: Vec::new() })
     }
 
     fn tick(&mut self, tick: &Tick, tally: &mut Tally<'_>) {
         // A proxy that is restarted is away for a while; its CPU until then stays counted.
         let Ok(usage) = self.meter.read() else { return };
+        let calls = self.calls.as_mut().map(CallCounter::read);
         let now = Instant::now();
         let Some(second) = tick.second else {
             self.begin = usage;
+            self.calls_begin = calls.unwrap_or_default();
             self.last = Some((now, usage));
             return;
         };
@@ -244,6 +254,11 @@ impl Watched {
         phase.cpu_s = usage.cpu.saturating_sub(self.begin.cpu).as_secs_f64();
         phase.memory_max_bytes = phase.memory_max_bytes.max(usage.memory_bytes);
         phase.memory_end_bytes = usage.memory_bytes;
+        phase.calls = calls.map(|calls| CallUse {
+            system_calls: calls.system_calls - self.calls_begin.system_calls,
+            ring_enters: calls.ring_enters - self.calls_begin.ring_enters,
+            ..CallUse::default()
+        });
         if tick.early || phase.memory_early_bytes == 0 {
             phase.memory_early_bytes = usage.memory_bytes;
         }

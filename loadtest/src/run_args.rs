@@ -177,6 +177,9 @@ pub struct ObserveArgs {
     /// The proxy's process, with its threads and descendants, or its cgroup's path: CPU per request from outside
     #[arg(long, value_name = "PID|CGROUP", help_heading = "Proxy")]
     pub proxy_pid: Option<ProxySource>,
+    /// Count the proxy's system calls, too (root; makes each of them dearer: not together with comparing CPU)
+    #[arg(long, requires = "proxy_pid", help_heading = "Proxy")]
+    pub count_calls: bool,
     /// The proxy's metrics page, read before, during and after
     #[arg(long, value_name = "URL", help_heading = "Proxy")]
     pub metrics_url: Option<String>,
@@ -184,7 +187,11 @@ pub struct ObserveArgs {
 
 impl ObserveArgs {
     pub fn observation(&self) -> Observation {
-        Observation { proxy: self.proxy_pid.clone(), metrics_url: self.metrics_url.clone() }
+        Observation {
+            proxy: self.proxy_pid.clone(),
+            count_calls: self.count_calls,
+            metrics_url: self.metrics_url.clone(),
+        }
     }
 }
 

@@ -226,7 +226,7 @@ fn a_markdown_summary_has_figures_thresholds_and_errors() {
         "❌",
         "| RUNNER\\_UNREACHABLE | runner |",
         "µs CPU per request",
-        "Bytes spliced: 90.0%.",
+        "Bytes spliced: 90.0%; copied for each request: 102 B.",
     ] {
         assert!(markdown.contains(text), "{text}\n{markdown}");
     }

@@ -54,6 +54,8 @@ fn thresholds_are_checked_in_the_unit_they_are_written_in() {
 fn what_the_run_does_not_know_does_not_hold() {
     for (text, found) in [
         ("cpu_us<20", "not measured"),
+        ("enters<1.2", "not measured"),
+        ("calls<2", "not measured"),
         ("mem<1GiB", "not measured"),
         ("spliced>90%", "not measured"),
         ("ws/p99<5ms", "no class `ws`; there are get:1k"),

@@ -55,8 +55,14 @@ pub fn text(result: &RunResult) -> String {
         }
         text.push_str(".\n");
     }
+    if let (Some(calls), Some(enters)) = (totals.calls(), totals.enters()) {
+        let _ = writeln!(text, "System calls per request: {calls:.2}, of them io_uring_enter {enters:.2}.");
+    }
     if let Some(spliced) = totals.spliced_share() {
-        let _ = writeln!(text, "Bytes spliced: {}.", share_text(spliced));
+        let copied = totals
+            .copied_per_request()
+            .map_or(String::new(), |bytes| format!("; copied for each request: {}", bytes_text(bytes)));
+        let _ = writeln!(text, "Bytes spliced: {}{copied}.", share_text(spliced));
     }
     errors(&mut text, &totals.all.errors);
     text

@@ -72,8 +72,12 @@ fn summary(result: &RunResult, totals: &Totals) -> Markup {
                 (card("proxy CPU", &format!("{} µs", number_text((cpu_us * 10.0).round() / 10.0)), "per request"))
                 @if cpu_us > 0.0 { (card("proxy", &format!("{}/s", number_text(1e6 / cpu_us)), "requests per core")) }
             }
+            @if let (Some(calls), Some(enters)) = (totals.calls(), totals.enters()) {
+                (card("system calls", &format!("{calls:.2}"), &format!("per request, io_uring_enter {enters:.2}")))
+            }
             @if let Some(bytes) = totals.memory_max_bytes() { (card("proxy memory", &bytes_text(bytes as f64), "resident, highest")) }
             @if let Some(spliced) = totals.spliced_share() { (card("spliced", &share_text(spliced), "of body bytes")) }
+            @if let Some(copied) = totals.copied_per_request() { (card("copied", &bytes_text(copied), "per request")) }
         }
     }
 }

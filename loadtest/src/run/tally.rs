@@ -257,6 +257,10 @@ impl<'a> Tally<'a> {
                     used.cpu_us_per_request = used.cpu_s * 1e6 / units as f64;
                     used.requests_per_core_s = units as f64 / used.cpu_s;
                 }
+                if let Some(calls) = used.calls.as_mut().filter(|_| units > 0) {
+                    calls.system_calls_per_request = calls.system_calls as f64 / units as f64;
+                    calls.ring_enters_per_request = calls.ring_enters as f64 / units as f64;
+                }
             }
             phases.push(PhaseResult {
                 name: phase.name.clone(),

@@ -1,7 +1,9 @@
 use super::*;
+use crate::measure::Totals;
 use crate::plan::{Class, Client, Phase, Target, Workload};
 use crate::quantity::Span;
 use crate::recorder::Interval;
+use crate::result::CallUse;
 
 fn plan(load: Load) -> Plan {
     Plan {
@@ -124,11 +126,16 @@ fn reports_of_what_was_not_planned_are_refused() {
 }
 
 #[test]
-fn a_proxy_s_cpu_is_divided_by_what_it_did() {
-    let proxy = vec![Some(ProxyUse { cpu_s: 0.006, ..ProxyUse::default() })];
+fn a_proxy_s_cpu_and_calls_are_divided_by_what_it_did() {
+    let calls = CallUse { system_calls: 1200, ring_enters: 300, ..CallUse::default() };
+    let proxy = vec![Some(ProxyUse { cpu_s: 0.006, calls: Some(calls), ..ProxyUse::default() })];
     let result = result(Load::Hold { rate: 20.0 }, &[(1, 1); 30], proxy);
     let used = result.phases[0].proxy.as_ref().expect("given");
     // 600 requests ended.
     assert!((used.cpu_us_per_request - 10.0).abs() < 1e-6, "{used:?}");
     assert!((used.requests_per_core_s - 100_000.0).abs() < 1e-3);
+    let calls = used.calls.as_ref().expect("counted");
+    assert_eq!((calls.system_calls_per_request, calls.ring_enters_per_request), (2.0, 0.5));
+    let totals = Totals::of(&result);
+    assert_eq!((totals.calls(), totals.enters()), (Some(2.0), Some(0.5)));
 }

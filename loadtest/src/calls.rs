@@ -1,0 +1,134 @@
+//! How many system calls the proxy makes, counted by the kernel: trace points, for each of its threads.
+//!
+//! A call that is counted costs more, for everybody on the machine while it goes on, so it is done when asked for and not
+//! together with measuring CPU for a comparison.
+
+use crate::host::ProxySource;
+use perf_event::events::Tracepoint;
+use perf_event::{Builder, Counter};
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// Where the kernel's trace points are described.
+const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
+const ALL: &str = "raw_syscalls/sys_enter";
+const RING: &str = "syscalls/sys_enter_io_uring_enter";
+
+/// Counts from when it was made.
+pub struct CallCounter {
+    all: Vec<Counter>,
+    ring: Vec<Counter>,
+}
+
+/// So far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Calls {
+    pub system_calls: u64,
+    /// Of them, those that hand operations to a ring or wait for it.
+    pub ring_enters: u64,
+}
+
+impl CallCounter {
+    /// Of all threads there are, and those and the processes they start.
+    ///
+    /// # Errors
+    /// A sentence that says what the kernel refuses and what to do.
+    pub fn new(source: &ProxySource) -> Result<Self, String> {
+        let tracefs = TRACEFS.iter().map(Path::new).find(|path| path.join("events").is_dir());
+        let tracefs = tracefs.ok_or(
+            "system calls cannot be counted: the kernel's trace points are not to be seen; as root: \
+             mount -t tracefs nodev /sys/kernel/tracing",
+        )?;
+        let tids = source.tids().map_err(|error| format!("{source}: {error}"))?;
+        let count = |point: &str| {
+            let id = fs::read_to_string(tracefs.join("events").join(point).join("id"))
+                .and_then(|text| text.trim().parse().map_err(io::Error::other))
+                .map_err(|error| format!("the kernel's trace point {point}: {error}; run as root"))?;
+            let counters = tids.iter().map(|tid| of_thread(*tid, id)).filter_map(Result::transpose);
+            counters.collect::<io::Result<Vec<_>>>().map_err(|error| {
+                format!(
+                    "system calls cannot be counted: {error}; run as root, or as the proxy's user with \
+                     sysctl -w kernel.perf_event_paranoid=-1 and a tracefs that user may read"
+                )
+            })
+        };
+        Ok(Self { all: count(ALL)?, ring: count(RING)? })
+    }
+
+    pub fn read(&mut self) -> Calls {
+        // A counter that was opened can be read.
+        let sum = |counters: &mut Vec<Counter>| counters.iter_mut().filter_map(|c| c.read().ok()).sum();
+        Calls { system_calls: sum(&mut self.all), ring_enters: sum(&mut self.ring) }
+    }
+}
+
+/// `Ok(None)`: it ended meanwhile.
+fn of_thread(tid: u32, point: u64) -> io::Result<Option<Counter>> {
+    let tid = i32::try_from(tid).map_err(io::Error::other)?;
+    let opened = Builder::new(Tracepoint::with_id(point))
+        .observe_pid(tid)
+        .any_cpu()
+        .inherit(true)
+        // Where a call is entered is the kernel.
+        .include_kernel()
+        .enabled(true)
+        .build();
+    match opened {
+        Ok(counter) => Ok(Some(counter)),
+        Err(error) if error.raw_os_error() == Some(NO_SUCH_PROCESS) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// `ESRCH`.
+const NO_SUCH_PROCESS: i32 = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{BufRead, BufReader, Write};
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn the_calls_of_a_process_and_of_what_it_starts_are_counted_one_by_one() {
+        // The shell's builtins and what it runs; `dd` reads and writes as often as it is told.
+        let script = "read x; dd if=/dev/zero of=/dev/null bs=1 count=$x 2>/dev/null; echo done; read x";
+        let mut shell = Command::new("sh")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("sh");
+        let mut counter = CallCounter::new(&ProxySource::Pid(shell.id())).expect("tests/run mounts tracefs");
+        let (mut to, from) = (shell.stdin.take().expect("piped"), shell.stdout.take().expect("piped"));
+        let before = counter.read();
+        to.write_all(b"50000\n").expect("a pipe");
+        let mut line = String::new();
+        BufReader::new(from).read_line(&mut line).expect("a pipe");
+        let calls = counter.read().system_calls - before.system_calls;
+        // What starting it takes are a few hundred.
+        assert!((100_000..103_000).contains(&calls), "{calls}");
+        assert_eq!(counter.read().ring_enters, 0);
+        drop(to);
+        shell.wait().expect("it ends");
+    }
+
+    #[test]
+    fn the_ring_is_told_from_other_calls() {
+        let ring = io_uring::IoUring::new(1).expect("a ring");
+        let mut counter =
+            CallCounter::new(&ProxySource::Pid(std::process::id())).expect("tests/run mounts tracefs");
+        let before = counter.read();
+        (0..100).for_each(|_| assert_eq!(ring.submitter().submit().expect("nothing to submit"), 0));
+        let calls = counter.read();
+        assert_eq!(calls.ring_enters - before.ring_enters, 100);
+        assert!(calls.system_calls - before.system_calls >= 100);
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_is_told() {
+        let error = CallCounter::new(&ProxySource::Pid(u32::MAX)).err().expect("no such process");
+        assert!(error.contains("pid 4294967295"), "{error}");
+    }
+}
