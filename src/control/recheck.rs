@@ -15,7 +15,8 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-/// From before the writing to the asking, and from one that brought nothing to the next.
+/// From before the writing to the asking. From one that brought nothing to the next twice as long each time, up to
+/// [`WAIT_MAX`]: an API in trouble is not to be kept there.
 const WAIT: Duration = Duration::from_millis(3700);
 const _: () = assert!(
     WAIT.as_millis() > API_MEMORY.as_millis() + DEADLINE.as_millis(),
@@ -25,8 +26,9 @@ const _: () = assert!(
 const PENDING_MAX: usize = 4096;
 /// Calls to the API at once.
 const ASKED_MAX: usize = 32;
-/// So many times at most: as long as the key lives.
-const TRIES_MAX: u32 = 1000;
+const WAIT_MAX: Duration = Duration::from_secs(60);
+/// So many times at most: about as long as the key lives.
+const TRIES_MAX: u32 = 64;
 
 pub(super) struct Rechecks {
     work: Arc<Work>,
@@ -66,9 +68,10 @@ impl Rechecks {
 }
 
 impl Work {
-    async fn ask_again(self: Arc<Self>, sandbox: SandboxId, wait: Duration) {
+    async fn ask_again(self: Arc<Self>, sandbox: SandboxId, mut wait: Duration) {
         for _ in 0..TRIES_MAX {
             tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(WAIT_MAX);
             let reply = {
                 let _turn = self.turns.acquire().await.expect("it is never closed");
                 self.api.answer(&Question::Public(sandbox)).await
