@@ -47,8 +47,8 @@ struct Use {
     /// `None`: free.
     place: Option<Rc<Place>>,
     tunnel: bool,
-    /// Since the last look.
-    moved_bytes: u64,
+    /// Since the last look; more than fits is as much as is ever asked for.
+    moved_bytes: u32,
 }
 
 /// One exchange or tunnel of a sandbox that counts as its use. Ends when dropped.
@@ -105,7 +105,7 @@ impl Activity {
         let (first, step) = ((now % self.round_ticks) as usize, self.round_ticks as usize);
         for one in self.uses.borrow_mut().iter_mut().skip(first).step_by(step) {
             let Some(place) = &one.place else { continue };
-            let counts = !one.tunnel || one.moved_bytes >= self.tunnel_bytes_min;
+            let counts = !one.tunnel || u64::from(one.moved_bytes) >= self.tunnel_bytes_min;
             one.moved_bytes = 0;
             if counts {
                 self.mention(place, now, questions, counters);
@@ -122,7 +122,7 @@ impl InUse {
 
     pub fn moved(&self, bytes: u64) {
         let moved = &mut self.activity.uses.borrow_mut()[self.index as usize].moved_bytes;
-        *moved = moved.saturating_add(bytes);
+        *moved = moved.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
     }
 }
 

@@ -16,16 +16,17 @@ use crate::exchange::Next;
 use crate::head::RequestHead;
 use crate::ids::SandboxId;
 use crate::rate::ClientNet;
-use crate::relay::Means;
+use crate::relay::{Means, Patience};
 use crate::shard::Shard;
 use crate::socket::{Moved, Socket};
 use crate::sys;
-use crate::tunnel;
+use crate::tunnel::{self, Tunnel};
 use crate::warm::WARM_TICKS;
 use request::Stamps;
 use std::cell::Cell;
 use std::io;
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -39,13 +40,14 @@ pub struct Client {
     pub peer: IpAddr,
     /// The peer may speak for others.
     pub trusted: bool,
-    first_byte: Cell<Option<Instant>>,
+    /// Microseconds from the grant to the first byte of the app's answer, up to 71 minutes.
+    first_byte: Cell<Option<NonZeroU32>>,
     /// What keeps the sandbox of the request or tunnel from being stopped.
     in_use: Cell<Option<InUse>>,
     /// The sandbox's count of what is under way, when it is limited.
     sandbox_slot: Cell<Option<Box<Held<SandboxId>>>>,
     /// Dropped with it.
-    _held: Option<Box<Held<ClientNet>>>,
+    held: Option<Box<Held<ClientNet>>>,
 }
 
 impl Client {
@@ -54,14 +56,7 @@ impl Client {
     }
 
     pub fn means<'a>(&'a self, shard: &'a Shard) -> Means<'a> {
-        Means {
-            buffers: &shard.buffers,
-            counters: &shard.counters,
-            watch: &self.watch,
-            stall: shard.config.limits.client_stall,
-            runner_stall: shard.config.limits.runner_first_byte,
-            in_use: None,
-        }
+        means(shard, &self.watch)
     }
 
     /// Heads and small answers.
@@ -91,9 +86,10 @@ impl Client {
     }
 
     /// The app's answer has begun.
-    pub fn first_byte(&self, shard: &Shard) {
+    pub fn first_byte(&self, shard: &Shard, granted: Instant) {
         if shard.log.times_first_byte() {
-            self.first_byte.set(Some(Instant::now()));
+            let micros = u32::try_from(granted.elapsed().as_micros()).unwrap_or(u32::MAX);
+            self.first_byte.set(NonZeroU32::new(micros.max(1)));
         }
     }
 }
@@ -116,8 +112,20 @@ impl Client {
             first_byte: Cell::new(None),
             in_use: Cell::new(None),
             sandbox_slot: Cell::new(None),
-            _held: held,
+            held,
         }
+    }
+}
+
+fn means<'a>(shard: &'a Shard, watch: &'a Watch) -> Means<'a> {
+    let limits = &shard.config.limits;
+    Means {
+        buffers: &shard.buffers,
+        counters: &shard.counters,
+        watch,
+        stall: limits.client_stall.into(),
+        runner_stall: limits.runner_first_byte.into(),
+        in_use: None,
     }
 }
 
@@ -136,14 +144,14 @@ pub fn serve(shard: Rc<Shard>, client: Client) -> impl Future<Output = ()> {
                 }
                 soon = shard.deadlines.now() - since <= WARM_TICKS;
             }
-            match sys::boxed(|| requests(&shard, &client, warm, soon)).await {
+            let next = sys::boxed(|| requests(&shard, &client, warm, soon)).await;
+            match next {
                 Next::KeepAlive if !shard.draining.get() => warm = false,
                 Next::KeepAlive | Next::Close => break,
                 Next::Tunnel(tunnel) => {
-                    client.watch.busy();
-                    // Apart, so that connections that never become tunnels do not carry its state.
-                    Box::pin(tunnelled(&shard, &client, tunnel)).await;
-                    break;
+                    // A task of its own, so that neither carries the other's state.
+                    monoio::spawn(tunnelled(shard, client, tunnel));
+                    return;
                 }
             }
         }
@@ -151,12 +159,27 @@ pub fn serve(shard: Rc<Shard>, client: Client) -> impl Future<Output = ()> {
     }
 }
 
-async fn tunnelled(shard: &Shard, client: &Client, tunnel: tunnel::Tunnel) {
-    let in_use = client.in_use.take();
+/// Of the connection only what a tunnel needs is kept: thousands of them wait for hours.
+fn tunnelled(shard: Rc<Shard>, client: Client, tunnel: Tunnel) -> impl Future<Output = ()> {
+    let Client { watch, transport, in_use, sandbox_slot, held, .. } = client;
+    watch.busy();
+    let in_use = in_use.into_inner();
     in_use.iter().for_each(InUse::is_tunnel);
-    // An app may take as long as it likes; only what is gone is noticed.
-    let means = Means { in_use: in_use.as_ref(), runner_stall: None, ..client.means(shard) };
-    tunnel::run(&client.transport, tunnel, means).await;
+    // Seldom any.
+    let counted = match (sandbox_slot.into_inner(), held) {
+        (None, None) => None,
+        places => Some(Box::new(places)),
+    };
+    async move {
+        // An app may take as long as it likes; only what is gone is noticed.
+        let runner_stall = Patience::default();
+        let means = Means { in_use: in_use.as_ref(), runner_stall, ..means(&shard, &watch) };
+        tunnel::run(&transport, &tunnel, &means).await;
+        // In this order: its entry names the descriptors.
+        drop(watch);
+        drop((transport, tunnel, counted));
+        less(&shard.counters.connections_open);
+    }
 }
 
 /// Serves requests until the connection has no byte left to interpret and no next one came soon.
@@ -280,4 +303,45 @@ fn with_room(buf: &mut Vec<u8>) -> &mut Vec<u8> {
         buf.reserve(16 * 1024);
     }
     buf
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::Admission;
+    use crate::config::{Config, Environment};
+    use crate::log_writer::LogWriter;
+    use crate::ring::{Driver, on_a_shard};
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+
+    /// What the runtime puts around a task.
+    const TASK: usize = 48;
+
+    /// The allocator's classes are 256, 320, 384, 448, 512 and 640 bytes: one byte more costs 64 or 128.
+    #[test]
+    fn an_idle_connection_and_an_idle_tunnel_fill_a_class_of_the_allocator_each() {
+        on_a_shard(|| async {
+            let environment = Environment::from_iter([
+                ("PROXY_PORT", "1"),
+                ("PROXY_PROTOCOL", "http"),
+                ("PROXY_API_KEY", "a-key-that-opens-nothing-anywhere-0"),
+                ("DAYTONA_API_URL", "http://127.0.0.1:1/api"),
+            ]);
+            let config = Arc::new(Config::from_env(&environment).expect("the settings are good"));
+            let log = LogWriter::spawn("log", Box::new(std::io::sink()), 1).expect("a thread");
+            let (up, _questions) = tokio::sync::mpsc::channel(1);
+            let admission = Arc::new(Admission::new(&config.admission));
+            let shard = Rc::new(Shard::new(0, config, admission, Driver::Epoll, up, log.sender()));
+            let socket = || {
+                let (ours, _) = UnixStream::pair().expect("pair");
+                Socket::new(ours.into()).expect("made")
+            };
+            let client = || Client::new(&shard, socket(), [127, 0, 0, 1].into(), false, None);
+            let connection = TASK + size_of_val(&serve(shard.clone(), client()));
+            let tunnel = Tunnel::new(socket(), b"", b"", None);
+            let tunnel = TASK + size_of_val(&tunnelled(shard.clone(), client(), tunnel));
+            assert!(connection <= 256 && tunnel <= 512, "{connection} and {tunnel}");
+        });
+    }
 }

@@ -542,7 +542,7 @@ async fn respond(
     }
     client.watch.runner_answers(None);
     started.set(true);
-    client.first_byte(shard);
+    client.first_byte(shard, outgoing.located_at);
     let reset = framing == ResponseBody::UntilClose;
     let sink = if framing == ResponseBody::Chunked { SinkFraming::Chunked } else { SinkFraming::Bare };
     let means = client.means(shard);

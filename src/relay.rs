@@ -19,6 +19,7 @@ use rustix::io::Errno;
 use rustix::net::Shutdown;
 use rustix::pipe::SpliceFlags;
 use std::io;
+use std::num::NonZeroU32;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
@@ -111,11 +112,33 @@ pub struct Means<'a> {
     pub counters: &'a Counters,
     pub watch: &'a Watch,
     /// How long the client may stand still.
-    pub stall: Option<Duration>,
+    pub stall: Patience,
     /// How long the runner may take nothing.
-    pub runner_stall: Option<Duration>,
+    pub runner_stall: Patience,
     /// Told of bytes when only they make this count as use of the sandbox.
     pub in_use: Option<&'a InUse>,
+}
+
+/// How long a peer may stand still; nothing: for as long as it likes. In milliseconds, up to 49 days: every idle tunnel
+/// keeps two.
+#[derive(Clone, Copy, Default)]
+pub struct Patience(Option<NonZeroU32>);
+
+impl From<Option<Duration>> for Patience {
+    fn from(wait: Option<Duration>) -> Self {
+        let millis = wait.map(|wait| wait.as_secs().saturating_mul(1000) + u64::from(wait.subsec_millis()));
+        Self(millis.and_then(|millis| NonZeroU32::new(u32::try_from(millis).unwrap_or(u32::MAX).max(1))))
+    }
+}
+
+impl Patience {
+    pub fn ends(self) -> bool {
+        self.0.is_some()
+    }
+
+    pub fn as_duration(self) -> Option<Duration> {
+        self.0.map(|millis| Duration::from_millis(millis.get().into()))
+    }
 }
 
 /// One direction of one exchange or tunnel.
@@ -150,9 +173,9 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
     /// Sends all of a message that is small and whole, together with what others send in this turn of the loop. Gives
     /// the buffer back. Not cancel-safe.
     pub async fn send_whole(&self, message: Vec<u8>) -> Result<Vec<u8>, Fault> {
-        let armed = self.way == Way::Down && self.means.stall.is_some();
+        let armed = self.way == Way::Down && self.means.stall.ends();
         if armed {
-            self.means.watch.client_writes(self.means.stall);
+            self.means.watch.client_writes(self.means.stall.as_duration());
         }
         let (sent, message) = self.sink.send_waiting(message).await;
         if armed {
@@ -470,9 +493,9 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
     }
 
     async fn wait_readable(&self) -> Result<(), Fault> {
-        let armed = self.way == Way::Up && self.means.stall.is_some();
+        let armed = self.way == Way::Up && self.means.stall.ends();
         if armed {
-            self.means.watch.client_reads(self.means.stall);
+            self.means.watch.client_reads(self.means.stall.as_duration());
         }
         let result = self.source.readable().await;
         if armed {
@@ -484,14 +507,14 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
     pub async fn wait_writable(&self) -> Result<(), Fault> {
         let Means { watch, stall, runner_stall, .. } = self.means;
         match self.way {
-            Way::Down if stall.is_some() => watch.client_writes(*stall),
-            Way::Up if runner_stall.is_some() => watch.runner_answers(*runner_stall),
+            Way::Down if stall.ends() => watch.client_writes(stall.as_duration()),
+            Way::Up if runner_stall.ends() => watch.runner_answers(runner_stall.as_duration()),
             _ => {}
         }
         let result = self.sink.writable().await;
         match self.way {
-            Way::Down if stall.is_some() => watch.client_writes(None),
-            Way::Up if runner_stall.is_some() => watch.runner_answers(None),
+            Way::Down if stall.ends() => watch.client_writes(None),
+            Way::Up if runner_stall.ends() => watch.runner_answers(None),
             _ => {}
         }
         result.map_err(Fault::SinkBroke)

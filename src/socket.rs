@@ -13,7 +13,6 @@ use monoio::io::CancelHandle;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
 use smallvec::SmallVec;
-use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -30,16 +29,15 @@ pub enum Moved {
     NotReady,
 }
 
+/// One word and what it points to: thousands of idle ones are kept.
 pub struct Socket {
     stream: Duplex,
-    /// Probes are on, see [`Socket::keep_alive`].
-    probed: Cell<bool>,
 }
 
 impl Socket {
     /// Takes a descriptor that is non-blocking and close-on-exec. Must be called on a shard's runtime.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        Ok(Self { stream: Duplex::new(fd)?, probed: Cell::new(false) })
+        Ok(Self { stream: Duplex::new(fd)? })
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -129,16 +127,18 @@ impl Socket {
     }
 
     /// For what lives long: tunnels, streams, large bodies. A peer that vanished is noticed after about 2 minutes. Short
-    /// requests do not pay the calls, and a connection pays them once.
+    /// requests do not pay the calls, and a connection pays the four that set it once.
     pub fn keep_alive(&self) -> io::Result<()> {
-        if self.probed.replace(true) {
+        let fd = self.fd();
+        let socket = socket2::SockRef::from(&fd);
+        if socket.keepalive()? {
             return Ok(());
         }
         let probes = socket2::TcpKeepalive::new()
             .with_time(std::time::Duration::from_secs(60))
             .with_interval(std::time::Duration::from_secs(15))
             .with_retries(4);
-        socket2::SockRef::from(&self.fd()).set_tcp_keepalive(&probes)
+        socket.set_tcp_keepalive(&probes)
     }
 
     /// From how many received bytes on the socket counts as readable (`SO_RCVLOWAT`); calls that move bytes take what is

@@ -8,7 +8,7 @@ mod frames;
 pub mod last_words;
 
 use crate::buffers::{BULK, Lease, PIPE};
-use crate::counters::{Revoked, add, less};
+use crate::counters::{add, less};
 use crate::live::Alive;
 use crate::relay::{FULL_READS, Fault, Lane, Means, Stream, TURN, Way};
 use crate::socket::{Moved, Socket};
@@ -31,9 +31,14 @@ const TOGETHER_MIN: u64 = 8;
 /// A runner connection that has switched protocols.
 pub struct Tunnel {
     runner: Socket,
-    early: Option<Box<[u8]>>,
-    frames: Frames,
-    alive: Option<Alive>,
+    /// What the client sent before there was a tunnel.
+    #[expect(clippy::box_collection, reason = "a word, not three, for what is needed only at the beginning")]
+    early: Cell<Option<Box<Vec<u8>>>>,
+    /// The runner's, up to the last byte that was read.
+    frames: Cell<Frames>,
+    /// Of the runner's bytes some were read and are not sent yet.
+    owing: Cell<bool>,
+    _alive: Option<Alive>,
 }
 
 impl Tunnel {
@@ -42,23 +47,24 @@ impl Tunnel {
     pub fn new(runner: Socket, early: &[u8], leftover: &[u8], alive: Option<Alive>) -> Self {
         let mut frames = Frames::new();
         frames.pass(leftover);
-        Self { runner, early: (!early.is_empty()).then(|| early.into()), frames, alive }
+        Self {
+            runner,
+            early: Cell::new((!early.is_empty()).then(|| Box::new(early.to_vec()))),
+            frames: Cell::new(frames),
+            owing: Cell::new(false),
+            _alive: alive,
+        }
     }
 }
 
-/// What both directions share.
-struct Course<'a> {
-    means: Means<'a>,
-    runner: Socket,
-    early: Cell<Option<Box<[u8]>>>,
-    /// The runner's, up to the last byte that was read.
-    frames: Cell<Frames>,
-    /// Of the runner's bytes some were read and are not sent yet.
-    owing: Cell<bool>,
-    _alive: Option<Alive>,
+/// A tunnel under way: what both directions share.
+struct Course<'a, C> {
+    client: &'a C,
+    tunnel: &'a Tunnel,
+    means: &'a Means<'a>,
 }
 
-impl Drop for Course<'_> {
+impl<C> Drop for Course<'_, C> {
     /// Out of the deadline table before the socket can close.
     fn drop(&mut self) {
         self.means.watch.detach();
@@ -70,109 +76,106 @@ impl Drop for Course<'_> {
 /// Thousands of these wait for hours, so nothing is kept twice: no `async fn`, whose arguments would be.
 pub fn run<'a, C: Stream>(
     client: &'a C,
-    tunnel: Tunnel,
-    means: Means<'a>,
+    tunnel: &'a Tunnel,
+    means: &'a Means<'a>,
 ) -> impl Future<Output = ()> + use<'a, C> {
-    let Tunnel { runner, early, frames, alive } = tunnel;
     add(&means.counters.tunnels, 1);
     add(&means.counters.tunnels_open, 1);
     // Hours without a byte are normal here; a peer that vanished must be noticed all the same.
     let _ = client.keep_alive();
-    let _ = runner.keep_alive();
-    means.watch.attach(runner.raw_fd());
-    let course = Course {
-        means,
-        runner,
-        early: Cell::new(early),
-        frames: Cell::new(frames),
-        owing: Cell::new(false),
-        _alive: alive,
-    };
+    let _ = tunnel.runner.keep_alive();
+    means.watch.attach(tunnel.runner.raw_fd());
+    let course = Course { client, tunnel, means };
     async move {
-        let course = &course;
-        if let Some(why) = both_ways(client, course).await {
-            Box::pin(last_words::say(client, course, why)).await;
+        // Until both directions ended; or until the right is gone and there is a last word to say.
+        let why = {
+            let mut up =
+                pin!(direction(&course, Way::Up, |course| course.client, |course| &course.tunnel.runner));
+            let mut down =
+                pin!(direction(&course, Way::Down, |course| &course.tunnel.runner, |course| course.client));
+            let course = &course;
+            let (mut up_done, mut down_done, mut tells_why) = (false, false, false);
+            poll_fn(move |cx| {
+                if !tells_why {
+                    tells_why = true;
+                    course.means.watch.tells_why(cx.waker());
+                }
+                // From then on nothing is read any more; what was read of the runner's is still sent.
+                let why = course.means.watch.revoked();
+                if why.is_none() {
+                    up_done = up_done || up.as_mut().poll(cx).is_ready();
+                }
+                if why.is_none() || course.tunnel.owing.get() {
+                    down_done = down_done || down.as_mut().poll(cx).is_ready();
+                }
+                match why {
+                    None if up_done && down_done => Poll::Ready(None),
+                    None => Poll::Pending,
+                    // The client has had the end already.
+                    Some(_) if down_done => Poll::Ready(None),
+                    Some(_) if course.tunnel.owing.get() => Poll::Pending,
+                    why => Poll::Ready(why),
+                }
+            })
+            .await
+        };
+        if let Some(why) = why {
+            Box::pin(last_words::say(&course, why)).await;
         }
         less(&course.means.counters.tunnels_open);
     }
 }
 
-/// Until both directions ended; or until the right is gone and there is a last word to say.
+/// One direction to its end, beginning with what was read already. A clean end is passed on as a half-close; a broken
+/// one ends both.
+///
+/// `source` and `sink` say which ends these are, so that no direction needs to keep them.
 #[expect(
     clippy::manual_async_fn,
     reason = "an async fn would keep its arguments twice, in thousands of idle tunnels"
 )]
-fn both_ways<'a, 'c, C: Stream>(
-    client: &'a C,
-    course: &'a Course<'c>,
-) -> impl Future<Output = Option<Revoked>> + use<'a, 'c, C> {
-    async move {
-        let mut up = pin!(direction(client, &course.runner, Way::Up, course));
-        let mut down = pin!(direction(&course.runner, client, Way::Down, course));
-        let (mut up_done, mut down_done, mut tells_why) = (false, false, false);
-        poll_fn(|cx| {
-            if !tells_why {
-                tells_why = true;
-                course.means.watch.tells_why(cx.waker());
-            }
-            // From then on nothing is read any more; what was read of the runner's is still sent.
-            let why = course.means.watch.revoked();
-            if why.is_none() {
-                up_done = up_done || up.as_mut().poll(cx).is_ready();
-            }
-            if why.is_none() || course.owing.get() {
-                down_done = down_done || down.as_mut().poll(cx).is_ready();
-            }
-            match why {
-                None if up_done && down_done => Poll::Ready(None),
-                None => Poll::Pending,
-                // The client has had the end already.
-                Some(_) if down_done => Poll::Ready(None),
-                Some(_) if course.owing.get() => Poll::Pending,
-                why => Poll::Ready(why),
-            }
-        })
-        .await
-    }
-}
-
-/// One direction to its end, beginning with what was read already. A clean end is passed on as a half-close; a broken
-/// one ends both.
-fn direction<'a, 'c, S: Stream, D: Stream>(
-    source: &'a S,
-    sink: &'a D,
+fn direction<'c, 'a, C, S: Stream + 'c, D: Stream + 'c>(
+    course: &'c Course<'a, C>,
     way: Way,
-    course: &'a Course<'c>,
-) -> impl Future<Output = ()> + use<'a, 'c, S, D> {
-    let early = if way == Way::Up { course.early.take() } else { None };
-    let mut pace = Pace { unpaused: 0, full_reads: 0 };
-    let mut next = early.map(|early| owing(lane(source, sink, way, course), course, early.into(), 0, pace));
+    source: impl Fn(&'c Course<'a, C>) -> &'c S + Copy,
+    sink: impl Fn(&'c Course<'a, C>) -> &'c D + Copy,
+) -> impl Future<Output = ()> {
     async move {
-        let ended = loop {
-            // Boxed, and nothing else lives across a wait: an idle direction is as small as its wait for readiness.
-            if let Some(next) = next.take() {
+        let mut pace = Pace { unpaused_kib: 0, full_reads: 0 };
+        let ended = 'ended: {
+            // Boxed, here and below, and nothing else lives across a wait: an idle direction is as small as its wait for
+            // readiness.
+            if let Some(next) = early(lane(course, way, source, sink), course, pace) {
+                match next.await {
+                    Ok(after) => pace = after,
+                    Err(fault) => break 'ended Err(fault),
+                }
+            }
+            loop {
+                if let Err(error) = source(course).readable().await {
+                    break Err(Fault::SourceBroke(error));
+                }
+                let next = {
+                    let lane = lane(course, way, source, sink);
+                    match step(&lane, course, &mut pace) {
+                        Ok(Step::Done) => continue,
+                        Ok(Step::Ended) => break Ok(()),
+                        Ok(Step::Whole(bytes)) => later(send_together(lane, course, bytes, pace)),
+                        Ok(Step::Owes(bytes, sent)) => later(catch_up(lane, course, bytes, sent, pace)),
+                        Err(fault) => break Err(fault),
+                    }
+                };
                 match next.await {
                     Ok(after) => pace = after,
                     Err(fault) => break Err(fault),
                 }
             }
-            if let Err(error) = source.readable().await {
-                break Err(Fault::SourceBroke(error));
-            }
-            let lane = lane(source, sink, way, course);
-            next = match step(&lane, course, &mut pace) {
-                Ok(Step::Done) => None,
-                Ok(Step::Ended) => break Ok(()),
-                Ok(Step::Whole(bytes)) => Some(Box::pin(send_together(lane, course, bytes, pace))),
-                Ok(Step::Owes(bytes, sent)) => Some(owing(lane, course, bytes, sent, pace)),
-                Err(fault) => break Err(fault),
-            };
         };
         match ended {
-            Ok(()) => sink.shutdown(Shutdown::Write),
+            Ok(()) => sink(course).shutdown(Shutdown::Write),
             Err(_) => {
-                sink.shutdown(Shutdown::Both);
-                source.shutdown(Shutdown::Both);
+                sink(course).shutdown(Shutdown::Both);
+                source(course).shutdown(Shutdown::Both);
             }
         }
     }
@@ -181,28 +184,50 @@ fn direction<'a, 'c, S: Stream, D: Stream>(
 /// What has to be done before more is read.
 type Next<'a> = Pin<Box<dyn Future<Output = Result<Pace, Fault>> + 'a>>;
 
-fn owing<'a, S: Stream, D: Stream>(
-    lane: Lane<'a, S, D>,
-    course: &'a Course<'_>,
-    bytes: Vec<u8>,
-    sent: usize,
-    pace: Pace,
-) -> Next<'a> {
-    Box::pin(catch_up(lane, course, bytes, sent, pace))
+fn later<'a>(next: impl Future<Output = Result<Pace, Fault>> + 'a) -> Next<'a> {
+    Box::pin(next)
 }
 
-fn lane<'a, S, D>(source: &'a S, sink: &'a D, way: Way, course: &'a Course<'_>) -> Lane<'a, S, D> {
-    Lane { source, sink, way, means: &course.means }
+/// What the client sent before there was a tunnel.
+fn early<'c, C, S: Stream, D: Stream>(
+    lane: Lane<'c, S, D>,
+    course: &'c Course<'_, C>,
+    pace: Pace,
+) -> Option<Next<'c>> {
+    let early = if lane.way == Way::Up { course.tunnel.early.take() } else { None };
+    Some(later(catch_up(lane, course, *early?, 0, pace)))
+}
+
+fn lane<'c, 'a, C, S, D>(
+    course: &'c Course<'a, C>,
+    way: Way,
+    source: impl Fn(&'c Course<'a, C>) -> &'c S,
+    sink: impl Fn(&'c Course<'a, C>) -> &'c D,
+) -> Lane<'c, S, D> {
+    Lane { source: source(course), sink: sink(course), way, means: course.means }
 }
 
 /// How much came lately.
 #[derive(Clone, Copy)]
 struct Pace {
-    /// Bytes without a wait.
-    unpaused: u32,
+    /// Without a wait, each time rounded up.
+    unpaused_kib: u16,
     /// In a row.
-    full_reads: u32,
+    full_reads: u8,
 }
+
+impl Pace {
+    fn takes_turns(self) -> bool {
+        u64::from(self.unpaused_kib) >= TURN / 1024
+    }
+
+    fn reads_much(self) -> bool {
+        u32::from(self.full_reads) >= FULL_READS
+    }
+}
+
+/// Both fit.
+const _: () = assert!(TURN / 1024 < u16::MAX as u64 && FULL_READS < u8::MAX as u32);
 
 enum Step {
     Done,
@@ -215,9 +240,9 @@ enum Step {
 }
 
 /// What can be done without a wait.
-fn step<S: Stream, D: Stream>(
+fn step<C, S: Stream, D: Stream>(
     lane: &Lane<'_, S, D>,
-    course: &Course<'_>,
+    course: &Course<'_, C>,
     pace: &mut Pace,
 ) -> Result<Step, Fault> {
     let buffers = lane.means.buffers;
@@ -236,9 +261,9 @@ fn step<S: Stream, D: Stream>(
         return Ok(Step::Whole(buf));
     }
     let sent = lane.send_now(&buf)?;
-    pace.unpaused = pace.unpaused.saturating_add(n as u32);
+    pace.unpaused_kib = pace.unpaused_kib.saturating_add(n.div_ceil(1024) as u16);
     pace.full_reads = if n == room { pace.full_reads + 1 } else { 0 };
-    if sent < n || pace.full_reads >= FULL_READS || u64::from(pace.unpaused) >= TURN {
+    if sent < n || pace.reads_much() || pace.takes_turns() {
         return Ok(Step::Owes(buf, sent));
     }
     buffers.give(buf);
@@ -246,9 +271,9 @@ fn step<S: Stream, D: Stream>(
 }
 
 /// A message, through the ring with those of all tunnels that have one in this turn of the loop.
-async fn send_together<S: Stream, D: Stream>(
+async fn send_together<C, S: Stream, D: Stream>(
     lane: Lane<'_, S, D>,
-    course: &Course<'_>,
+    course: &Course<'_, C>,
     bytes: Vec<u8>,
     pace: Pace,
 ) -> Result<Pace, Fault> {
@@ -260,9 +285,9 @@ async fn send_together<S: Stream, D: Stream>(
 }
 
 /// What has to wait, and what is much.
-async fn catch_up<S: Stream, D: Stream>(
+async fn catch_up<C, S: Stream, D: Stream>(
     lane: Lane<'_, S, D>,
-    course: &Course<'_>,
+    course: &Course<'_, C>,
     buf: Vec<u8>,
     sent: usize,
     mut pace: Pace,
@@ -270,15 +295,15 @@ async fn catch_up<S: Stream, D: Stream>(
     course.owes(lane.way);
     lane.send(&buf[sent..]).await?;
     lane.means.buffers.give(buf);
-    if pace.full_reads >= FULL_READS {
+    if pace.reads_much() {
         pace.full_reads = 0;
         // None left, or none to be had: copying goes on.
         if let Ok(Some(pipe)) = lane.pipe() {
             rush(&lane, course, pipe).await?;
         }
     }
-    if u64::from(pace.unpaused) >= TURN {
-        pace.unpaused = 0;
+    if pace.takes_turns() {
+        pace.unpaused_kib = 0;
         lane.wait_writable().await?;
     }
     course.owes_nothing(lane.way).await;
@@ -289,15 +314,15 @@ async fn catch_up<S: Stream, D: Stream>(
 /// large buffer too, so these are bounded as the pipes are.
 ///
 /// Frames are followed: only what lies inside of one is spliced, headers and small frames are copied.
-async fn rush<S: Stream, D: Stream>(
+async fn rush<C, S: Stream, D: Stream>(
     lane: &Lane<'_, S, D>,
-    course: &Course<'_>,
+    course: &Course<'_, C>,
     pipe: Lease<'_>,
 ) -> Result<(), Fault> {
     let mut unpaused = 0;
     let mut buf = Vec::new();
     while lane.way == Way::Up || lane.means.watch.revoked().is_none() {
-        let mut frames = course.frames.get();
+        let mut frames = course.tunnel.frames.get();
         let unseen = if lane.way == Way::Up { u64::MAX } else { frames.unseen() };
         let moved = if unseen >= SPLICE_IN_FRAME_MIN {
             lane.fill(&pipe, unseen.min(PIPE as u64))
@@ -317,7 +342,7 @@ async fn rush<S: Stream, D: Stream>(
         if unseen >= SPLICE_IN_FRAME_MIN {
             if lane.way == Way::Down {
                 frames.pass_unseen(n);
-                course.frames.set(frames);
+                course.tunnel.frames.set(frames);
             }
             lane.drain(&pipe, n).await?;
         } else {
@@ -331,10 +356,10 @@ async fn rush<S: Stream, D: Stream>(
     Ok(())
 }
 
-impl Course<'_> {
+impl<C> Course<'_, C> {
     fn owes(&self, way: Way) {
         if way == Way::Down {
-            self.owing.set(true);
+            self.tunnel.owing.set(true);
         }
     }
 
@@ -342,7 +367,7 @@ impl Course<'_> {
     /// on.
     async fn owes_nothing(&self, way: Way) {
         if way == Way::Down {
-            self.owing.set(false);
+            self.tunnel.owing.set(false);
             if self.means.watch.revoked().is_some() {
                 std::future::pending::<()>().await;
             }
@@ -351,41 +376,12 @@ impl Course<'_> {
 
     fn passes(&self, way: Way, bytes: &[u8]) {
         if way == Way::Down {
-            let mut frames = self.frames.get();
+            let mut frames = self.tunnel.frames.get();
             frames.pass(bytes);
-            self.frames.set(frames);
+            self.tunnel.frames.set(frames);
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::buffers::Buffers;
-    use crate::counters::Counters;
-    use crate::deadlines::Deadlines;
-    use crate::ring::{self, Driver};
-
-    #[test]
-    fn an_idle_tunnel_is_small() {
-        let size = ring::block_on(Driver::Epoll, async {
-            let (ours, _theirs) = std::os::unix::net::UnixStream::pair().expect("pair");
-            let (runner, _app) = std::os::unix::net::UnixStream::pair().expect("pair");
-            let client = Socket::new(ours.into()).expect("made");
-            let runner = Socket::new(runner.into()).expect("made");
-            let table = Deadlines::new();
-            let (watch, buffers, counters) = (table.watch(-1), Buffers::new(1, 1), Counters::default());
-            let means = Means {
-                buffers: &buffers,
-                counters: &counters,
-                watch: &watch,
-                stall: None,
-                runner_stall: None,
-                in_use: None,
-            };
-            size_of_val(&run(&client, Tunnel::new(runner, b"", b"", None), means))
-        });
-        let size = size.expect("epoll always works");
-        assert!(size <= 560, "{size}");
-    }
-}
+mod tests;

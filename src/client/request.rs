@@ -249,7 +249,8 @@ fn finish(asked: Asked<'_, '_>, stamps: &Stamps, status: u16, cause: Option<Caus
         add(&counters.errors[reply::source_index(cause.answer().source)], 1);
     }
     if shard.log.wants(status, cause, took) {
-        let since = |at: Option<Instant>| at.map(|at| at.duration_since(stamps.started));
+        let granted = stamps.granted.map(|at| at.duration_since(stamps.started));
+        let first_byte = client.first_byte.get().map(|micros| Duration::from_micros(micros.get().into()));
         shard.log.write(&Line {
             request_id,
             class: stamps.class.as_str(),
@@ -260,8 +261,8 @@ fn finish(asked: Asked<'_, '_>, stamps: &Stamps, status: u16, cause: Option<Caus
             cause: cause.map(|c| c.answer()),
             auth: stamps.auth.map(|a| a.as_str()),
             client_ip: client.visitor(shard, head),
-            granted: since(stamps.granted),
-            first_byte: since(client.first_byte.get()),
+            granted,
+            first_byte: granted.zip(first_byte).map(|(granted, later)| granted + later),
             took,
         });
     }

@@ -35,27 +35,27 @@ pub const fn farewell(why: Revoked) -> (u16, &'static str) {
 }
 
 /// Tells the client why this is the end, if that is possible, and ends both sides.
-pub(super) async fn say<C: Stream>(client: &C, course: &Course<'_>, why: Revoked) {
-    let said = frame(client, course, why).await;
-    course.runner.shutdown(Shutdown::Both);
+pub(super) async fn say<C: Stream>(course: &Course<'_, C>, why: Revoked) {
+    let said = frame(course, why).await;
+    course.tunnel.runner.shutdown(Shutdown::Both);
     match said {
-        Some(()) => linger(client, course).await,
-        None => client.shutdown(Shutdown::Both),
+        Some(()) => linger(course).await,
+        None => course.client.shutdown(Shutdown::Both),
     }
 }
 
 /// `None`: it could not be said.
-async fn frame<C: Stream>(client: &C, course: &Course<'_>, why: Revoked) -> Option<()> {
-    let means = &course.means;
-    let lane = Lane { source: &course.runner, sink: client, way: Way::Down, means };
+async fn frame<C: Stream>(course: &Course<'_, C>, why: Revoked) -> Option<()> {
+    let means = course.means;
+    let lane = Lane { source: &course.tunnel.runner, sink: course.client, way: Way::Down, means };
     let mut unpaused = 0;
-    let mut frames = course.frames.get();
+    let mut frames = course.tunnel.frames.get();
     while let Place::Within(left) = frames.place() {
         // Waited for without one: all tunnels may end at once.
-        course.runner.readable().await.ok()?;
+        course.tunnel.runner.readable().await.ok()?;
         let mut buf = means.buffers.small();
         let max = usize::try_from(left).unwrap_or(SMALL).min(SMALL);
-        match course.runner.try_recv_at_most(&mut buf, max).ok()? {
+        match course.tunnel.runner.try_recv_at_most(&mut buf, max).ok()? {
             Moved::Bytes(n) => {
                 frames.pass(&buf);
                 lane.send(&buf).await.ok()?;
@@ -75,8 +75,8 @@ async fn frame<C: Stream>(client: &C, course: &Course<'_>, why: Revoked) -> Opti
 
 /// Reads on for a moment, until the client has closed as well, so that closing does not turn into a reset that eats the
 /// frame. Nothing of it is interpreted.
-async fn linger<C: Stream>(client: &C, course: &Course<'_>) {
-    let Course { means, .. } = course;
+async fn linger<C: Stream>(course: &Course<'_, C>) {
+    let Course { client, means, .. } = course;
     client.shutdown(Shutdown::Write);
     means.watch.told_why(LINGER);
     let mut left = LINGER_BYTES_MAX;
@@ -97,7 +97,7 @@ mod tests {
     use crate::buffers::Buffers;
     use crate::counters::Counters;
     use crate::deadlines::Deadlines;
-    use crate::relay::Means;
+    use crate::relay::{Means, Patience};
     use crate::ring;
     use crate::socket::Socket;
     use crate::tunnel::{Tunnel, run};
@@ -123,11 +123,12 @@ mod tests {
                 buffers: &buffers,
                 counters: &counters,
                 watch: &watch,
-                stall: None,
-                runner_stall: None,
+                stall: Patience::default(),
+                runner_stall: Patience::default(),
                 in_use: None,
             };
-            let tunnel = run(&client, Tunnel::new(runner, b"", b"", None), means);
+            let tunnel = Tunnel::new(runner, b"", b"", None);
+            let tunnel = run(&client, &tunnel, &means);
             // Polled in this order: it runs by then.
             let ended = async { assert!(table.revoke(watch.index(), why)) };
             futures_util::future::join(tunnel, ended).await;
