@@ -326,6 +326,7 @@ async fn tick(shard: Rc<Shard>) {
         if shard.deadlines.now().is_multiple_of(POOL_SWEEP_TICKS) {
             shard.pool.sweep(shard.deadlines.now(), counters);
             shard.buffers.trim();
+            sys::give_memory_back();
         }
         shard.log.hand_over();
         if shard.draining.get() && counters.connections_open.get() == 0 && !told {

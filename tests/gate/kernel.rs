@@ -2,6 +2,7 @@
 //! and gigabytes through pipes, also in segments of a real network's size.
 
 use crate::harness::{Api, DEADLINE, Gate, HOST, Runner, Wire, ok};
+use crate::shared::until;
 use crate::traffic::{Dice, Kind, Ledger, Outcome, attempt, pattern, serve_honestly};
 use std::io::ErrorKind;
 use std::net::IpAddr;
@@ -301,6 +302,26 @@ fn both_ways(gate: &Gate, noise: &Noise, blocks: usize) {
     });
     // The runner ends when it has checked all of its own.
     assert!(wire.is_over());
+}
+
+#[test]
+fn the_memory_of_a_burst_goes_back_to_the_kernel_when_nothing_comes_after_it() {
+    let runner = Runner::start(|mut wire, _| while let Ok(Some(_)) = wire.message() {});
+    let gate = Gate::start(&Api::start(runner.addr), &[]);
+    let before = gate.resident();
+    // Each has a buffer and the state of a request.
+    let burst: Vec<Wire> = (0..500)
+        .map(|_| {
+            let mut wire = gate.connect();
+            wire.send(format!("GET / HTTP/1.1\r\nX-Half: {}", "x".repeat(9000))).expect("the gate reads");
+            wire
+        })
+        .collect();
+    until(|| gate.resident() > before + 4000, "what a burst brings is kept in memory");
+    let highest = gate.resident();
+    drop(burst);
+    let rest = (highest - before) / 2;
+    until(|| gate.resident() < before + rest, "most of it is given back");
 }
 
 /// `SANDGATE_TEST_BULK_MB` each way, 512 by default: memory is flat from the first block to the last.
