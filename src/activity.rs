@@ -31,6 +31,21 @@ impl Place {
     }
 }
 
+#[cfg(test)]
+impl Place {
+    /// For tests of what does not ask where.
+    pub(crate) fn somewhere(sandbox: SandboxId) -> Rc<Self> {
+        let address = crate::mailbox::RunnerAddress {
+            addrs: vec![([127, 0, 0, 1], 1).into()],
+            authority: String::new(),
+            base_path: String::new(),
+            authorization: String::new(),
+        };
+        let runner = crate::pool::Pool::new(1, 1).runner(std::sync::Arc::new(address));
+        Self::new(sandbox, runner.expect("an address"))
+    }
+}
+
 /// What a shard serves right now.
 pub struct Activity {
     uses: RefCell<Vec<Use>>,
@@ -136,9 +151,6 @@ impl Drop for InUse {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mailbox::RunnerAddress;
-    use crate::pool::Pool;
-    use std::sync::Arc;
     use tokio::sync::mpsc;
 
     struct World {
@@ -163,14 +175,7 @@ mod tests {
         }
 
         fn place(&self, sandbox: &str) -> Rc<Place> {
-            let address = RunnerAddress {
-                addrs: vec![([127, 0, 0, 1], 1).into()],
-                authority: String::new(),
-                base_path: String::new(),
-                authorization: String::new(),
-            };
-            let runner = Pool::new(1, 1).runner(Arc::new(address)).expect("an address");
-            Place::new(SandboxId::parse(sandbox.as_bytes()).expect("an id"), runner)
+            Place::somewhere(SandboxId::parse(sandbox.as_bytes()).expect("an id"))
         }
 
         fn mention(&self, place: &Place) {

@@ -5,6 +5,7 @@
 //! if not a byte of it was taken, or it is idempotent, without a body left to stream, and a *reused* connection gave
 //! not a byte of an answer (RFC 9110 9.2.2).
 
+use crate::activity::Place;
 use crate::chunked::{self, ChunkReader};
 use crate::client::Client;
 use crate::cors::Sharing;
@@ -29,6 +30,7 @@ use rustix::net::Shutdown;
 use std::cell::Cell;
 use std::net::IpAddr;
 use std::pin::pin;
+use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -84,6 +86,8 @@ pub struct Outgoing<'a, 'b> {
     pub sharing: Option<Sharing<'a>>,
     /// The visitor's.
     pub ip: IpAddr,
+    /// Where the grant's sandbox was found.
+    pub place: Option<&'a Rc<Place>>,
     /// The moment before [`exchange`] is called.
     pub located_at: Instant,
 }
@@ -622,9 +626,9 @@ async fn respond(
 
 /// What lives long is found again when its right ends.
 fn enter(client: &Client, shard: &Shard, runner: &Socket, outgoing: &Outgoing<'_, '_>) -> Option<Alive> {
-    let pass = outgoing.grant.pass(shard, outgoing.head, outgoing.ip)?;
+    let pass = outgoing.grant.pass(shard, outgoing.head, outgoing.ip, outgoing.place?)?;
     // What changed since the grant is found out about at once.
-    let outdated = shard.changes.is_old(&pass.sandbox, outgoing.grant.as_of());
+    let outdated = shard.changes.is_old(pass.sandbox(), outgoing.grant.as_of());
     let check_in = if outdated { Duration::ZERO } else { pass.basis.lifetime(&shard.config) };
     // A peer that vanished without a word must not hold what lives long.
     for socket in [client.transport(), runner] {

@@ -9,6 +9,7 @@
 
 mod agenda;
 
+use crate::activity::Place;
 use crate::counters::{Revoked, add};
 use crate::deadlines::{Deadlines, TICK};
 use crate::grant::{Basis, Holds, holds};
@@ -42,7 +43,7 @@ const OVERDUE_TICKS: u32 = 100;
 /// For so long a changed sandbox's connections live on while the API cannot say whether they may.
 const DOUBT_TICKS: u32 = 300;
 
-/// What is live on a shard. Costs about 300 bytes and the token per entry; there are no more than connections.
+/// What is live on a shard. Costs about 150 bytes and the token per entry; there are no more than connections.
 pub struct Live {
     deadlines: Rc<Deadlines>,
     agenda: RefCell<Agenda>,
@@ -57,12 +58,19 @@ pub struct Live {
 }
 
 /// By what right.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Pass {
-    pub sandbox: SandboxId,
+    /// Whose sandbox it is to; known once, whatever is live there.
+    pub place: Rc<Place>,
     pub basis: Basis,
     /// For the API's own limits.
     pub client_ip: IpAddr,
+}
+
+impl Pass {
+    pub fn sandbox(&self) -> &SandboxId {
+        &self.place.sandbox
+    }
 }
 
 /// A live connection; it is over when this is dropped.
@@ -316,7 +324,8 @@ mod tests {
         let watches = [0; 2].map(|_| shard.deadlines.watch(-1));
         let [changed, same] = ["changed", "same"].map(|id| SandboxId::parse(id.as_bytes()).expect("an id"));
         let enter = |sandbox, watch: &crate::deadlines::Watch| {
-            let pass = Pass { sandbox, basis: Basis::Public, client_ip: Ipv4Addr::LOCALHOST.into() };
+            let place = Place::somewhere(sandbox);
+            let pass = Pass { place, basis: Basis::Public, client_ip: Ipv4Addr::LOCALHOST.into() };
             shard.live.enter(pass, watch.index(), Duration::from_secs(30))
         };
         let _alive = [enter(changed, &watches[0]), enter(same, &watches[1])];

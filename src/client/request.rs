@@ -165,7 +165,9 @@ async fn staged(
     }
     let located_at = Instant::now();
     stamps.granted = Some(located_at);
-    let outgoing = Outgoing { head, rest, grant: &grant, request_id, sharing, ip: asker.ip, located_at };
+    let place = target.place.clone();
+    let (ip, place) = (asker.ip, place.as_ref());
+    let outgoing = Outgoing { head, rest, grant: &grant, request_id, sharing, ip, place, located_at };
     exchange::exchange(client, &asker, target, &outgoing).await
 }
 

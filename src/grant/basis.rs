@@ -2,6 +2,7 @@
 
 use super::decision::Finding;
 use super::{About, Access, Asker, Grant, bearer, session};
+use crate::activity::Place;
 use crate::config::Config;
 use crate::counters::{AuthResult, Revoked};
 use crate::forward;
@@ -12,6 +13,7 @@ use crate::mailbox::ProofKind;
 use crate::route::{Route, route};
 use crate::shard::Shard;
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -62,8 +64,15 @@ impl Basis {
 }
 
 impl Grant {
-    /// `None`: of no sandbox. The proof is read from the head once more: only what lives long needs it.
-    pub fn pass(&self, shard: &Shard, head: &RequestHead<'_>, client_ip: IpAddr) -> Option<Pass> {
+    /// `None`: of no sandbox. The proof is read from the head once more: only what lives long needs it. `place` is where
+    /// the sandbox is.
+    pub fn pass(
+        &self,
+        shard: &Shard,
+        head: &RequestHead<'_>,
+        client_ip: IpAddr,
+        place: &Rc<Place>,
+    ) -> Option<Pass> {
         let (sandbox, port) = match self.access() {
             Access::Preview { sandbox, port } => (*sandbox, Some(*port)),
             Access::Toolbox { sandbox, .. } => (*sandbox, None),
@@ -86,7 +95,8 @@ impl Grant {
                 ends_at: session::ends_at(shard, head, &sandbox, port.is_some()).unwrap_or(0),
             },
         };
-        Some(Pass { sandbox, basis, client_ip })
+        debug_assert!(place.sandbox == sandbox, "located by this grant");
+        Some(Pass { place: place.clone(), basis, client_ip })
     }
 
     pub fn sandbox(&self) -> Option<&SandboxId> {
@@ -101,7 +111,7 @@ impl Grant {
 pub async fn holds(shard: &Shard, pass: &Pass) -> Holds {
     let watch = shard.deadlines.nobody();
     let asker = Asker::of_gate(shard, &watch, pass.client_ip, Instant::now());
-    let about = About { asker: &asker, sandbox: &pass.sandbox, api_down: None };
+    let about = About { asker: &asker, sandbox: pass.sandbox(), api_down: None };
     let finding = match &pass.basis {
         Basis::Public => about.public().await,
         Basis::Token { kind, token } => about.token(*kind, token.expose().as_bytes()).await,
@@ -111,7 +121,7 @@ pub async fn holds(shard: &Shard, pass: &Pass) -> Holds {
     };
     match finding {
         Ok(Finding::Good) => Holds::Yes,
-        Ok(Finding::LinkTo(sandbox)) if sandbox == pass.sandbox => Holds::Yes,
+        Ok(Finding::LinkTo(sandbox)) if sandbox == *pass.sandbox() => Holds::Yes,
         Ok(Finding::Bad | Finding::NotShown | Finding::Unknown | Finding::LinkTo(_)) => Holds::No,
         Ok(Finding::Trouble(_)) | Err(_) => Holds::NobodyKnows,
     }

@@ -35,7 +35,7 @@ pub struct Entry {
 
 impl Agenda {
     pub fn enter(&mut self, entry: Entry) -> u32 {
-        let (mark, check_at) = (mark(&entry.pass.sandbox), entry.check_at);
+        let (mark, check_at) = (mark(entry.pass.sandbox()), entry.check_at);
         let index = match self.free.pop() {
             Some(index) => {
                 self.entries[index as usize] = Some(entry);
@@ -53,7 +53,7 @@ impl Agenda {
 
     pub fn leave(&mut self, index: u32) {
         let Some(entry) = self.entries[index as usize].take() else { return };
-        self.by_sandbox.remove(&(mark(&entry.pass.sandbox), index));
+        self.by_sandbox.remove(&(mark(entry.pass.sandbox()), index));
         self.by_time.remove(&(entry.check_at, index));
         self.free.push(index);
     }
@@ -62,7 +62,7 @@ impl Agenda {
         let mark = mark(sandbox);
         let places = self.by_sandbox.range((mark, 0)..=(mark, u32::MAX)).map(|(_, index)| *index);
         let entries = places.filter_map(|index| Some((index, self.entries[index as usize].as_ref()?)));
-        entries.filter(move |(_, entry)| entry.pass.sandbox == *sandbox)
+        entries.filter(move |(_, entry)| entry.pass.sandbox() == sandbox)
     }
 
     /// One of each right by which something of the sandbox is live.
@@ -75,7 +75,7 @@ impl Agenda {
     /// Sandboxes of which something rests on this. Reads all there is.
     pub fn resting_on(&self, basis: &Basis) -> HashSet<SandboxId> {
         let entries = self.entries.iter().flatten().filter(|entry| entry.pass.basis == *basis);
-        entries.map(|entry| entry.pass.sandbox).collect()
+        entries.map(|entry| *entry.pass.sandbox()).collect()
     }
 
     /// Looks at, and may change, every entry of the sandbox.
@@ -102,7 +102,7 @@ impl Agenda {
                 self.by_time.remove(&(at, index));
                 continue;
             };
-            let sandbox = entry.pass.sandbox;
+            let sandbox = *entry.pass.sandbox();
             self.each(&sandbox, |entry| {
                 if entry.check_at <= now {
                     entry.check_at = next;
@@ -134,6 +134,7 @@ fn mark(sandbox: &SandboxId) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::activity::Place;
     use proptest::prelude::*;
     use std::net::Ipv4Addr;
 
@@ -146,7 +147,11 @@ mod tests {
     }
 
     fn entry(n: u32, check_at: u32) -> Entry {
-        let pass = Pass { sandbox: id(n), basis: Basis::Public, client_ip: Ipv4Addr::LOCALHOST.into() };
+        let pass = Pass {
+            place: Place::somewhere(id(n)),
+            basis: Basis::Public,
+            client_ip: Ipv4Addr::LOCALHOST.into(),
+        };
         Entry { pass, watch: n, check_at, asks_twice: false, doubt_since: None, news: 0 }
     }
 
