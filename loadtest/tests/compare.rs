@@ -193,6 +193,26 @@ fn the_page_stands_alone_and_shows_both_runs_escaped() {
 }
 
 #[test]
+fn system_calls_stand_beside_each_other_where_they_were_counted() {
+    let mut runs = [run(&Recipe::default()), run(&Recipe::default())];
+    assert!(!Comparison::new(&runs[0], &runs[1], Judgement::default()).text().contains("enters"));
+    for (result, enters) in runs.iter_mut().zip([0.75, 0.5]) {
+        for used in result.phases.iter_mut().filter_map(|phase| phase.proxy.as_mut()) {
+            used.calls = Some(loadtest::result::CallUse {
+                system_calls: 4000,
+                system_calls_per_request: 2.0,
+                ring_enters: (2000.0 * enters) as u64,
+                ring_enters_per_request: enters,
+            });
+        }
+    }
+    let comparison = Comparison::new(&runs[0], &runs[1], Judgement::default());
+    let row = |name: &str| comparison.rows.iter().find(|row| row.measure.to_string() == name).expect("shown");
+    assert_eq!((row("calls").a, row("calls").b), (Some(2.0), Some(2.0)));
+    assert_eq!((row("enters").a, row("enters").b), (Some(0.75), Some(0.5)));
+}
+
+#[test]
 fn runs_without_anything_are_compared_without_verdicts() {
     let empty = RunResult::default();
     let comparison = Comparison::new(&empty, &empty, Judgement::default());

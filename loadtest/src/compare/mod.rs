@@ -135,7 +135,8 @@ impl<'a> Comparison<'a> {
         };
         let mut rows: Vec<Row> =
             judged.into_iter().map(|(measure, statistic)| row(measure, Some(statistic))).collect();
-        rows.extend([What::Memory, What::Spliced].map(|what| row(Measure::of_all(what), None)));
+        let shown = [What::Calls, What::Enters, What::Memory, What::Spliced];
+        rows.extend(shown.map(|what| row(Measure::of_all(what), None)));
         rows.retain(|row| row.a.is_some() || row.b.is_some());
         let names: Vec<&String> =
             totals_a.classes.keys().filter(|name| totals_b.classes.contains_key(*name)).collect();
