@@ -15,6 +15,10 @@ const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 const ALL: &str = "raw_syscalls/sys_enter";
 const RING: &str = "syscalls/sys_enter_io_uring_enter";
 
+const REFUSED: &str = "system calls cannot be counted";
+const REMEDY: &str = "run as root, or as the proxy's user with sysctl -w kernel.perf_event_paranoid=-1 and a tracefs \
+                      that user may read";
+
 /// Counts from when it was made.
 pub struct CallCounter {
     all: Vec<Counter>,
@@ -35,23 +39,11 @@ impl CallCounter {
     /// # Errors
     /// A sentence that says what the kernel refuses and what to do.
     pub fn new(source: &ProxySource) -> Result<Self, String> {
-        let tracefs = TRACEFS.iter().map(Path::new).find(|path| path.join("events").is_dir());
-        let tracefs = tracefs.ok_or(
-            "system calls cannot be counted: the kernel's trace points are not to be seen; as root: \
-             mount -t tracefs nodev /sys/kernel/tracing",
-        )?;
         let tids = source.tids().map_err(|error| format!("{source}: {error}"))?;
         let count = |point: &str| {
-            let id = fs::read_to_string(tracefs.join("events").join(point).join("id"))
-                .and_then(|text| text.trim().parse().map_err(io::Error::other))
-                .map_err(|error| format!("the kernel's trace point {point}: {error}; run as root"))?;
+            let id = point_id(&TRACEFS.map(Path::new), point)?;
             let counters = tids.iter().map(|tid| of_thread(*tid, id)).filter_map(Result::transpose);
-            counters.collect::<io::Result<Vec<_>>>().map_err(|error| {
-                format!(
-                    "system calls cannot be counted: {error}; run as root, or as the proxy's user with \
-                     sysctl -w kernel.perf_event_paranoid=-1 and a tracefs that user may read"
-                )
-            })
+            counters.collect::<io::Result<Vec<_>>>().map_err(|error| format!("{REFUSED}: {error}; {REMEDY}"))
         };
         Ok(Self { all: count(ALL)?, ring: count(RING)? })
     }
@@ -61,6 +53,23 @@ impl CallCounter {
         let sum = |counters: &mut Vec<Counter>| counters.iter_mut().filter_map(|c| c.read().ok()).sum();
         Calls { system_calls: sum(&mut self.all), ring_enters: sum(&mut self.ring) }
     }
+}
+
+/// The kernel's number of a trace point.
+fn point_id(tracefs: &[&Path], point: &str) -> Result<u64, String> {
+    let mut missing = None;
+    for folder in tracefs {
+        match fs::read_to_string(folder.join("events").join(point).join("id")) {
+            Ok(text) => return text.trim().parse().map_err(|_| format!("{REFUSED}: {point} has no number")),
+            // Mounted elsewhere, or not at all.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => missing = Some(error),
+            Err(error) => return Err(format!("{REFUSED}: trace point {point}: {error}; {REMEDY}")),
+        }
+    }
+    let error = missing.map_or_else(String::new, |error| format!(": {error}"));
+    Err(format!(
+        "{REFUSED}: no trace point {point}{error}; as root, mount -t tracefs nodev /sys/kernel/tracing"
+    ))
 }
 
 /// `Ok(None)`: it ended meanwhile.
@@ -124,6 +133,13 @@ mod tests {
         let calls = counter.read();
         assert_eq!(calls.ring_enters - before.ring_enters, 100);
         assert!(calls.system_calls - before.system_calls >= 100);
+    }
+
+    #[test]
+    fn a_kernel_that_shows_no_trace_points_is_told_with_what_to_do() {
+        let folder = std::env::temp_dir().join(format!("loadtest-no-tracefs-{}", std::process::id()));
+        let error = point_id(&[&folder], ALL).expect_err("nothing is there");
+        assert!(error.contains("mount -t tracefs") && !error.contains('\n'), "{error}");
     }
 
     #[test]

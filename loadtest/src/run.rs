@@ -6,7 +6,7 @@ use crate::agent::Remote;
 use crate::calls::{CallCounter, Calls};
 use crate::host::{self, Meter, ProxySource, Usage};
 use crate::plan::{Plan, Share};
-use crate::result::{CallUse, ProxyUse, RunResult, ServerCounters};
+use crate::result::{CallUse, ProxyUse, Reason, RunResult, ServerCounters};
 use crate::scrape::Scraper;
 use crate::transport::Place;
 use crate::worker::{self, Assignment, Report};
@@ -160,8 +160,13 @@ impl Conductor<'_> {
         scrape_end.store(true, Relaxed);
         let server = scraping.and_then(|thread| thread.join().ok());
         let churn = churn.into_iter().filter_map(|thread| thread.join().ok()).flatten().collect();
-        let proxy = proxy.map(|watched| watched.phases).unwrap_or_default();
-        Ok(tally.finish(self.plan, self.crew.hosts(), started_at, partial, server, proxy, churn))
+        let (proxy, refused) =
+            proxy.map_or_else(Default::default, |watched| (watched.phases, watched.calls_refused));
+        let mut result =
+            tally.finish(self.plan, self.crew.hosts(), started_at, partial, server, proxy, churn);
+        let refused = refused.map(|message| Reason { code: "calls".into(), message, fatal: false });
+        result.validity.reasons.extend(refused);
+        Ok(result)
     }
 
     fn await_ready(&mut self, threads: u32) -> Result<(), String> {
@@ -217,6 +222,8 @@ fn length(plan: &Plan) -> Duration {
 struct Watched {
     meter: Meter,
     calls: Option<CallCounter>,
+    /// Why the calls that were asked for are not counted.
+    calls_refused: Option<String>,
     last: Option<(Instant, Usage)>,
     begin: Usage,
     calls_begin: Calls,
@@ -225,11 +232,16 @@ struct Watched {
 
 impl Watched {
     fn new(source: ProxySource, count_calls: bool) -> Result<Self, String> {
-        let calls = count_calls.then(|| CallCounter::new(&source)).transpose()?;
         let mut meter = Meter::new(source);
         meter.read().map_err(|error| format!("{}: {error}", meter.source()))?;
+        // The rest of the run is worth having without them.
+        let (calls, calls_refused) = match count_calls.then(|| CallCounter::new(meter.source())) {
+            Some(Ok(calls)) => (Some(calls), None),
+            Some(Err(why)) => (None, Some(why)),
+            None => (None, None),
+        };
         let (begin, calls_begin) = Default::default();
-        Ok(Self { meter, calls, last: None, begin, calls_begin, phases: Vec::new() })
+        Ok(Self { meter, calls, calls_refused, last: None, begin, calls_begin, phases: Vec::new() })
     }
 
     fn tick(&mut self, tick: &Tick, tally: &mut Tally<'_>) {

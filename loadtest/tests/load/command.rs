@@ -92,6 +92,26 @@ fn the_proxy_s_cpu_and_counters_are_in_the_report() {
 }
 
 #[test]
+fn calls_that_may_not_be_counted_are_told_with_what_to_do_and_the_rest_is_measured() {
+    let server = Server::start(|_| ok());
+    let json = file("calls-refused");
+    let pid = std::process::id().to_string();
+    let mut command = Command::new("setpriv");
+    // The kernel shows nobody the calls of a process that may do more than he.
+    command.args(["--bounding-set=-all", "--inh-caps=-all", env!("CARGO_BIN_EXE_loadtest"), "run"]);
+    command.args([&server.url(), "--rate", "100", "--for", "1200ms", "--lag-max", "1s", "--proxy-pid", &pid]);
+    command.args(["--count-calls", "--assert", "enters<1.2", "--json", json.to_str().expect("UTF-8")]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let (output, text) = output(command.spawn().expect("setpriv of util-linux"));
+    let result = read(&json);
+    assert_eq!(output.status.code(), Some(99), "a figure that is missing holds nothing: {text}");
+    let proxy = result.phases[0].proxy.clone().expect("watched");
+    assert!(proxy.calls.is_none() && proxy.cpu_s > 0.0 && result.validity.valid, "{proxy:?} {text}");
+    let told: Vec<_> = text.lines().filter(|line| line.contains("system calls cannot be counted")).collect();
+    assert!(matches!(told[..], [line] if line.contains("run as root")), "{text}");
+}
+
+#[test]
 fn a_target_that_is_not_there_is_an_invalid_result_and_a_wrong_command_none() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}", free.local_addr().expect("bound"));
