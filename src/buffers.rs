@@ -42,6 +42,14 @@ pub struct Lease<'a> {
     pipe: Option<Pipe>,
 }
 
+/// Room for more of a head that does not fit yet; the parser bounds how far this goes.
+pub fn with_room(buf: &mut Vec<u8>) -> &mut Vec<u8> {
+    if buf.capacity() - buf.len() < 1024 {
+        buf.reserve(SMALL);
+    }
+    buf
+}
+
 impl Lease<'_> {
     fn pipe(&self) -> &Pipe {
         self.pipe.as_ref().expect("taken by give_back alone, which consumes the lease")

@@ -9,6 +9,7 @@ mod request;
 
 use crate::activity::InUse;
 use crate::admission::Held;
+use crate::buffers;
 use crate::counters::{add, less};
 use crate::deadlines::{Fired, Watch};
 use crate::error::Cause;
@@ -206,7 +207,7 @@ async fn requests(shard: &Shard, client: &Client, mut between: bool, soon: bool)
         // One request's head may need several reads; pipelined ones need none.
         let parsed = RequestHead::parse(&buf, &shard.config.limits);
         match parsed {
-            Ok(None) => match client.transport.try_recv(with_room(&mut buf)) {
+            Ok(None) => match client.transport.try_recv(buffers::with_room(&mut buf)) {
                 Ok(Moved::Bytes(_)) => {
                     if begun.is_none() {
                         begun = Some(Instant::now());
@@ -295,14 +296,6 @@ async fn next_request(shard: &Shard, client: &Client, buf: Vec<u8>) -> (Received
         Err(_) => Received::End,
     };
     (received, buf)
-}
-
-/// Room for more of a head; the parser bounds how far this goes.
-fn with_room(buf: &mut Vec<u8>) -> &mut Vec<u8> {
-    if buf.capacity() - buf.len() < 1024 {
-        buf.reserve(16 * 1024);
-    }
-    buf
 }
 
 #[cfg(test)]

@@ -5,27 +5,29 @@
 //! if not a byte of it was taken, or it is idempotent, without a body left to stream, and a *reused* connection gave
 //! not a byte of an answer (RFC 9110 9.2.2).
 
+mod answer;
+
 use crate::activity::Place;
-use crate::chunked::{self, ChunkReader};
+use crate::chunked::ChunkReader;
 use crate::client::Client;
 use crate::cors::Sharing;
 use crate::counters::add;
 use crate::deadlines::Fired;
 use crate::error::Cause;
-use crate::forward::{self, Confine, RequestPlan, ResponsePlan};
-use crate::framing::{RequestBody, ResponseBody};
-use crate::grant::{Access, Asker, Grant, authorize};
-use crate::head::{FieldId, RequestHead, ResponseHead, Version};
+use crate::forward::{self, RequestPlan};
+use crate::framing::RequestBody;
+use crate::grant::{Asker, Grant, authorize};
+use crate::head::RequestHead;
 use crate::live::Alive;
 use crate::pool::Trust;
-use crate::relay::{Fault, Lane, SPLICE_MIN, SinkFraming, Way};
+use crate::relay::{Fault, Lane, SinkFraming, Way};
 use crate::route::route;
 use crate::shard::Shard;
 use crate::socket::{self, Moved, Socket};
 use crate::sys;
 use crate::target::{self, Target};
 use crate::tunnel::Tunnel;
-use base64::Engine as _;
+use answer::{Answered, respond};
 use rustix::net::Shutdown;
 use std::cell::Cell;
 use std::net::IpAddr;
@@ -33,9 +35,6 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
-
-/// From so many bytes to come on, a body of a known length is cut when its right ends.
-const LONG_BODY: u64 = 256 * 1024;
 
 /// What the first read of an answer takes: the head, and all of a small answer. More would copy what of a large one can be
 /// spliced.
@@ -406,224 +405,6 @@ async fn both_ways(
     Ok((answered, uploaded.map_or(Uploaded::Cut, Uploaded::Whole)))
 }
 
-struct Answered {
-    status: u16,
-    /// Ended exactly where its framing said, and the runner keeps its connection.
-    runner_reusable: bool,
-    client_stays: bool,
-    /// A 101 was passed on; what the runner sent behind it.
-    switched: Option<Vec<u8>>,
-}
-
-/// What a head of the runner's means for the relay. Apart from the head itself, which is written out where it is read
-/// and not kept over a wait.
-enum Step {
-    More,
-    /// A 1xx, so many bytes of what was received.
-    Informational(usize),
-    /// The 101; what the runner sent behind it.
-    Switched(Vec<u8>),
-    Final(Final),
-}
-
-/// The final head, as far as the relay needs it.
-struct Final {
-    head_bytes: usize,
-    status: u16,
-    body: ResponseBody,
-    keep_alive: bool,
-    /// As the body goes out.
-    framing: ResponseBody,
-    client_stays: bool,
-}
-
-/// Reads the next head out of what was received and writes the client's to `out`.
-fn step(
-    shard: &Shard,
-    outgoing: &Outgoing<'_, '_>,
-    received: &[u8],
-    out: &mut Vec<u8>,
-) -> Result<Step, Cause> {
-    let head = outgoing.head;
-    let parsed = ResponseHead::parse(received, head.method, &shard.config.limits);
-    // By reference: a head is some 400 bytes to move.
-    let answer = match &parsed {
-        Err(_) => return Err(Cause::RunnerGarbage),
-        Ok(None) => return Ok(Step::More),
-        Ok(Some(answer)) => answer,
-    };
-    let head_bytes = answer.bytes.len();
-    if answer.status == 101 {
-        if !head.websocket || !accepts_websocket(head, answer) {
-            return Err(Cause::RunnerGarbage);
-        }
-        forward::write_response(answer, &response_plan(shard, outgoing, ResponseBody::None, false), out);
-        return Ok(Step::Switched(received[head_bytes..].to_vec()));
-    }
-    if answer.status < 200 {
-        // RFC 9110 15.2: never to an HTTP/1.0 client.
-        if head.version == Version::Http11 {
-            forward::write_response(answer, &response_plan(shard, outgoing, ResponseBody::None, false), out);
-        }
-        return Ok(Step::Informational(head_bytes));
-    }
-    let framing = match answer.body {
-        ResponseBody::Chunked | ResponseBody::UntilClose if head.version == Version::Http10 => {
-            ResponseBody::UntilClose
-        }
-        ResponseBody::UntilClose => ResponseBody::Chunked,
-        other => other,
-    };
-    let close = !head.keep_alive || shard.draining.get() || framing == ResponseBody::UntilClose;
-    forward::write_response(answer, &response_plan(shard, outgoing, framing, close), out);
-    Ok(Step::Final(Final {
-        head_bytes,
-        status: answer.status,
-        body: answer.body,
-        keep_alive: answer.keep_alive,
-        framing,
-        client_stays: !close,
-    }))
-}
-
-impl Final {
-    /// Bytes still to come of a known length; 0 when nobody knows.
-    fn left(&self, received: &[u8]) -> u64 {
-        match self.body {
-            ResponseBody::Length(length) => length.saturating_sub((received.len() - self.head_bytes) as u64),
-            _ => 0,
-        }
-    }
-}
-
-/// Reads the runner's answer, of which `inbuf` holds the first bytes, and passes it on.
-async fn respond(
-    client: &Client,
-    shard: &Shard,
-    runner: &Socket,
-    outgoing: &Outgoing<'_, '_>,
-    mut inbuf: Vec<u8>,
-    started: &Cell<bool>,
-) -> Result<Answered, Failed> {
-    let limits = &shard.config.limits;
-    let fail = |cause| Failed { cause: client.cause_or(cause), answerable: !started.get(), reset: false };
-    let mut out = shard.buffers.small();
-    let mut informational = 0;
-    let last = loop {
-        out.clear();
-        match step(shard, outgoing, &inbuf, &mut out).map_err(fail)? {
-            Step::Final(last) => break last,
-            Step::More => match runner.try_recv(with_room(&mut inbuf)) {
-                Ok(Moved::Bytes(_)) => {}
-                Ok(Moved::NotReady) => runner.readable().await.map_err(|_| fail(Cause::RunnerClosed))?,
-                Ok(Moved::End) if !inbuf.is_empty() => return Err(fail(Cause::RunnerGarbage)),
-                Ok(Moved::End) | Err(_) => return Err(fail(Cause::RunnerClosed)),
-            },
-            Step::Switched(behind) => {
-                started.set(true);
-                client.send(shard, &out).await.map_err(|_| fail(Cause::ClientGone))?;
-                let (status, switched) = (101, Some(behind));
-                return Ok(Answered { status, runner_reusable: false, client_stays: false, switched });
-            }
-            Step::Informational(used) => {
-                informational += 1;
-                if informational > limits.informational_max {
-                    return Err(fail(Cause::RunnerGarbage));
-                }
-                client.send(shard, &out).await.map_err(|_| fail(Cause::ClientGone))?;
-                inbuf.drain(..used);
-            }
-        }
-    };
-    let Final { framing, client_stays, .. } = last;
-    // The first read took little, for the sake of what is to be spliced. All else goes on with what is here by now.
-    if inbuf.len() >= FIRST_READ && last.left(&inbuf) < SPLICE_MIN {
-        match runner.try_recv(with_room(&mut inbuf)) {
-            Err(_) if last.body == ResponseBody::UntilClose => return Err(fail(Cause::RunnerClosed)),
-            // A body that knows its end finds out by itself that the rest is missing, if it is.
-            _ => {}
-        }
-    }
-    client.watch.runner_answers(None);
-    started.set(true);
-    client.first_byte(shard, outgoing.located_at);
-    let reset = framing == ResponseBody::UntilClose;
-    let sink = if framing == ResponseBody::Chunked { SinkFraming::Chunked } else { SinkFraming::Bare };
-    let means = client.means(shard);
-    let _alive =
-        goes_on(last.body, &inbuf[last.head_bytes..]).then(|| enter(client, shard, runner, outgoing));
-    let lane = Lane { source: runner, sink: client.transport(), way: Way::Down, means: &means };
-    let moved = async {
-        let here = &inbuf[last.head_bytes..];
-        match last.body {
-            ResponseBody::None => {
-                out = lane.send_whole(std::mem::take(&mut out)).await?;
-                Ok(here.is_empty())
-            }
-            ResponseBody::Length(length) => {
-                let take = usize::try_from(length).unwrap_or(usize::MAX).min(here.len());
-                out.extend_from_slice(&here[..take]);
-                let left = length - take as u64;
-                if left > 0 {
-                    // At once, so that the rest follows without a turn of the loop between.
-                    lane.exact(&out, left).await?;
-                } else {
-                    out = lane.send_whole(std::mem::take(&mut out)).await?;
-                }
-                // Bytes behind the end: delivered is what was announced, and the connection is not used again.
-                Ok(take == here.len())
-            }
-            ResponseBody::Chunked => {
-                lane.send(&out).await?;
-                let mut reader = ChunkReader::new(limits.head_bytes_max);
-                let mut body = shard.buffers.small();
-                body.extend_from_slice(here);
-                let behind = lane.chunked(&mut reader, body, sink).await?;
-                Ok(behind.is_empty())
-            }
-            ResponseBody::UntilClose => {
-                lane.send(&out).await?;
-                match sink {
-                    SinkFraming::Bare => lane.send(here).await?,
-                    SinkFraming::Chunked => lane.send_chunk(here).await?,
-                }
-                lane.until_end(sink).await?;
-                if client.watch.fired().is_some() {
-                    return Err(Fault::SourceEnded);
-                }
-                if sink == SinkFraming::Chunked {
-                    let mut end = Vec::with_capacity(8);
-                    chunked::write_end(b"", &mut end);
-                    lane.send(&end).await?;
-                }
-                Ok(false)
-            }
-        }
-    }
-    .await;
-    shard.buffers.give(out);
-    shard.buffers.give(std::mem::take(&mut inbuf));
-    match moved {
-        Ok(clean) => Ok(Answered {
-            status: last.status,
-            runner_reusable: clean && last.keep_alive,
-            client_stays,
-            switched: None,
-        }),
-        Err(fault) => {
-            let cause = match fault {
-                Fault::SinkBroke(_) => Cause::ClientGone,
-                Fault::Resources(_) => Cause::Internal,
-                Fault::SourceEnded | Fault::SourceBroke(_) | Fault::SourceSyntax(_) => {
-                    add(&shard.counters.truncated, 1);
-                    Cause::RunnerClosed
-                }
-            };
-            Err(Failed { cause: client.cause_or(cause), answerable: false, reset })
-        }
-    }
-}
-
 /// What lives long is found again when its right ends.
 fn enter(client: &Client, shard: &Shard, runner: &Socket, outgoing: &Outgoing<'_, '_>) -> Option<Alive> {
     let pass = outgoing.grant.pass(shard, outgoing.head, outgoing.ip, outgoing.place?)?;
@@ -635,62 +416,4 @@ fn enter(client: &Client, shard: &Shard, runner: &Socket, outgoing: &Outgoing<'_
         let _ = socket.keep_alive();
     }
     Some(shard.live.enter(pass, client.watch.index(), check_in))
-}
-
-/// A body of which much is still to come, or nobody knows how much. What is left of others is not worth the trouble.
-/// What looks like the end of chunks may be data of one: an app must not be able to hide a stream that way.
-fn goes_on(body: ResponseBody, here: &[u8]) -> bool {
-    match body {
-        ResponseBody::None => false,
-        ResponseBody::Length(length) => length > LONG_BODY + here.len() as u64,
-        ResponseBody::Chunked => !here.ends_with(b"0\r\n\r\n") || !chunked::is_whole(here),
-        ResponseBody::UntilClose => true,
-    }
-}
-
-/// Room for at least a page of a head that does not fit yet; the parser bounds how far this goes.
-fn with_room(buf: &mut Vec<u8>) -> &mut Vec<u8> {
-    if buf.capacity() - buf.len() < 1024 {
-        buf.reserve(16 * 1024);
-    }
-    buf
-}
-
-fn response_plan<'a>(
-    shard: &Shard,
-    outgoing: &Outgoing<'a, '_>,
-    framing: ResponseBody,
-    close: bool,
-) -> ResponsePlan<'a> {
-    let (head, grant) = (outgoing.head, outgoing.grant);
-    let own_host = matches!(grant.access(), Access::Preview { .. });
-    let confine = Confine { authority: head.authority.of(head.bytes), own_host };
-    ResponsePlan {
-        client_version: head.version,
-        framing,
-        close,
-        request_id: outgoing.request_id,
-        set_cookie: grant.set_cookie(),
-        frame_ancestors: grant.frame_ancestors(),
-        confine: shard.config.confine_apps.then_some(confine),
-        sharing: outgoing.sharing,
-        redirect_prefix: match grant.access() {
-            Access::Toolbox { sandbox, .. } => Some(*sandbox),
-            Access::Preview { .. } | Access::BuildLogs { .. } => None,
-        },
-    }
-}
-
-/// RFC 6455 4.1: `Upgrade: websocket` and the digest of the client's own key, or it is no tunnel.
-fn accepts_websocket(request: &RequestHead<'_>, answer: &ResponseHead<'_>) -> bool {
-    use sha1::{Digest, Sha1};
-    let of_request = |id| request.fields.iter().find(|f| f.id == id).map(|f| f.value.of(request.bytes));
-    let of_answer = |id| answer.fields.iter().find(|f| f.id == id).map(|f| f.value.of(answer.bytes));
-    let Some(key) = of_request(FieldId::SecWebSocketKey) else { return false };
-    let mut hash = Sha1::new();
-    hash.update(key);
-    hash.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
-    let expected = base64::engine::general_purpose::STANDARD.encode(hash.finalize());
-    of_answer(FieldId::Upgrade).is_some_and(|v| v.eq_ignore_ascii_case(b"websocket"))
-        && of_answer(FieldId::SecWebSocketAccept) == Some(expected.as_bytes())
 }
