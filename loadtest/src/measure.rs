@@ -198,8 +198,8 @@ pub enum Unit {
 
 /// What measures can be named, for people who mistyped one.
 pub const NAMES: &str = "p50 (any percentile), mean, min, max, err, rate, cpu_us, calls, enters, rps_core, mem, spliced, \
-                         sent, ok, failed, unsent, unfinished, valid; with service., connect. or lag. in front of a percentile, and a class \
-                         with / in front of all: get/service.p99";
+                         sent, ok, failed, unsent, unfinished, valid; with service., connect. or lag. in front of a \
+                         percentile, and a class with / in front of all: get/service.p99";
 
 impl Measure {
     pub fn of_all(what: What) -> Self {

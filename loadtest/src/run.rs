@@ -247,7 +247,7 @@ impl Watched {
     fn tick(&mut self, tick: &Tick, tally: &mut Tally<'_>) {
         // A proxy that is restarted is away for a while; its CPU until then stays counted.
         let Ok(usage) = self.meter.read() else { return };
-        let calls = self.calls.as_mut().map(CallCounter::read);
+        let calls = self.calls();
         let now = Instant::now();
         let Some(second) = tick.second else {
             self.begin = usage;
@@ -273,6 +273,18 @@ impl Watched {
         });
         if tick.early || phase.memory_early_bytes == 0 {
             phase.memory_early_bytes = usage.memory_bytes;
+        }
+    }
+
+    /// So far, unless they are not counted or not any more.
+    fn calls(&mut self) -> Option<Calls> {
+        match self.calls.as_mut()?.read() {
+            Ok(calls) => Some(calls),
+            Err(error) => {
+                self.calls = None;
+                self.calls_refused = Some(format!("system calls are not counted any more: {error}"));
+                None
+            }
         }
     }
 }
