@@ -28,7 +28,7 @@ const PENDING_MAX: usize = 4096;
 const ASKED_MAX: usize = 32;
 const WAIT_MAX: Duration = Duration::from_secs(60);
 /// So many times at most: about as long as the key lives.
-const TRIES_MAX: u32 = 64;
+const TRIES_MAX: usize = 64;
 
 pub(super) struct Rechecks {
     work: Arc<Work>,
@@ -68,10 +68,9 @@ impl Rechecks {
 }
 
 impl Work {
-    async fn ask_again(self: Arc<Self>, sandbox: SandboxId, mut wait: Duration) {
-        for _ in 0..TRIES_MAX {
+    async fn ask_again(self: Arc<Self>, sandbox: SandboxId, wait: Duration) {
+        for wait in waits(wait) {
             tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(WAIT_MAX);
             let reply = {
                 let _turn = self.turns.acquire().await.expect("it is never closed");
                 self.api.answer(&Question::Public(sandbox)).await
@@ -89,5 +88,24 @@ impl Work {
                 Err(_) => self.stats.recheck(RecheckResult::Unanswered),
             }
         }
+    }
+}
+
+/// Before each asking.
+fn waits(first: Duration) -> impl Iterator<Item = Duration> {
+    std::iter::successors(Some(first), |wait| Some((*wait * 2).min(WAIT_MAX))).take(TRIES_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_api_in_trouble_is_asked_less_and_less_often_and_for_about_as_long_as_the_key_lives() {
+        let waits: Vec<_> = waits(WAIT).collect();
+        assert_eq!(waits[..2], [WAIT, WAIT * 2]);
+        assert!(waits.is_sorted() && waits.last() == Some(&WAIT_MAX), "{waits:?}");
+        let all = waits.iter().sum::<Duration>();
+        assert!((3500..3700).contains(&all.as_secs()), "{all:?}");
     }
 }
