@@ -31,6 +31,9 @@ pub mod error;
 pub mod exchange;
 pub mod forward;
 pub mod framing;
+#[cfg(test)]
+#[path = "../tests/support/free_port.rs"]
+mod free_port;
 pub mod grant;
 pub mod head;
 pub mod ids;

@@ -1,5 +1,7 @@
 //! A real Chromium against the demo: what a person with a browser gets, and what hostile pages do not.
 
+#[path = "support/free_port.rs"]
+mod free_port;
 #[path = "gate/harness.rs"]
 #[allow(dead_code, reason = "this binary uses a part of it")]
 mod harness;
@@ -14,7 +16,7 @@ use harness::{Api, Gate, KEY, Runner};
 use sandgate::cookie::{AUTH_PREFIX, CookieKeys, escape};
 use scene::Scene;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -32,7 +34,7 @@ struct Demo {
 
 impl Demo {
     fn start() -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+        let port = free_port::free_port();
         let mut command = Command::new(env!("CARGO_BIN_EXE_sandgate"));
         command.args(["demo", "--port", &port.to_string()]).stdout(Stdio::null()).stderr(Stdio::piped());
         let driver = std::env::var("SANDGATE_TEST_DRIVER");
@@ -322,7 +324,7 @@ fn a_hostile_toolbox_page_gets_neither_a_service_worker_nor_what_the_base_origin
 #[test]
 fn a_private_page_is_shown_in_a_frame_of_its_own_sandbox_and_not_in_a_siblings() {
     const SECRET: &str = "/sandboxes/priv/toolbox/proxy/3000/secret";
-    let free = harness::free_port();
+    let free = free_port::free_port();
     let holder = |note: &str| {
         format!(
             "<body>{note}<script>onmessage = e => document.body.append('frame says ' + e.data)</script>\

@@ -4,6 +4,10 @@
 //! wrong or says more than it must, status, truncation and what the runner was sent are held to. `deviation`: we differ
 //! on purpose, the reason beside it.
 
+#[path = "support/free_port.rs"]
+mod free_port;
+
+use free_port::free_port;
 use sandgate::cookie::{self, CookieKeys};
 use sandgate::demo::record::{BodyRecord, RunnerRequest};
 use sandgate::demo::spec::{
@@ -13,7 +17,7 @@ use sandgate::demo::world::World;
 use serde_json::Value;
 use sha1::{Digest, Sha1};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -27,16 +31,16 @@ struct Gate {
 
 impl Gate {
     fn start(world: &World) -> Self {
-        let free = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port");
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let mut command = Command::new(env!("CARGO_BIN_EXE_sandgate"));
         command.env_clear().stdout(Stdio::null()).stderr(Stdio::null());
-        command.envs(sandgate::demo::environment(world, free.port()));
+        command.envs(sandgate::demo::environment(world, address.port()));
         // Cases name other domains, too.
         command.env("SANDGATE_ALLOWED_DOMAINS", "");
         if let Ok(driver) = std::env::var("SANDGATE_TEST_DRIVER") {
             command.env("SANDGATE_DRIVER", driver);
         }
-        let mut gate = Self { child: command.spawn().expect("the binary starts"), address: free };
+        let mut gate = Self { child: command.spawn().expect("the binary starts"), address };
         let begun = Instant::now();
         while TcpStream::connect(gate.address).is_err() {
             let ended = gate.child.try_wait().expect("a child of ours");

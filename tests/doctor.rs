@@ -6,6 +6,8 @@ use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+#[path = "support/free_port.rs"]
+mod free_port;
 #[path = "support/redis_server.rs"]
 #[allow(dead_code, reason = "others need more of it")]
 mod redis_server;
@@ -65,7 +67,7 @@ fn good(path: &str) -> Answer {
 }
 
 fn doctor(api: &str, more: &[(&str, &str)], arguments: &[&str]) -> Output {
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+    let port = free_port::free_port();
     Command::new(env!("CARGO_BIN_EXE_sandgate"))
         .arg("doctor")
         .args(arguments)

@@ -16,6 +16,8 @@ mod effect;
 mod faults;
 #[path = "gate/fleet.rs"]
 mod fleet;
+#[path = "support/free_port.rs"]
+mod free_port;
 #[path = "gate/harness.rs"]
 mod harness;
 #[path = "gate/kernel.rs"]

@@ -1,13 +1,16 @@
 //! Login over real sockets: the binary, a real OpenID provider, the embedded API and runner, and people with browsers.
 
+#[path = "support/free_port.rs"]
+mod free_port;
 #[path = "login/person.rs"]
 mod person;
 #[path = "support/scene.rs"]
 mod scene;
 
+use free_port::free_port;
 use person::{NAVIGATION, Page, Person};
 use scene::{Scene, TOKEN};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use url::Url;
 
@@ -328,7 +331,7 @@ fn in_isolated_mode_each_host_has_a_session_of_its_own() {
 
 #[test]
 fn no_secret_of_a_login_is_logged_or_shown() {
-    let free = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+    let free = free_port();
     let metrics = free.to_string();
     let secret = "canary-client-secret";
     let scene = Scene::with(Some(secret), &[("SANDGATE_ACCESS_LOG", "all"), ("METRICS_PORT", &metrics)]);

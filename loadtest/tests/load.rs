@@ -1,5 +1,8 @@
 //! The load generator against real sockets: is what it says what was there?
 
+#[path = "../../tests/support/free_port.rs"]
+mod free_port;
+
 mod load {
     mod agents;
     mod churn;

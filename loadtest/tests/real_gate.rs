@@ -3,15 +3,17 @@
 //! The gate is the `sandgate` beside this package's binary, which `cargo test --workspace` builds;
 //! `LOADTEST_TEST_GATE` names another.
 
+#[path = "../../tests/support/free_port.rs"]
+mod free_port;
 #[path = "../../tests/support/redis_server.rs"]
 #[allow(dead_code, reason = "the gate's tests need more of it")]
 mod redis_server;
 
+use free_port::free_port;
 use loadtest::result::{ChurnResult, ClassResult, PhaseResult, RunResult};
 use redis_server::RedisServer;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -114,11 +116,6 @@ fn await_line(from: impl Read + Send + 'static, text: &str) -> String {
     }
     thread::spawn(move || drop(std::io::copy(&mut lines, &mut std::io::sink())));
     line
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener.local_addr().expect("it is bound").port()
 }
 
 /// All that was planned was sent, and ended as it should.

@@ -1,6 +1,7 @@
 //! A gate as a process of its own, a scripted API, scripted runners and a client that reads strictly.
 
 use super::strict;
+use crate::free_port::free_port;
 use sandgate::demo::world::World;
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
@@ -570,7 +571,7 @@ impl Gate {
     }
 
     fn launch(wrapper: &[&str], api_url: &str, settings: &[(&str, &str)]) -> Self {
-        let [port, metrics] = free_ports();
+        let (port, metrics) = (free_port(), free_port());
         // Another build of the same may be measured.
         let gate = std::env::var("SANDGATE_TEST_GATE");
         let gate = gate.as_deref().unwrap_or(env!("CARGO_BIN_EXE_sandgate"));
@@ -711,22 +712,4 @@ impl Drop for Gate {
 pub fn sample_of(page: &str, sample: &str) -> u64 {
     let line = page.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
     line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {sample} on the page:\n{page}"))
-}
-
-/// Nobody listens there, and it is none of those the kernel gives to connections (32768 and up): between here and the
-/// gate's own `bind`, the hundred other tests open many. Never the same twice in a row.
-pub fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    loop {
-        let number = std::process::id().wrapping_mul(211).wrapping_add(NEXT.fetch_add(1, SeqCst).into());
-        let port = 12_000 + (number % 20_000) as u16;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
-    }
-}
-
-/// Different ones.
-fn free_ports<const N: usize>() -> [u16; N] {
-    [(); N].map(|()| free_port())
 }

@@ -187,7 +187,7 @@ fn where_the_ring_is_forbidden_and_was_asked_for_nothing_starts() {
     let output = without_ring(libc::EPERM, || {
         Command::new(env!("CARGO_BIN_EXE_sandgate"))
             .env("DAYTONA_API_URL", "http://127.0.0.1:1/api")
-            .env("PROXY_PORT", crate::harness::free_port().to_string())
+            .env("PROXY_PORT", crate::free_port::free_port().to_string())
             .env("PROXY_PROTOCOL", "http")
             .env("PROXY_API_KEY", "a-key-of-this-test-and-of-nothing-else")
             .env("SANDGATE_LISTEN", "127.0.0.1")

@@ -1,6 +1,7 @@
 //! Deadlines, peers that are not there, and the end of the process.
 
-use crate::harness::{Api, DEADLINE, Gate, HOST, Runner, free_port, ok};
+use crate::free_port::free_port;
+use crate::harness::{Api, DEADLINE, Gate, HOST, Runner, ok};
 use rustix::process::Signal;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::Ordering::SeqCst;

@@ -29,7 +29,7 @@ impl World {
     fn watching(redis: RedisServer, settings: &[(&str, &str)]) -> Self {
         let runner = Runner::echo();
         let api = Api::start(runner.addr);
-        let metrics = crate::harness::free_port();
+        let metrics = crate::free_port::free_port();
         let (port, metrics_port) = (redis.port.to_string(), metrics.to_string());
         let ours = [
             ("REDIS_HOST", "127.0.0.1"),
@@ -61,7 +61,7 @@ impl World {
     pub fn just_begun(runner: Runner, settings: &[(&str, &str)]) -> Self {
         let redis = RedisServer::start(&[]);
         let api = Api::start(runner.addr);
-        let metrics = crate::harness::free_port();
+        let metrics = crate::free_port::free_port();
         let (port, metrics_port) = (redis.port.to_string(), metrics.to_string());
         let ours = [
             ("REDIS_HOST", "127.0.0.1"),

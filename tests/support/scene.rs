@@ -3,10 +3,11 @@
 #[path = "oidc_provider.rs"]
 pub mod oidc_provider;
 
+use crate::free_port::free_port;
 use oidc_provider::OidcProvider;
 use sandgate::demo::spec::{Account, SandboxSpec, WorldSpec};
 use sandgate::demo::world::World;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -34,8 +35,7 @@ impl Scene {
 
     /// Settings stand after those of the scene, so they can replace them.
     pub fn with(client_secret: Option<&str>, settings: &[(&str, &str)]) -> Self {
-        let free = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port");
-        let port = free.port();
+        let port = free_port();
         let https = settings.contains(&("PROXY_PROTOCOL", "https"));
         let scheme = if https { "https" } else { "http" };
         let callback = format!("{scheme}://proxy.localhost:{port}/callback");

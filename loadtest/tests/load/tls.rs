@@ -1,10 +1,11 @@
 //! TLS and HTTP/2 from the client's side, against nginx, which speaks both for certain.
 
 use super::peer::{plan, run};
+use crate::free_port::free_port;
 use loadtest::plan::{Class, Load, Plan};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -92,10 +93,6 @@ impl Drop for Nginx {
         drop(self.process.wait());
         drop(fs::remove_dir_all(&self.folder as &Path));
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
 }
 
 #[test]
