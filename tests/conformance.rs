@@ -35,6 +35,8 @@ impl Gate {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sandgate"));
         command.env_clear().stdout(Stdio::null()).stderr(Stdio::null());
         command.envs(sandgate::demo::environment(world, address.port()));
+        // Whether a request that was not answered is sent again depends on a kept connection, which is one shard's.
+        command.env("SANDGATE_SHARDS", "1");
         // Cases name other domains, too.
         command.env("SANDGATE_ALLOWED_DOMAINS", "");
         if let Ok(driver) = std::env::var("SANDGATE_TEST_DRIVER") {
