@@ -3,8 +3,8 @@
 //! Knows no clock: `now` is given. When full, the entry that was not used since the hand last passed makes room
 //! (CLOCK), so a flood of once-seen keys cannot push out what is in use.
 //!
-//! Address space is set aside for all entries at once, memory is touched with use: an entry costs its slot and about
-//! 16 bytes of index, and no request ever pays for a map of a million that has to grow.
+//! An entry costs its slot and about 16 bytes of index. Address space is set aside for all slots at once and touched with
+//! use; the index grows a few entries at a time: no request ever pays for moving a map of a million.
 
 mod index;
 
@@ -34,7 +34,7 @@ impl<K: Hash + Eq + Clone, V> TtlMap<K, V> {
     pub fn new(entries_max: usize) -> Self {
         assert!(entries_max > 0 && entries_max <= Index::ENTRIES_MAX, "a cache holds at least one entry");
         let slots = Vec::with_capacity(entries_max);
-        Self { index: Index::new(entries_max), slots, hand: 0, entries_max, begun: None }
+        Self { index: Index::new(), slots, hand: 0, entries_max, begun: None }
     }
 
     /// `None` when unknown or expired.
