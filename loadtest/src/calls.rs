@@ -33,6 +33,16 @@ pub struct Calls {
     pub ring_enters: u64,
 }
 
+impl Calls {
+    /// Those made after `before`, which the same counter said earlier.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            system_calls: self.system_calls.saturating_sub(before.system_calls),
+            ring_enters: self.ring_enters.saturating_sub(before.ring_enters),
+        }
+    }
+}
+
 impl CallCounter {
     /// Of all threads there are, and those and the processes they start from now on. One that is started while this opens
     /// may be missed: a proxy under load has its threads.

@@ -140,6 +140,10 @@ fn client_lines(moment: &Moment<'_>) -> Vec<String> {
         lines
             .push(format!("proxy: {cpu:.0} % of a CPU, {:.1} us per request", cpu * 10_000.0 / ended as f64));
     }
+    if let Some(calls) = moment.calls {
+        let (all, enters) = (calls.system_calls, calls.ring_enters);
+        lines.push(format!("proxy: {all} system calls/s, of them io_uring_enter {enters}"));
+    }
     lines
 }
 
@@ -169,6 +173,7 @@ fn counter_lines(moment: &Moment<'_>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calls::Calls;
     use crate::plan::{Client, Load, Phase, Plan, Target, Workload};
     use crate::quantity::Span;
     use crate::result::{ErrorCount, Point, Quantiles, ServerSample, Timeline};
@@ -218,6 +223,7 @@ mod tests {
             ok: 300,
             failed: 9,
             errors: &errors,
+            calls: Some(Calls { system_calls: 321, ring_enters: 108 }),
             server: Some(&now),
             server_before: Some(&before),
             timeline: &timeline,
@@ -226,8 +232,16 @@ mod tests {
             let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("memory");
             terminal.draw(|frame| draw(frame, &moment)).expect("memory");
             let text = text_of(terminal.backend());
-            let wanted =
-                ["noon", "4 s of 10 s", "103/s", "1.50 ms", "RUNNER_DOWN", "42  requests_total", "too busy"];
+            let wanted = [
+                "noon",
+                "4 s of 10 s",
+                "103/s",
+                "1.50 ms",
+                "RUNNER_DOWN",
+                "42  requests_total",
+                "too busy",
+                "321 system calls/s, of them io_uring_enter 108",
+            ];
             for wanted in if width == 120 { &wanted[..] } else { &[] } {
                 assert!(text.contains(wanted), "{wanted}: {text}");
             }

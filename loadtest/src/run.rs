@@ -224,7 +224,7 @@ struct Watched {
     calls: Option<CallCounter>,
     /// Why the calls that were asked for are not counted.
     calls_refused: Option<String>,
-    last: Option<(Instant, Usage)>,
+    last: Option<(Instant, Usage, Option<Calls>)>,
     begin: Usage,
     calls_begin: Calls,
     phases: Vec<Option<ProxyUse>>,
@@ -252,23 +252,24 @@ impl Watched {
         let Some(second) = tick.second else {
             self.begin = usage;
             self.calls_begin = calls.unwrap_or_default();
-            self.last = Some((now, usage));
+            self.last = Some((now, usage, calls));
             return;
         };
-        if let Some((before, last)) = self.last {
+        if let Some((before, last, last_calls)) = self.last {
             let percent = share(usage.cpu.saturating_sub(last.cpu), now - before) * 100.0;
             tally.proxy_cpu(tick.phase, second, percent);
+            tally.proxy_calls(calls.zip(last_calls).map(|(calls, last)| calls.since(last)));
         }
-        self.last = Some((now, usage));
+        self.last = Some((now, usage, calls));
         self.phases.resize(self.phases.len().max(tick.phase + 1), None);
         let phase = self.phases[tick.phase].get_or_insert_default();
         phase.source = self.meter.source().to_string();
         phase.cpu_s = usage.cpu.saturating_sub(self.begin.cpu).as_secs_f64();
         phase.memory_max_bytes = phase.memory_max_bytes.max(usage.memory_bytes);
         phase.memory_end_bytes = usage.memory_bytes;
-        phase.calls = calls.map(|calls| CallUse {
-            system_calls: calls.system_calls - self.calls_begin.system_calls,
-            ring_enters: calls.ring_enters - self.calls_begin.ring_enters,
+        phase.calls = calls.map(|calls| calls.since(self.calls_begin)).map(|calls| CallUse {
+            system_calls: calls.system_calls,
+            ring_enters: calls.ring_enters,
             ..CallUse::default()
         });
         if tick.early || phase.memory_early_bytes == 0 {

@@ -1,5 +1,6 @@
 //! Adds up what threads report, and judges in the end whether it can be believed.
 
+use crate::calls::Calls;
 use crate::failure::Failure;
 use crate::plan::{Load, Plan};
 use crate::result::{
@@ -29,6 +30,8 @@ pub struct Moment<'a> {
     pub ok: u64,
     pub failed: u64,
     pub errors: &'a [ErrorCount],
+    /// Of the proxy between the last two looks, about a second; `None`: not counted.
+    pub calls: Option<Calls>,
     pub server: Option<&'a ServerSample>,
     pub server_before: Option<&'a ServerSample>,
     /// Seconds of this phase.
@@ -49,6 +52,7 @@ pub(super) struct Tally<'a> {
     /// By phase: ended requests with echoes and events, for the cost of each.
     units: Vec<u64>,
     proxy_cpu: BTreeMap<(usize, u32), f64>,
+    proxy_calls: Option<Calls>,
     last: Point,
     last_quantiles: Quantiles,
     phase: usize,
@@ -81,6 +85,7 @@ impl<'a> Tally<'a> {
             cpu: vec![BTreeMap::new(); phases],
             units: vec![0; phases],
             proxy_cpu: BTreeMap::new(),
+            proxy_calls: None,
             last: Point::default(),
             last_quantiles: Quantiles::default(),
             phase: 0,
@@ -205,6 +210,11 @@ impl<'a> Tally<'a> {
         }
     }
 
+    /// Made since the proxy was last looked at.
+    pub fn proxy_calls(&mut self, calls: Option<Calls>) {
+        self.proxy_calls = calls;
+    }
+
     pub fn server(&mut self, sample: ServerSample) {
         let [_, newer] = &mut self.samples;
         let older = newer.take();
@@ -221,6 +231,7 @@ impl<'a> Tally<'a> {
             ok: self.ok,
             failed: self.failed,
             errors: &self.errors,
+            calls: self.proxy_calls,
             server: self.samples[1].as_ref(),
             server_before: self.samples[0].as_ref(),
             timeline: &self.timelines[self.phase],
