@@ -11,7 +11,7 @@ pub struct RedisServer {
     dir: PathBuf,
 }
 
-/// How many ports are tried: between finding a free one and the server taking it, somebody else may.
+/// How many ports are tried: nobody of these tests takes one that was found free, but somebody else may.
 const TRIES: usize = 8;
 
 impl RedisServer {

@@ -1,6 +1,7 @@
 //! The binary: exit codes, files, signals.
 
 use super::peer::{Server, ok};
+use crate::free_port::free_port;
 use loadtest::result::RunResult;
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::PathBuf;
@@ -113,9 +114,7 @@ fn calls_that_may_not_be_counted_are_told_with_what_to_do_and_the_rest_is_measur
 
 #[test]
 fn a_target_that_is_not_there_is_an_invalid_result_and_a_wrong_command_none() {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let url = format!("http://{}", free.local_addr().expect("bound"));
-    drop(free);
+    let url = format!("http://127.0.0.1:{}", free_port());
     let arguments = ["run", &url, "--rate", "20", "--for", "500ms", "--lag-max", "1s"];
     let (output_, text) = output(loadtest(&arguments).spawn().expect("it starts"));
     assert!(text.contains("connect refused"), "{text}");

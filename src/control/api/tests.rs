@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::control::fake_api::{Act, FakeApi, reply};
+use crate::free_port::free_port;
 use crate::log_writer::LogWriter;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -328,8 +329,8 @@ async fn what_did_not_get_through_is_tried_three_times() {
 
 #[tokio::test]
 async fn nobody_listening_is_unreachable() {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound");
-    let api = client_of(&format!("http://{port}/api"), Duration::from_secs(20), Log::discard());
+    let api =
+        client_of(&format!("http://127.0.0.1:{}/api", free_port()), Duration::from_secs(20), Log::discard());
     assert_eq!(told(&api.answer(&public()).await), "Err(ApiUnreachable)");
 }
 
