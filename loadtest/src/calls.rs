@@ -9,6 +9,7 @@ use perf_event::{Builder, Counter};
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 /// Where the kernel's trace points are described.
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
@@ -34,12 +35,18 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// Those made after `before`, which the same counter said earlier.
+    /// Those made after `before`, which the same counter said earlier. A kernel that counts backwards ends no run.
     pub fn since(self, before: Self) -> Self {
         Self {
             system_calls: self.system_calls.saturating_sub(before.system_calls),
             ring_enters: self.ring_enters.saturating_sub(before.ring_enters),
         }
+    }
+
+    /// Rounded; those made within `time`, which is not zero.
+    pub fn per_second(self, time: Duration) -> Self {
+        let rate = |calls: u64| (calls as f64 / time.as_secs_f64()).round() as u64;
+        Self { system_calls: rate(self.system_calls), ring_enters: rate(self.ring_enters) }
     }
 }
 
@@ -150,6 +157,14 @@ mod tests {
         let calls = counter.read().expect("open");
         assert_eq!(calls.ring_enters - before.ring_enters, 100);
         assert!(calls.system_calls - before.system_calls >= 100);
+    }
+
+    #[test]
+    fn a_part_of_a_second_is_told_as_a_rate() {
+        let (before, now) =
+            (Calls { system_calls: 20, ring_enters: 10 }, Calls { system_calls: 320, ring_enters: 55 });
+        let rate = now.since(before).per_second(Duration::from_millis(500));
+        assert_eq!(rate, Calls { system_calls: 600, ring_enters: 90 });
     }
 
     #[test]

@@ -246,7 +246,7 @@ impl Watched {
 
     fn tick(&mut self, tick: &Tick, tally: &mut Tally<'_>) {
         // A proxy that is restarted is away for a while; its CPU until then stays counted.
-        let Ok(usage) = self.meter.read() else { return };
+        let Ok(usage) = self.meter.read() else { return tally.proxy_calls(None) };
         let calls = self.calls();
         let now = Instant::now();
         let Some(second) = tick.second else {
@@ -258,7 +258,9 @@ impl Watched {
         if let Some((before, last, last_calls)) = self.last {
             let percent = share(usage.cpu.saturating_sub(last.cpu), now - before) * 100.0;
             tally.proxy_cpu(tick.phase, second, percent);
-            tally.proxy_calls(calls.zip(last_calls).map(|(calls, last)| calls.since(last)));
+            tally.proxy_calls(
+                calls.zip(last_calls).map(|(calls, last)| calls.since(last).per_second(now - before)),
+            );
         }
         self.last = Some((now, usage, calls));
         self.phases.resize(self.phases.len().max(tick.phase + 1), None);

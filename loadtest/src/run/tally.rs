@@ -30,7 +30,7 @@ pub struct Moment<'a> {
     pub ok: u64,
     pub failed: u64,
     pub errors: &'a [ErrorCount],
-    /// Of the proxy between the last two looks, about a second; `None`: not counted.
+    /// Of the proxy in the last second; `None`: not counted, or it is away.
     pub calls: Option<Calls>,
     pub server: Option<&'a ServerSample>,
     pub server_before: Option<&'a ServerSample>,
@@ -210,7 +210,7 @@ impl<'a> Tally<'a> {
         }
     }
 
-    /// Made since the proxy was last looked at.
+    /// What the proxy makes in a second, from now on.
     pub fn proxy_calls(&mut self, calls: Option<Calls>) {
         self.proxy_calls = calls;
     }

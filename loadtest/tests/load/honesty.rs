@@ -1,9 +1,11 @@
 //! What a stall, a delay or an overload is called in the result.
 
 use super::peer::{Answer, Server, codes, ok, plan, run, run_until};
+use loadtest::host::ProxySource;
 use loadtest::plan::{Class, Load};
 use loadtest::quantity::Span;
 use loadtest::result::heat_bucket;
+use loadtest::run::{self, Observation};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -39,6 +41,21 @@ fn a_stall_shows_in_response_time_and_hides_in_service_time() {
     let late = heat_bucket(300_000_000);
     let slow: u64 = result.phases[0].timeline.points.iter().map(|p| p.heat[late..].iter().sum::<u64>()).sum();
     assert!(slow >= 30, "half a second shows in the heat map, too: {slow}");
+}
+
+#[test]
+fn the_calls_of_a_second_are_shown_while_it_goes_on() {
+    let server = Server::start(|_| ok());
+    let plan = Arc::new(plan(&server.url(), Load::Hold { rate: 100.0 }, 1200));
+    let proxy = Some(ProxySource::Pid(std::process::id()));
+    let observation = Observation { proxy, count_calls: true, ..Observation::default() };
+    let (mut shown, stop) = (Vec::new(), Arc::new(AtomicBool::new(false)));
+    let result =
+        run::run(&plan, &observation, &stop, &mut |moment| shown.extend(moment.calls)).expect("it runs");
+    let used = result.phases[0].proxy.as_ref().and_then(|proxy| proxy.calls.as_ref());
+    assert!(used.is_some_and(|used| used.system_calls > 120), "tests/run mounts tracefs: {used:?}");
+    // Here the whole process is the proxy, the load generator's rings included.
+    assert!(!shown.is_empty() && shown.iter().all(|calls| calls.system_calls > 100), "{shown:?}");
 }
 
 #[test]
