@@ -10,7 +10,8 @@ mod request;
 use crate::activity::InUse;
 use crate::admission::Held;
 use crate::buffers;
-use crate::counters::{add, less};
+use crate::contained::Contained;
+use crate::counters::add;
 use crate::deadlines::{Fired, Watch};
 use crate::error::Cause;
 use crate::exchange::Next;
@@ -130,9 +131,9 @@ fn means<'a>(shard: &'a Shard, watch: &'a Watch) -> Means<'a> {
     }
 }
 
-/// Serves a connection to its end. Not an `async fn`: those keep their arguments twice.
+/// Serves a connection to its end.
+#[expect(clippy::manual_async_fn, reason = "an async fn would keep its arguments twice")]
 pub fn serve(shard: Rc<Shard>, client: Client) -> impl Future<Output = ()> {
-    add(&shard.counters.connections_open, 1);
     async move {
         // Who connects speaks soon, and who spoke soon after the last answer will again.
         let (mut warm, mut soon) = (shard.warm.has_room() && !shard.draining.get(), true);
@@ -151,12 +152,11 @@ pub fn serve(shard: Rc<Shard>, client: Client) -> impl Future<Output = ()> {
                 Next::KeepAlive | Next::Close => break,
                 Next::Tunnel(tunnel) => {
                     // A task of its own, so that neither carries the other's state.
-                    monoio::spawn(tunnelled(shard, client, tunnel));
+                    monoio::spawn(Contained::new(tunnelled(shard, client, tunnel)));
                     return;
                 }
             }
         }
-        less(&shard.counters.connections_open);
     }
 }
 
@@ -179,7 +179,6 @@ fn tunnelled(shard: Rc<Shard>, client: Client, tunnel: Tunnel) -> impl Future<Ou
         // In this order: its entry names the descriptors.
         drop(watch);
         drop((transport, tunnel, counted));
-        less(&shard.counters.connections_open);
     }
 }
 

@@ -231,6 +231,22 @@ pub fn add(cell: &Count, n: u64) {
     cell.set(cell.get().wrapping_add(n));
 }
 
+/// Counts itself in a gauge while it lives.
+pub struct Counted<'a>(&'a Count);
+
+impl<'a> Counted<'a> {
+    pub fn new(gauge: &'a Count) -> Self {
+        add(gauge, 1);
+        Self(gauge)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        less(self.0);
+    }
+}
+
 /// `gauge -= 1`.
 pub fn less(gauge: &Count) {
     gauge.set(gauge.get().saturating_sub(1));

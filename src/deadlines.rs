@@ -83,11 +83,18 @@ pub struct Deadlines {
     now: Cell<u32>,
     entries: RefCell<Vec<Entry>>,
     free: RefCell<Vec<u32>>,
+    /// Entries that name a client.
+    clients: Cell<usize>,
 }
 
 impl Deadlines {
     pub fn new() -> Rc<Self> {
-        Rc::new(Self { now: Cell::new(1), entries: RefCell::default(), free: RefCell::default() })
+        Rc::new(Self {
+            now: Cell::new(1),
+            entries: RefCell::default(),
+            free: RefCell::default(),
+            clients: Cell::new(0),
+        })
     }
 
     /// A place for one client connection; the descriptor must stay open as long as the result lives.
@@ -105,6 +112,9 @@ impl Deadlines {
             fired: None,
             waker: None,
         };
+        if client != NO_FD {
+            self.clients.set(self.clients.get() + 1);
+        }
         let mut entries = self.entries.borrow_mut();
         let index = match self.free.borrow_mut().pop() {
             Some(index) => {
@@ -117,6 +127,11 @@ impl Deadlines {
             }
         };
         Watch { table: self.clone(), index }
+    }
+
+    /// Client connections there are, tunnels included.
+    pub fn clients(&self) -> usize {
+        self.clients.get()
     }
 
     /// A place for a wait on which no client depends.
@@ -341,7 +356,17 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.with(|e| (e.client, e.runner, e.waker) = (NO_FD, NO_FD, None));
+        let client = self.with(|e| {
+            (e.runner, e.waker) = (NO_FD, None);
+            std::mem::replace(&mut e.client, NO_FD)
+        });
+        if client != NO_FD {
+            self.table.clients.set(self.table.clients.get() - 1);
+        }
+        if std::thread::panicking() {
+            // Its task meets a fault of ours: an answer that is cut by it must not end as a whole one does.
+            sys::reset_on_close_raw(client);
+        }
         self.table.free.borrow_mut().push(self.index);
     }
 }

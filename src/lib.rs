@@ -20,6 +20,7 @@ pub mod chunked;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod contained;
 pub mod control;
 pub mod cookie;
 pub mod cors;

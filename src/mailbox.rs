@@ -10,6 +10,7 @@ use crate::request_id::RequestId;
 use sha2::{Digest, Sha256};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// What a shard does not know. Equal questions (the full identity: every field counts) become one flight.
@@ -256,20 +257,34 @@ pub enum ToShard {
 pub struct Down {
     queue: crossbeam_queue::ArrayQueue<ToShard>,
     bell: std::fs::File,
+    ended: AtomicBool,
 }
 
 impl Down {
     /// `capacity` must cover the shard's open questions: each gets exactly one answer.
     pub fn new(capacity: usize) -> std::io::Result<Self> {
-        Ok(Self { queue: crossbeam_queue::ArrayQueue::new(capacity), bell: crate::sys::eventfd()?.into() })
+        Ok(Self {
+            queue: crossbeam_queue::ArrayQueue::new(capacity),
+            bell: crate::sys::eventfd()?.into(),
+            ended: AtomicBool::new(false),
+        })
     }
 
-    /// Never waits. The message comes back when the queue is full.
+    /// Never waits. The message comes back when the queue is full; to a shard that has ended it is dropped.
     pub fn push(&self, message: ToShard) -> Result<(), ToShard> {
+        if self.ended.load(Relaxed) {
+            return Ok(());
+        }
         self.queue.push(message)?;
         // An eventfd write fails only when its counter is full: then the bell is ringing already.
         let _ = std::io::Write::write(&mut &self.bell, &1u64.to_ne_bytes());
         Ok(())
+    }
+
+    /// The shard has ended: nobody is to wait for room in its queue, nor for an answer.
+    pub fn end(&self) {
+        self.ended.store(true, Relaxed);
+        while self.pop().is_some() {}
     }
 
     /// For the shard: the next message, if any.
@@ -280,5 +295,20 @@ impl Down {
     /// For the shard: readable when there may be messages.
     pub fn bell(&self) -> std::os::fd::BorrowedFd<'_> {
         std::os::fd::AsFd::as_fd(&self.bell)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_room_at_a_shard_that_has_ended() {
+        let down = Down::new(1).expect("an eventfd");
+        down.push(ToShard::Forget).expect("room");
+        assert!(down.push(ToShard::Drain).is_err(), "full");
+        down.end();
+        assert!(down.pop().is_none(), "who waits for an answer is told that there is none");
+        (0..3).for_each(|_| down.push(ToShard::Stop).expect("dropped"));
     }
 }

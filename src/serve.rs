@@ -2,11 +2,12 @@
 
 use crate::admission::Admission;
 use crate::config::{Config, DriverChoice};
+use crate::contained;
 use crate::control::{Control, Lifetimes, LoginSettings, Settings};
 use crate::deadlines;
 use crate::log;
 use crate::log_writer::LogWriter;
-use crate::mailbox::{Down, ToShard};
+use crate::mailbox::{Down, ToControl, ToShard};
 use crate::ring::{self, Wish};
 use crate::shard::{self, Start};
 use crate::socket;
@@ -35,6 +36,7 @@ pub fn run(config: Config) -> ExitCode {
     for warning in config.warnings() {
         event("warning", &[("message", warning)]);
     }
+    std::panic::set_hook(Box::new(contained::tell));
     let served = serve(config);
     log::finish(LOG_DEADLINE);
     match served {
@@ -47,7 +49,7 @@ pub fn run(config: Config) -> ExitCode {
 }
 
 /// One JSON line on standard error.
-fn event(level: &str, fields: &[(&str, &str)]) {
+pub(crate) fn event(level: &str, fields: &[(&str, &str)]) {
     let mut line = serde_json::Map::new();
     line.insert("level".into(), level.into());
     line.extend(fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())));
@@ -86,7 +88,7 @@ fn serve(config: Config) -> io::Result<ExitCode> {
         })
         .collect::<io::Result<_>>()?;
     let admission = Arc::new(Admission::new(&config.admission));
-    let mut threads = Vec::new();
+    let (mut threads, (ended, shard_ended)) = (Vec::new(), mpsc::channel(shard_count));
     for (index, (listener, down)) in listeners.into_iter().zip(&downs).enumerate() {
         let start = Start {
             index,
@@ -100,9 +102,14 @@ fn serve(config: Config) -> io::Result<ExitCode> {
             log: log.sender(),
         };
         let thread = std::thread::Builder::new().name(format!("shard-{index}"));
-        threads.push(thread.spawn(move || shard::run(start))?);
+        let end = End { shard: index, down: down.clone(), up: up.clone(), ended: ended.clone() };
+        threads.push(thread.spawn(move || {
+            // Dropped by a panic, too.
+            let _end = end;
+            shard::run(start)
+        })?);
     }
-    drop(up);
+    drop((up, ended));
     let address = config.listen.to_string();
     let shards = shard_count.to_string();
     event(
@@ -117,18 +124,40 @@ fn serve(config: Config) -> io::Result<ExitCode> {
         ],
     );
 
-    let code = runtime.block_on(live(config.shutdown, control, signals, downs));
-    let mut failed = false;
-    for thread in threads {
-        failed |= !matches!(thread.join(), Ok(Ok(())));
+    let mut failed = !runtime.block_on(live(config.shutdown, control, signals, downs, shard_ended));
+    for (index, thread) in threads.into_iter().enumerate() {
+        let why = match thread.join() {
+            Ok(Ok(())) => continue,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it panicked".to_owned(),
+        };
+        failed = true;
+        event(
+            "error",
+            &[("message", "a shard ended with an error"), ("shard", &index.to_string()), ("why", &why)],
+        );
     }
     if !log.finish(LOG_DEADLINE) {
         event("warning", &[("message", "the last access log lines were not taken in time and are lost")]);
     }
-    if failed {
-        event("error", &[("message", "a shard ended with an error")]);
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Says that a shard's thread is over, however it came to that.
+struct End {
+    shard: usize,
+    down: Arc<Down>,
+    up: mpsc::Sender<ToControl>,
+    ended: mpsc::Sender<usize>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.down.end();
+        let _ = self.ended.try_send(self.shard);
+        // Lost when the control plane is swamped or gone; then a drain lasts its whole time.
+        let _ = self.up.try_send(ToControl::Drained { shard: self.shard });
     }
-    Ok(if failed { ExitCode::FAILURE } else { code })
 }
 
 /// The configuration's word for what [`ring::choose`] is asked.
@@ -161,17 +190,29 @@ fn settings(config: &Config) -> Settings {
 }
 
 /// The control plane's life: serve, drain on the first signal, end on the second. `shutdown`: how long a drain lasts.
+///
+/// A shard or the control plane that ends by itself is a fault. What is left of the gate could go on, but without a part
+/// of what makes it safe or fast, and unseen: it drains, and the process ends for its supervisor to start it anew.
+/// `false`: it came to that.
 async fn live(
     shutdown: Duration,
     control: Control,
     (mut terminate, mut interrupt): (Signal, Signal),
     downs: Vec<Arc<Down>>,
-) -> ExitCode {
+    mut shard_ended: mpsc::Receiver<usize>,
+) -> bool {
     let mut drained = control.all_drained();
     let mut drained_late = drained.clone();
-    let control = tokio::spawn(control.run(std::future::pending()));
+    let mut control = tokio::spawn(control.run(std::future::pending()));
 
-    either(&mut terminate, &mut interrupt).await;
+    let fault = tokio::select! {
+        () = either(&mut terminate, &mut interrupt) => None,
+        _ = shard_ended.recv() => Some("a shard has ended"),
+        _ = &mut control => Some("the control plane has ended"),
+    };
+    if let Some(fault) = fault {
+        event("error", &[("message", fault)]);
+    }
     event("info", &[("message", "draining: no new connections, what runs may finish")]);
     tell(&downs, || ToShard::Drain).await;
     tokio::select! {
@@ -189,7 +230,7 @@ async fn live(
     }
     tell(&downs, || ToShard::Stop).await;
     control.abort();
-    ExitCode::SUCCESS
+    fault.is_none()
 }
 
 async fn either(terminate: &mut Signal, interrupt: &mut Signal) {

@@ -7,6 +7,7 @@ use crate::buffers::Buffers;
 use crate::changes::Record;
 use crate::client::{self, Client};
 use crate::config::{Config, CookieMode, Scheme};
+use crate::contained::Contained;
 use crate::cookie::CookieKeys;
 use crate::counters::{CacheKind, Counters, Revoked, add};
 use crate::deadlines::{Deadlines, TICK};
@@ -226,6 +227,7 @@ async fn mail(shard: &Rc<Shard>, down: &Down, listener: &RefCell<Option<Socket>>
 }
 
 fn gauges(shard: &Shard) {
+    shard.counters.connections_open.set(shard.deadlines.clients() as u64);
     let entries = &shard.counters.cache_entries;
     let verdicts = shard.verdicts.borrow();
     entries[CacheKind::Public as usize].set(verdicts.public.len() as u64);
@@ -263,7 +265,7 @@ async fn accept(shard: Rc<Shard>, listener: Rc<RefCell<Option<Socket>>>) {
 
 fn accepted(shard: &Rc<Shard>, fd: OwnedFd, peer: std::net::IpAddr) {
     add(&shard.counters.accepted, 1);
-    if shard.counters.connections_open.get() >= shard.config.limits.connections_max as u64 {
+    if shard.deadlines.clients() >= shard.config.limits.connections_max {
         shed(shard, &fd);
         return;
     }
@@ -287,7 +289,7 @@ fn accepted(shard: &Rc<Shard>, fd: OwnedFd, peer: std::net::IpAddr) {
     match Socket::new(fd) {
         Ok(socket) => {
             let client = Client::new(shard, socket, peer, trusted, held);
-            monoio::spawn(client::serve(shard.clone(), client));
+            monoio::spawn(Contained::new(client::serve(shard.clone(), client)));
         }
         Err(_) => add(&shard.counters.accept_failures, 1),
     }
@@ -329,7 +331,7 @@ async fn tick(shard: Rc<Shard>) {
             sys::give_memory_back();
         }
         shard.log.hand_over();
-        if shard.draining.get() && counters.connections_open.get() == 0 && !told {
+        if shard.draining.get() && shard.deadlines.clients() == 0 && !told {
             told = shard.questions.tell(ToControl::Drained { shard: shard.index });
         }
     }

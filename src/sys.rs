@@ -121,6 +121,18 @@ pub fn shutdown_raw(fd: RawFd, how: rustix::net::Shutdown) {
     let _ = rustix::net::shutdown(fd, how);
 }
 
+/// Closing the socket resets the connection: whoever reads from it gets an error and not an end. A negative number is
+/// nobody. As for [`shutdown_raw`], the owner keeps it open.
+pub fn reset_on_close_raw(fd: RawFd) {
+    if fd < 0 {
+        return;
+    }
+    // SAFETY: used for this call only, while its owner keeps it open (see above).
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    // A socket that is gone already needs no reset.
+    let _ = socket2::SockRef::from(&fd).set_linger(Some(std::time::Duration::ZERO));
+}
+
 /// Which of these sockets (with the caller's label) were closed or half-closed by their peer. Never waits.
 pub fn hung_up<L: Copy>(sockets: &[(L, RawFd)]) -> Vec<(L, bool)> {
     if sockets.is_empty() {

@@ -68,6 +68,7 @@ impl<C> Drop for Course<'_, C> {
     /// Out of the deadline table before the socket can close.
     fn drop(&mut self) {
         self.means.watch.detach();
+        less(&self.means.counters.tunnels_open);
     }
 }
 
@@ -122,7 +123,6 @@ pub fn run<'a, C: Stream>(
         if let Some(why) = why {
             Box::pin(last_words::say(&course, why)).await;
         }
-        less(&course.means.counters.tunnels_open);
     }
 }
 

@@ -5,7 +5,7 @@ use super::reply::{self, Asked};
 use crate::access_log::Line;
 use crate::admission::{Exceeded, Limit};
 use crate::cors::{self, Decision, Relation, Sharing};
-use crate::counters::{AuthResult, Class, add, less};
+use crate::counters::{AuthResult, Class, Counted, add};
 use crate::error::Cause;
 use crate::exchange::{self, Failed, Next, Outgoing};
 use crate::grant::{Asker, Grant, authorize};
@@ -27,7 +27,7 @@ pub async fn serve(
     rest: &[u8],
     mut stamps: Stamps,
 ) -> (Next, usize, Vec<u8>) {
-    add(&shard.counters.requests_active, 1);
+    let active = Counted::new(&shard.counters.requests_active);
     let request_id = shard.request_ids.next();
     let request_id = std::str::from_utf8(&request_id).expect("hex digits and dashes");
     client.first_byte.set(None);
@@ -80,7 +80,7 @@ pub async fn serve(
         client.in_use.set(None);
         client.sandbox_slot.set(None);
     }
-    less(&shard.counters.requests_active);
+    drop(active);
     finish(asked, &stamps, status, cause);
     (next, used, overread)
 }

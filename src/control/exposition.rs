@@ -6,6 +6,7 @@ use super::stats::{
     ActivityResult, LOGIN_RESULTS, LOGIN_STEPS, Operation, RecheckResult, SharedResult, Stats, TROUBLES,
 };
 use crate::admission::Limit;
+use crate::contained;
 use crate::counters::{AuthResult, CacheKind, Class, Counters, DURATION_BOUNDS_MS, LAG_BOUNDS_US, Revoked};
 use crate::error::Source;
 use crate::head::Reject;
@@ -84,6 +85,9 @@ pub(super) fn page(reports: &[Option<Box<Counters>>], reporting: usize, stats: &
     labelled(&mut page, &sum);
     control_plane(&mut page, stats);
 
+    let name = "preview_faults_total";
+    page.family(name, "counter", "Connections ended by a fault of the gate's own; its log names the place.");
+    page.sample(name, &[], contained::faults());
     let name = "preview_shards";
     page.family(name, "gauge", "Shards of this process, and those that answered this scrape in time.");
     page.sample(name, &[("state", "all")], reports.len());

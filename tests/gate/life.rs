@@ -213,6 +213,24 @@ fn a_metrics_port_that_is_taken_ends_the_start() {
     assert!(!events.contains("listening\""), "it said that it listens: {events}");
 }
 
+/// What is left of it could serve, but nobody would know that it is a part.
+#[test]
+fn a_gate_whose_shard_ends_drains_and_fails_so_that_it_is_started_anew() {
+    let api = Api::start(Runner::echo().addr);
+    // Enough to listen, too few for eight rings.
+    let mut gate = Gate::start_under(&["prlimit", "--nofile=32:32"], &api, &[("SANDGATE_SHARDS", "8")]);
+    assert_eq!(gate.exit_code(), Some(1));
+    let events = || gate.events.lock().expect("no thread panics with it").clone();
+    let begun = Instant::now();
+    // The last of its words, which may still be on their way.
+    while !events().contains("a shard ended with an error") && begun.elapsed() < DEADLINE {
+        std::thread::yield_now();
+    }
+    for said in ["a shard has ended", "a shard ended with an error", "Too many open files"] {
+        assert!(events().contains(said), "{said}: {}", events());
+    }
+}
+
 #[test]
 fn a_connection_serves_on_after_a_pause_of_any_length() {
     let runner = Runner::echo();
