@@ -103,6 +103,9 @@ pub struct Control {
     flights: Flights,
     echo: Echo,
     tasks: JoinSet<Landed>,
+    /// What goes on all the time: the metrics page, reports of use, the way to Redis. A JoinSet aborts what it holds, so they
+    /// end with this.
+    servers: JoinSet<()>,
     outbox: Outbox,
     mentions: Mentions,
     /// Until [`Self::run`].
@@ -183,6 +186,7 @@ impl Control {
             flights: Flights::new(flights_max),
             echo: Echo::new(),
             tasks: JoinSet::new(),
+            servers: JoinSet::new(),
             drained: vec![false; downs.len()],
             outbox: Outbox::new(downs),
             stats,
@@ -201,22 +205,21 @@ impl Control {
         self.metrics.as_ref().map(metrics::Server::addr)
     }
 
-    /// Serves until `shutdown` resolves or every sender of the inbox is gone. Open flights end with it.
+    /// Serves until `shutdown` resolves, every sender of the inbox is gone or a part of it panics: changes that nobody passes on
+    /// any more would let in who is not to be. Open flights end with it.
     pub async fn run(mut self, shutdown: impl Future<Output = ()>) {
         let mut shutdown = std::pin::pin!(shutdown);
-        // Ends with this function: a JoinSet aborts what it holds.
-        let mut servers = JoinSet::new();
         if let Some(server) = self.metrics.take() {
-            servers.spawn(server.run());
+            self.servers.spawn(server.run());
         }
         if let Some(reporter) = self.reporter.take() {
-            servers.spawn(reporter.run());
+            self.servers.spawn(reporter.run());
         }
         let mut told = None;
         if let Some(Shared { redis, push, told: receiver }) = self.redis.take() {
-            servers.spawn(redis.clone().keep());
-            servers.spawn(Arc::clone(&push).keep_links());
-            servers.spawn(push.keep_canary(redis));
+            self.servers.spawn(redis.clone().keep());
+            self.servers.spawn(Arc::clone(&push).keep_links());
+            self.servers.spawn(push.keep_canary(redis));
             told = Some(receiver);
         }
         loop {
@@ -228,6 +231,7 @@ impl Control {
                 },
                 news = hear(&mut told) => self.outbox.tell(news),
                 Some(ended) = self.tasks.join_next_with_id() => self.land(ended),
+                Some(ended) = self.servers.join_next() => if ended.is_err() { return },
                 () = tokio::time::sleep(REDELIVER), if self.outbox.is_waiting() => self.outbox.redeliver(),
             }
             self.stats.flights_open.store(self.flights.count() as u64, Relaxed);

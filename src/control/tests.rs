@@ -291,6 +291,30 @@ async fn control_ends_when_no_shard_is_left() {
     drop(end);
 }
 
+#[tokio::test]
+async fn control_ends_when_a_part_of_it_panics_and_not_when_one_is_done() {
+    let settings = Settings {
+        api_base: "http://api/api".into(),
+        api_key: Secret::new("service"),
+        timeout: Duration::from_secs(1),
+        metrics: None,
+        activity_interval: Duration::from_secs(45),
+        redis: None,
+        lifetimes: LIFETIMES,
+        flights_max: 1,
+        login: no_login(),
+    };
+    let (_up, inbox) = mpsc::channel(1);
+    let mut control = Control::with_log(settings, inbox, Vec::new(), Log::discard()).expect("good settings");
+    let (fail, failing) = oneshot::channel::<()>();
+    control.servers.spawn(async {});
+    control.servers.spawn(async move { failing.await.expect("as a fault does") });
+    let mut running = tokio::spawn(control.run(std::future::pending()));
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut running).await.is_err(), "one was done");
+    drop(fail);
+    within(running).await.expect("it ends and does not panic itself");
+}
+
 #[test]
 fn a_taken_metrics_port_is_told_with_its_variable() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
