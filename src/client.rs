@@ -304,27 +304,70 @@ mod tests {
     use crate::config::{Config, Environment};
     use crate::log_writer::LogWriter;
     use crate::ring::{Driver, on_a_shard};
+    use std::io::{ErrorKind, Read, Write};
+    use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
     use std::sync::Arc;
 
     /// What the runtime puts around a task.
     const TASK: usize = 48;
 
+    fn shard() -> Rc<Shard> {
+        let environment = Environment::from_iter([
+            ("PROXY_PORT", "1"),
+            ("PROXY_PROTOCOL", "http"),
+            ("PROXY_API_KEY", "a-key-that-opens-nothing-anywhere-0"),
+            ("DAYTONA_API_URL", "http://127.0.0.1:1/api"),
+        ]);
+        let config = Arc::new(Config::from_env(&environment).expect("the settings are good"));
+        let log = LogWriter::spawn("log", Box::new(std::io::sink()), 1).expect("a thread");
+        let admission = Arc::new(Admission::new(&config.admission));
+        let up = tokio::sync::mpsc::channel(1).0;
+        Rc::new(Shard::new(0, config, admission, Driver::Epoll, up, log.sender()))
+    }
+
+    #[test]
+    #[expect(clippy::await_holding_refcell_ref, reason = "that is the fault")]
+    fn a_request_that_meets_a_fault_ends_its_connection_and_no_other() {
+        let pair = || {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let theirs = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+            let (ours, _) = listener.accept().expect("accepted");
+            ours.set_nonblocking(true).expect("an open socket");
+            (theirs, ours)
+        };
+        let ((mut hit, its_end), (mut spared, other_end)) = (pair(), pair());
+        let clients = std::thread::spawn(move || {
+            hit.write_all(b"GET / HTTP/1.1\r\nHost: 3000-sb1.preview.test\r\n\r\n").expect("sent");
+            let end = hit.read(&mut [0; 1]).map_err(|error| error.kind());
+            let mut answer = String::new();
+            spared
+                .write_all(b"GET /health HTTP/1.1\r\nHost: p.test\r\nConnection: close\r\n\r\n")
+                .expect("sent");
+            spared.read_to_string(&mut answer).map(|_| (end, answer))
+        });
+        on_a_shard(move || async move {
+            let shard = shard();
+            // The fault: whoever asks what is known of a sandbox finds it taken.
+            let _taken = shard.verdicts.borrow_mut();
+            for end in [its_end, other_end] {
+                crate::shard::accepted(&shard, end.into(), [127, 0, 0, 1].into());
+            }
+            while !clients.is_finished() || shard.deadlines.clients() > 0 {
+                monoio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+            assert_eq!(shard.counters.requests_active.get(), 0);
+            let (end, answer) = clients.join().expect("no panic").expect("the other is served to its end");
+            assert_eq!(end, Err(ErrorKind::ConnectionReset));
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        });
+    }
+
     /// The allocator's classes are 256, 320, 384, 448, 512 and 640 bytes: one byte more costs 64 or 128.
     #[test]
     fn an_idle_connection_and_an_idle_tunnel_fill_a_class_of_the_allocator_each() {
         on_a_shard(|| async {
-            let environment = Environment::from_iter([
-                ("PROXY_PORT", "1"),
-                ("PROXY_PROTOCOL", "http"),
-                ("PROXY_API_KEY", "a-key-that-opens-nothing-anywhere-0"),
-                ("DAYTONA_API_URL", "http://127.0.0.1:1/api"),
-            ]);
-            let config = Arc::new(Config::from_env(&environment).expect("the settings are good"));
-            let log = LogWriter::spawn("log", Box::new(std::io::sink()), 1).expect("a thread");
-            let (up, _questions) = tokio::sync::mpsc::channel(1);
-            let admission = Arc::new(Admission::new(&config.admission));
-            let shard = Rc::new(Shard::new(0, config, admission, Driver::Epoll, up, log.sender()));
+            let shard = shard();
             let socket = || {
                 let (ours, _) = UnixStream::pair().expect("pair");
                 Socket::new(ours.into()).expect("made")

@@ -276,9 +276,14 @@ impl Down {
             return Ok(());
         }
         self.queue.push(message)?;
+        self.ring();
+        Ok(())
+    }
+
+    /// Wakes the shard without a message.
+    pub fn ring(&self) {
         // An eventfd write fails only when its counter is full: then the bell is ringing already.
         let _ = std::io::Write::write(&mut &self.bell, &1u64.to_ne_bytes());
-        Ok(())
     }
 
     /// The shard has ended: nobody is to wait for room in its queue, nor for an answer.

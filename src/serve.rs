@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Waiting connections per listener; the kernel cuts it to net.core.somaxconn.
 pub const BACKLOG: i32 = 4096;
@@ -49,7 +49,7 @@ pub fn run(config: Config) -> ExitCode {
 }
 
 /// One JSON line on standard error.
-pub(crate) fn event(level: &str, fields: &[(&str, &str)]) {
+fn event(level: &str, fields: &[(&str, &str)]) {
     let mut line = serde_json::Map::new();
     line.insert("level".into(), level.into());
     line.extend(fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())));
@@ -191,8 +191,9 @@ fn settings(config: &Config) -> Settings {
 
 /// The control plane's life: serve, drain on the first signal, end on the second. `shutdown`: how long a drain lasts.
 ///
-/// A shard or the control plane that ends by itself is a fault. What is left of the gate could go on, but without a part
-/// of what makes it safe or fast, and unseen: it drains, and the process ends for its supervisor to start it anew.
+/// A shard or the control plane that ends by itself is a fault. What is left of the gate could go on, but without a part of
+/// what makes it safe, and unseen: tunnels are told, and the process ends for its supervisor to start it anew. There is no
+/// drain, for nobody takes the new connections meanwhile, and of a shard that panicked not even the old ones are served.
 /// `false`: it came to that.
 async fn live(
     shutdown: Duration,
@@ -202,7 +203,7 @@ async fn live(
     mut shard_ended: mpsc::Receiver<usize>,
 ) -> bool {
     let mut drained = control.all_drained();
-    let mut drained_late = drained.clone();
+    let drained_late = drained.clone();
     let mut control = tokio::spawn(control.run(std::future::pending()));
 
     let fault = tokio::select! {
@@ -212,17 +213,21 @@ async fn live(
     };
     if let Some(fault) = fault {
         event("error", &[("message", fault)]);
+        tell(&downs, || ToShard::Drain).await;
+        tell(&downs, || ToShard::LastWords).await;
+        heard(drained).await;
+        tell(&downs, || ToShard::Stop).await;
+        return false;
     }
     event("info", &[("message", "draining: no new connections, what runs may finish")]);
     tell(&downs, || ToShard::Drain).await;
     tokio::select! {
         // An error would mean that the control plane is gone: then nobody will say it any more.
-        _ = drained.wait_for(|all| *all) => event("info", &[("message", "drained")]),
+        Ok(_) = drained.wait_for(|all| *all) => event("info", &[("message", "drained")]),
         () = tokio::time::sleep(shutdown) => {
             event("warning", &[("message", "the time to drain is over, ending what still runs")]);
             tell(&downs, || ToShard::LastWords).await;
-            // Those who have not heard them by then never will, and it is all the same whether others are done.
-            let _ = tokio::time::timeout(LAST_WORDS, drained_late.wait_for(|all| *all)).await;
+            heard(drained_late).await;
         }
         () = either(&mut terminate, &mut interrupt) => {
             event("warning", &[("message", "second signal: ending what still runs")]);
@@ -230,7 +235,18 @@ async fn live(
     }
     tell(&downs, || ToShard::Stop).await;
     control.abort();
-    fault.is_none()
+    true
+}
+
+/// Waits until clients have had the last words. Those who have not by then never will.
+async fn heard(mut drained: watch::Receiver<bool>) {
+    let all = async {
+        if drained.wait_for(|all| *all).await.is_err() {
+            // Nobody is left who would say it.
+            std::future::pending().await
+        }
+    };
+    let _ = tokio::time::timeout(LAST_WORDS, all).await;
 }
 
 async fn either(terminate: &mut Signal, interrupt: &mut Signal) {

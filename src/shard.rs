@@ -63,6 +63,8 @@ pub struct Shard {
     pub request_ids: RequestIds,
     pub log: Log,
     pub draining: Cell<bool>,
+    /// Why no connection is accepted any more though none was to be refused; for whoever reads the mail.
+    accept_error: Cell<Option<io::Error>>,
     /// How often a signed link has ended or changed: what is being asked about links meanwhile is not to be kept.
     pub links_changed: Cell<u64>,
     /// Connections that wait for their next request with a buffer.
@@ -109,6 +111,7 @@ impl Shard {
             request_ids: RequestIds::new(),
             log: Log::new(config.access_log, config.slow, log, counters.clone()),
             draining: Cell::new(false),
+            accept_error: Cell::new(None),
             links_changed: Cell::new(0),
             warm: Warm::new(if driver == Driver::Epoll { 0 } else { WARM_MAX }),
             counters,
@@ -171,7 +174,7 @@ async fn main(start: Start) -> io::Result<()> {
     let Start { index, config, admission, driver, core: _, listener, down, up, log } = start;
     let shard = Rc::new(Shard::new(index, config, admission, driver, up, log));
     let listener = Rc::new(RefCell::new(Some(Socket::new(listener)?)));
-    monoio::spawn(accept(shard.clone(), listener.clone()));
+    monoio::spawn(accept(shard.clone(), listener.clone(), down.clone()));
     monoio::spawn(tick(shard.clone()));
     mail(&shard, &down, &listener).await
 }
@@ -222,6 +225,9 @@ async fn mail(shard: &Rc<Shard>, down: &Down, listener: &RefCell<Option<Socket>>
                 }
             }
         }
+        if let Some(error) = shard.accept_error.take() {
+            return Err(error);
+        }
         bell.readable().await?;
     }
 }
@@ -236,23 +242,37 @@ fn gauges(shard: &Shard) {
     entries[CacheKind::Runner as usize].set(shard.places.borrow().len() as u64);
 }
 
-async fn accept(shard: Rc<Shard>, listener: Rc<RefCell<Option<Socket>>>) {
-    let Some(socket) = listener.borrow_mut().take() else { return };
-    let fd = socket.fd().try_clone_to_owned();
+/// A shard that accepts no more though nobody told it so would be missed by those alone who are given to it: it ends.
+async fn accept(shard: Rc<Shard>, listener: Rc<RefCell<Option<Socket>>>, down: Arc<Down>) {
+    if let Err(error) = accept_all(&shard, &listener).await
+        && !shard.draining.get()
+    {
+        shard.accept_error.set(Some(error));
+        down.ring();
+    }
+}
+
+/// Until listening ends, which is an error.
+async fn accept_all(shard: &Rc<Shard>, listener: &RefCell<Option<Socket>>) -> io::Result<()> {
+    let Some(socket) = listener.borrow_mut().take() else { return Ok(()) };
     // `mail` ends the listening through a handle of its own.
-    *listener.borrow_mut() = fd.ok().and_then(|fd| Socket::new(fd).ok());
+    *listener.borrow_mut() = Some(Socket::new(socket.fd().try_clone_to_owned()?)?);
     // Held back so that at the limit of descriptors a connection can still be taken and turned away.
     let mut reserve = std::fs::File::open("/dev/null").ok();
-    while socket.readable().await.is_ok() && !shard.draining.get() {
+    loop {
+        socket.readable().await?;
+        if shard.draining.get() {
+            return Ok(());
+        }
         for _ in 0..ACCEPT_BATCH {
             match socket::try_accept(socket.fd()) {
-                Ok(Some((fd, peer))) => accepted(&shard, fd, peer.ip()),
+                Ok(Some((fd, peer))) => accepted(shard, fd, peer.ip()),
                 Ok(None) => break,
                 Err(_) => {
                     add(&shard.counters.accept_failures, 1);
                     drop(reserve.take());
                     if let Ok(Some((fd, _))) = socket::try_accept(socket.fd()) {
-                        shed(&shard, &fd);
+                        shed(shard, &fd);
                     }
                     reserve = std::fs::File::open("/dev/null").ok();
                     monoio::time::sleep(TICK).await;
@@ -263,7 +283,7 @@ async fn accept(shard: Rc<Shard>, listener: Rc<RefCell<Option<Socket>>>) {
     }
 }
 
-fn accepted(shard: &Rc<Shard>, fd: OwnedFd, peer: std::net::IpAddr) {
+pub(crate) fn accepted(shard: &Rc<Shard>, fd: OwnedFd, peer: std::net::IpAddr) {
     add(&shard.counters.accepted, 1);
     if shard.deadlines.clients() >= shard.config.limits.connections_max {
         shed(shard, &fd);

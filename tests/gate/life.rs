@@ -215,7 +215,7 @@ fn a_metrics_port_that_is_taken_ends_the_start() {
 
 /// What is left of it could serve, but nobody would know that it is a part.
 #[test]
-fn a_gate_whose_shard_ends_drains_and_fails_so_that_it_is_started_anew() {
+fn a_gate_whose_shard_ends_fails_so_that_it_is_started_anew() {
     let api = Api::start(Runner::echo().addr);
     // Enough to listen, too few for eight rings.
     let mut gate = Gate::start_under(&["prlimit", "--nofile=32:32"], &api, &[("SANDGATE_SHARDS", "8")]);
