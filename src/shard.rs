@@ -252,7 +252,7 @@ async fn accept(shard: Rc<Shard>, listener: Rc<RefCell<Option<Socket>>>, down: A
     }
 }
 
-/// Until listening ends, which is an error.
+/// Until the shard drains. An error: listening ended by itself, or what is to end it could not be had.
 async fn accept_all(shard: &Rc<Shard>, listener: &RefCell<Option<Socket>>) -> io::Result<()> {
     let Some(socket) = listener.borrow_mut().take() else { return Ok(()) };
     // `mail` ends the listening through a handle of its own.
