@@ -57,6 +57,7 @@ pub mod shard;
 pub mod socket;
 pub mod sys;
 pub mod target;
+mod ticker;
 pub mod tunnel;
 pub mod warm;
 mod warning;

@@ -24,13 +24,13 @@ use crate::route::RouteRules;
 use crate::socket::{self, Socket};
 use crate::sys;
 use crate::target::Places;
+use crate::ticker::Ticker;
 use crate::warm::{WARM_MAX, Warm};
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 use tokio::sync::mpsc;
 
 /// Connections accepted in one go before others have their turn.
@@ -63,8 +63,8 @@ pub struct Shard {
     pub request_ids: RequestIds,
     pub log: Log,
     pub draining: Cell<bool>,
-    /// Why no connection is accepted any more though none was to be refused; for whoever reads the mail.
-    accept_error: Cell<Option<io::Error>>,
+    /// Why one of the tasks it cannot be without has ended; for whoever reads the mail.
+    broken: Cell<Option<io::Error>>,
     /// How often a signed link has ended or changed: what is being asked about links meanwhile is not to be kept.
     pub links_changed: Cell<u64>,
     /// Connections that wait for their next request with a buffer.
@@ -111,7 +111,7 @@ impl Shard {
             request_ids: RequestIds::new(),
             log: Log::new(config.access_log, config.slow, log, counters.clone()),
             draining: Cell::new(false),
-            accept_error: Cell::new(None),
+            broken: Cell::new(None),
             links_changed: Cell::new(0),
             warm: Warm::new(if driver == Driver::Epoll { 0 } else { WARM_MAX }),
             counters,
@@ -175,7 +175,7 @@ async fn main(start: Start) -> io::Result<()> {
     let shard = Rc::new(Shard::new(index, config, admission, driver, up, log));
     let listener = Rc::new(RefCell::new(Some(Socket::new(listener)?)));
     monoio::spawn(accept(shard.clone(), listener.clone(), down.clone()));
-    monoio::spawn(tick(shard.clone()));
+    monoio::spawn(keep_time(shard.clone(), Ticker::new(TICK)?, down.clone()));
     mail(&shard, &down, &listener).await
 }
 
@@ -225,7 +225,7 @@ async fn mail(shard: &Rc<Shard>, down: &Down, listener: &RefCell<Option<Socket>>
                 }
             }
         }
-        if let Some(error) = shard.accept_error.take() {
+        if let Some(error) = shard.broken.take() {
             return Err(error);
         }
         bell.readable().await?;
@@ -247,8 +247,7 @@ async fn accept(shard: Rc<Shard>, listener: Rc<RefCell<Option<Socket>>>, down: A
     if let Err(error) = accept_all(&shard, &listener).await
         && !shard.draining.get()
     {
-        shard.accept_error.set(Some(error));
-        down.ring();
+        ends(&shard, &down, error);
     }
 }
 
@@ -332,19 +331,30 @@ fn turn_away(fd: &OwnedFd, status: u16, reason: &str, code: &str, message: &str)
     let _ = rustix::net::send(fd, answer.as_bytes(), flags);
 }
 
+/// The shard is no use any more.
+fn ends(shard: &Shard, down: &Down, error: io::Error) {
+    shard.broken.set(Some(error));
+    down.ring();
+}
+
+/// A shard whose clock stands still would have no deadlines: it ends.
+async fn keep_time(shard: Rc<Shard>, ticker: Ticker, down: Arc<Down>) {
+    if let Err(error) = tick(&shard, ticker).await {
+        ends(&shard, &down, error);
+    }
+}
+
 /// Deadlines, idle connections, log batches; and how late it is, which shows when something held the shard up.
-async fn tick(shard: Rc<Shard>) {
+async fn tick(shard: &Rc<Shard>, mut ticker: Ticker) -> io::Result<()> {
     let mut told = false;
     loop {
-        let slept = Instant::now();
-        monoio::time::sleep(TICK).await;
-        let late = slept.elapsed().saturating_sub(TICK).as_micros() as u64;
+        let late = ticker.next().await?.as_micros() as u64;
         let counters = &shard.counters;
         counters.loop_stall_us.set(counters.loop_stall_us.get().max(late));
         add(&counters.deadlines, shard.deadlines.sweep(shard.draining.get()));
         shard.warm.tick();
         shard.activity.look(shard.deadlines.now(), &shard.questions, counters);
-        shard.live.tick(&shard);
+        shard.live.tick(shard);
         if shard.deadlines.now().is_multiple_of(POOL_SWEEP_TICKS) {
             shard.pool.sweep(shard.deadlines.now(), counters);
             shard.buffers.trim();
