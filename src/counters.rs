@@ -199,6 +199,8 @@ pub struct Counters {
     pub tunnels: Count,
     /// Gauge.
     pub tunnels_open: Count,
+    /// Gauge: of these, one way has ended.
+    pub tunnels_half_closed: Count,
     /// Body and tunnel bytes from clients to runners, copied through our memory.
     pub bytes_up_copied: Count,
     pub bytes_up_spliced: Count,

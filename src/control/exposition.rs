@@ -49,6 +49,7 @@ const GAUGES: &[(&str, &str, Field)] = &[
     ("http_server_active_requests", "Requests being served.", |c| &c.requests_active),
     ("preview_questions_open", "Questions shards wait for.", |c| &c.questions_open),
     ("preview_ws_open", "Tunnels open now.", |c| &c.tunnels_open),
+    ("preview_ws_half_closed", "Open tunnels of which one way has ended.", |c| &c.tunnels_half_closed),
 ];
 
 /// Gauges of each shard.

@@ -185,7 +185,13 @@ fn sockets(gate: &Gate) -> usize {
 
 /// Everything of all requests is gone: gauges at zero, sockets back to `baseline`.
 pub fn await_rest(gate: &Gate, baseline: usize) {
-    for gauge in ["http_server_active_requests", "preview_ws_open", "preview_questions_open"] {
+    let of_all = [
+        "http_server_active_requests",
+        "preview_ws_open",
+        "preview_ws_half_closed",
+        "preview_questions_open",
+    ];
+    for gauge in of_all {
         gate.await_metric(gauge, 0);
     }
     gate.await_metric("preview_connections_open{shard=\"0\"}", 0);

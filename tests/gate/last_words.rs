@@ -157,10 +157,11 @@ fn whose_sandbox_goes_is_told_how() {
 #[test]
 fn a_gate_whose_time_to_drain_is_over_says_goodbye() {
     let runner = echo();
-    let mut gate = Gate::start(&Api::start(runner.addr), &[("SHUTDOWN_TIMEOUT_SEC", "1")]);
-    // So many that their messages leave together.
-    let mut sockets: Vec<_> = (0..10).map(|_| client(&gate, HOST, None)).collect();
-    for round in 0..100 {
+    let settings = [("SHUTDOWN_TIMEOUT_SEC", "1"), ("SANDGATE_SHARDS", "1")];
+    let mut gate = Gate::start(&Api::start(runner.addr), &settings);
+    // So many on one shard that their messages leave together.
+    let mut sockets: Vec<_> = (0..150).map(|_| client(&gate, HOST, None)).collect();
+    for round in 0..20 {
         for (number, socket) in sockets.iter_mut().enumerate() {
             socket.send(Message::text(format!("{number} {round}"))).expect("the gate reads");
         }

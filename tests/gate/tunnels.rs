@@ -113,10 +113,12 @@ fn a_half_close_passes_each_way_and_leaves_the_other_way_open() {
     wire.send(upgrade("/runner-first")).expect("the gate reads");
     wire.head().expect("an answer").expect("an answer");
     assert_eq!(wire.rest().expect("the runner's words"), b"last words");
+    assert_eq!(gate.metric("preview_ws_half_closed"), 1);
     wire.send("still here").expect("this way is open");
     wire.end_writing();
     let all = tell.recv_timeout(crate::harness::DEADLINE).expect("the runner sees the client's end");
     assert_eq!(all, Ok(b"still here".to_vec()));
+    gate.await_metric("preview_ws_half_closed", 0);
     gate.check(&runner);
 }
 
