@@ -131,7 +131,7 @@ pub async fn exchange(
         client.watch.runner_answers(shard.config.limits.runner_first_byte);
 
         let sent;
-        (sent, out) = send_head(&runner, out).await;
+        (sent, out) = send_head(shard, &runner, out).await;
         let result = match sent {
             Err(Unsent::Nothing) if was_reused => {
                 add(&shard.counters.runner_retries, 1);
@@ -280,13 +280,21 @@ enum Unsent {
 }
 
 /// The head, and the buffer back.
-async fn send_head(runner: &Socket, out: Vec<u8>) -> (Result<(), Unsent>, Vec<u8>) {
-    let (sent, out) = runner.send_waiting(out).await;
-    let Ok(mut sent) = sent else { return (Err(Unsent::Nothing), out) };
+async fn send_head(shard: &Shard, runner: &Socket, mut out: Vec<u8>) -> (Result<(), Unsent>, Vec<u8>) {
+    let mut sent = 0;
+    if shard.turns.joins_others() {
+        let first;
+        (first, out) = runner.send_waiting(out).await;
+        match first {
+            Ok(n) => sent = n,
+            Err(_) => return (Err(Unsent::Nothing), out),
+        }
+    }
     while sent < out.len() {
         match runner.try_send(&out[sent..]) {
             Ok(Moved::Bytes(n)) => sent += n,
             Ok(_) if runner.writable().await.is_ok() => {}
+            _ if sent == 0 => return (Err(Unsent::Nothing), out),
             _ => return (Err(Unsent::Part), out),
         }
     }

@@ -59,5 +59,6 @@ pub mod sys;
 pub mod target;
 mod ticker;
 pub mod tunnel;
+mod turns;
 pub mod warm;
 mod warning;

@@ -25,6 +25,7 @@ use crate::socket::{self, Socket};
 use crate::sys;
 use crate::target::Places;
 use crate::ticker::Ticker;
+use crate::turns::Turns;
 use crate::warm::{WARM_MAX, Warm};
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -69,6 +70,8 @@ pub struct Shard {
     pub links_changed: Cell<u64>,
     /// Connections that wait for their next request with a buffer.
     pub warm: Warm,
+    /// Whether what is sent leaves at once.
+    pub turns: Turns,
 }
 
 impl Shard {
@@ -114,6 +117,7 @@ impl Shard {
             broken: Cell::new(None),
             links_changed: Cell::new(0),
             warm: Warm::new(if driver == Driver::Epoll { 0 } else { WARM_MAX }),
+            turns: Turns::new(driver != Driver::Epoll),
             counters,
             config,
         }
@@ -175,6 +179,8 @@ async fn main(start: Start) -> io::Result<()> {
     let shard = Rc::new(Shard::new(index, config, admission, driver, up, log));
     let listener = Rc::new(RefCell::new(Some(Socket::new(listener)?)));
     monoio::spawn(accept(shard.clone(), listener.clone(), down.clone()));
+    let counting = shard.clone();
+    monoio::spawn(async move { counting.turns.count().await });
     monoio::spawn(keep_time(shard.clone(), Ticker::new(TICK)?, down.clone()));
     mail(&shard, &down, &listener).await
 }

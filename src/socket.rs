@@ -4,8 +4,8 @@
 //! none and dropping a wait loses no byte; `try_*` calls never block. Three calls hand a buffer to the ring instead, on
 //! the path of every small request: [`Socket::recv_waiting`], when an answer is certain to come,
 //! [`Socket::recv_cancellable`], when a next request is likely, and [`Socket::send_waiting`] for whole messages. They
-//! save a system call each, and messages sent in one turn of the loop leave together, so that a peer is woken once for
-//! all of them. They must not be dropped; whoever wants them to end shuts the socket down or cancels.
+//! save a system call each, and messages sent in one turn of the loop leave together, which pays where they are many (see
+//! [`Turns`](crate::turns::Turns)). They must not be dropped; whoever wants them to end shuts the socket down or cancels.
 
 use crate::sys::{self, Duplex};
 use monoio::buf::IoBufMut;

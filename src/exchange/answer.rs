@@ -170,7 +170,7 @@ pub async fn respond(
         let here = &inbuf[last.head_bytes..];
         match last.body {
             ResponseBody::None => {
-                out = lane.send_whole(std::mem::take(&mut out)).await?;
+                out = send_whole(shard, &lane, std::mem::take(&mut out)).await?;
                 Ok(here.is_empty())
             }
             ResponseBody::Length(length) => {
@@ -181,7 +181,7 @@ pub async fn respond(
                     // At once, so that the rest follows without a turn of the loop between.
                     lane.exact(&out, left).await?;
                 } else {
-                    out = lane.send_whole(std::mem::take(&mut out)).await?;
+                    out = send_whole(shard, &lane, std::mem::take(&mut out)).await?;
                 }
                 // Bytes behind the end: delivered is what was announced, and the connection is not used again.
                 Ok(take == here.len())
@@ -235,6 +235,19 @@ pub async fn respond(
             Err(Failed { cause: client.cause_or(cause), answerable: false, reset })
         }
     }
+}
+
+/// Sends an answer that is here as a whole; the buffer back.
+async fn send_whole(
+    shard: &Shard,
+    lane: &Lane<'_, Socket, Socket>,
+    answer: Vec<u8>,
+) -> Result<Vec<u8>, Fault> {
+    if shard.turns.joins_others() {
+        return lane.send_whole(answer).await;
+    }
+    lane.send(&answer).await?;
+    Ok(answer)
 }
 
 /// A body of which much is still to come, or nobody knows how much. What is left of others is not worth the trouble.
