@@ -28,6 +28,11 @@ pub fn count(text: &str) -> Result<u64, String> {
     scaled(text, 1000)
 }
 
+/// A [`count`] of things there are never more than 4 billion of.
+pub fn count32(text: &str) -> Result<u32, String> {
+    u32::try_from(count(text)?).map_err(|_| format!("`{text}` is more than {}", u32::MAX))
+}
+
 /// A size in bytes: `64k` is 65,536.
 pub fn bytes(text: &str) -> Result<u64, String> {
     scaled(text, 1024)
@@ -118,6 +123,7 @@ mod tests {
     fn counts_are_decimal_and_sizes_binary() {
         assert_eq!(count("100k"), Ok(100_000));
         assert_eq!(count("1.5M"), Ok(1_500_000));
+        assert_eq!((count32("4G"), count32("5G").is_err()), (Ok(4_000_000_000), true));
         assert_eq!(bytes("64k"), Ok(65_536));
         assert_eq!(bytes("0"), Ok(0));
         for text in ["", "k", "-1", "1e9", "1kk", "0x10", "ten"] {

@@ -147,13 +147,13 @@ pub struct LoadArgs {
     #[arg(long, value_parser = quantity::share, default_value = "0", help_heading = "Load")]
     pub fresh: f64,
     /// Kept connections; each carries a request at a time (HTTP/2: --streams)
-    #[arg(long, short, default_value_t = 64, help_heading = "Load")]
+    #[arg(long, short, value_parser = quantity::count32, default_value = "64", help_heading = "Load")]
     pub connections: u32,
     /// Requests at a time on an HTTP/2 connection
     #[arg(long, default_value_t = 32, help_heading = "Load")]
     pub streams: u32,
     /// Most WebSockets, event streams and page loads at a time
-    #[arg(long, default_value_t = 10_000, help_heading = "Load")]
+    #[arg(long, value_parser = quantity::count32, default_value = "10k", help_heading = "Load")]
     pub sessions_max: u32,
     /// Random intervals, as of independent users, instead of equal ones
     #[arg(long, help_heading = "Load")]
@@ -445,7 +445,7 @@ pub struct ScenarioArgs {
     #[arg(long, value_parser = quantity::count, help_heading = "Load")]
     pub sandboxes: Option<u64>,
     /// Kept connections instead of the scenario's
-    #[arg(long, short, help_heading = "Load")]
+    #[arg(long, short, value_parser = quantity::count32, help_heading = "Load")]
     pub connections: Option<u32>,
     #[command(flatten)]
     pub client: ClientArgs,

@@ -22,6 +22,7 @@ pub use state::Side;
 use crate::cli::EXIT_USAGE;
 use crate::host;
 use crate::population::Population;
+use crate::quantity;
 use crate::run_args::{Sources, sources};
 use clap::Args;
 use listener::{Plan, Restarts};
@@ -70,7 +71,7 @@ pub struct BackendArgs {
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// How many public and how many private sandboxes exist; default: as many as anybody asks for
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = quantity::count)]
     pub sandboxes: Option<u64>,
     /// Key the proxy shows to the API
     #[arg(long, default_value = PROXY_KEY)]
@@ -79,8 +80,8 @@ pub struct BackendArgs {
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
     /// Connections at once, API and runner each; more wait. Costs a socket and up to 10 KB each
-    #[arg(long, default_value_t = 200_000, value_name = "N")]
-    pub connections_max: usize,
+    #[arg(long, default_value = "200k", value_name = "N", value_parser = quantity::count32)]
+    pub connections_max: u32,
     /// What goes wrong at the runner, like 'rate=1%,delay=20ms,jitter=10ms' or 'path=/bytes,truncate@100'; the first
     /// rule that hits counts
     #[arg(long = "fault", value_name = "RULE")]
@@ -141,7 +142,7 @@ impl Backend {
         let plan = Plan {
             world: Arc::clone(&world),
             seed: args.seed,
-            connections_max: (args.connections_max / threads).max(1),
+            connections_max: (args.connections_max as usize / threads).max(1),
             redis: args.redis.as_deref().map(Arc::from),
             thread: 0,
             restarts: Restarts::new(threads),
