@@ -300,31 +300,13 @@ async fn next_request(shard: &Shard, client: &Client, buf: Vec<u8>) -> (Received
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admission::Admission;
-    use crate::config::{Config, Environment};
-    use crate::log_writer::LogWriter;
     use crate::ring::{Driver, on_a_shard};
     use std::io::{ErrorKind, Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
-    use std::sync::Arc;
 
     /// What the runtime puts around a task.
     const TASK: usize = 48;
-
-    fn shard() -> Rc<Shard> {
-        let environment = Environment::from_iter([
-            ("PROXY_PORT", "1"),
-            ("PROXY_PROTOCOL", "http"),
-            ("PROXY_API_KEY", "a-key-that-opens-nothing-anywhere-0"),
-            ("DAYTONA_API_URL", "http://127.0.0.1:1/api"),
-        ]);
-        let config = Arc::new(Config::from_env(&environment).expect("the settings are good"));
-        let log = LogWriter::spawn("log", Box::new(std::io::sink()), 1).expect("a thread");
-        let admission = Arc::new(Admission::new(&config.admission));
-        let up = tokio::sync::mpsc::channel(1).0;
-        Rc::new(Shard::new(0, config, admission, Driver::Epoll, up, log.sender()))
-    }
 
     #[test]
     #[expect(clippy::await_holding_refcell_ref, reason = "that is the fault")]
@@ -347,7 +329,7 @@ mod tests {
             spared.read_to_string(&mut answer).map(|_| (end, answer))
         });
         on_a_shard(move || async move {
-            let shard = shard();
+            let shard = Shard::alone(Driver::Epoll, &[]);
             // The fault: whoever asks what is known of a sandbox finds it taken.
             let _taken = shard.verdicts.borrow_mut();
             for end in [its_end, other_end] {
@@ -367,7 +349,7 @@ mod tests {
     #[test]
     fn an_idle_connection_and_an_idle_tunnel_fill_a_class_of_the_allocator_each() {
         on_a_shard(|| async {
-            let shard = shard();
+            let shard = Shard::alone(Driver::Epoll, &[]);
             let socket = || {
                 let (ours, _) = UnixStream::pair().expect("pair");
                 Socket::new(ours.into()).expect("made")

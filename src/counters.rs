@@ -196,6 +196,8 @@ pub struct Counters {
     pub runner_retries: Count,
     /// Gauge.
     pub runner_idle: Count,
+    /// Heads and whole answers, see [`Turns`](crate::turns::Turns).
+    pub sent_together: Count,
     pub tunnels: Count,
     /// Gauge.
     pub tunnels_open: Count,

@@ -282,7 +282,7 @@ enum Unsent {
 /// The head, and the buffer back.
 async fn send_head(shard: &Shard, runner: &Socket, mut out: Vec<u8>) -> (Result<(), Unsent>, Vec<u8>) {
     let mut sent = 0;
-    if shard.turns.joins_others() {
+    if shard.turns.leaves_together() {
         let first;
         (first, out) = runner.send_waiting(out).await;
         match first {
@@ -424,4 +424,56 @@ fn enter(client: &Client, shard: &Shard, runner: &Socket, outgoing: &Outgoing<'_
         let _ = socket.keep_alive();
     }
     Some(shard.live.enter(pass, client.watch.index(), check_in))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::{Driver, Wish, choose, on_a_shard};
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    /// A connection that holds little, and its other end.
+    fn narrow() -> (Socket, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        ours.set_nonblocking(true).expect("open");
+        socket2::SockRef::from(&ours).set_send_buffer_size(4096).expect("open");
+        (Socket::new(ours.into()).expect("a socket"), theirs)
+    }
+
+    #[test]
+    fn a_head_leaves_whole_or_is_known_to_have_left_in_part_or_not_at_all_whichever_way_it_goes() {
+        on_a_shard(|| async {
+            let driver = choose(Wish::Auto).expect("a driver").driver;
+            let shard = Shard::alone(driver, &[]);
+            let head: Vec<u8> = (0..200_000_u32).map(|at| (at % 251) as u8).collect();
+            for together in [false, true] {
+                shard.turns.follow(together);
+                let (runner, mut theirs) = narrow();
+                let reads = std::thread::spawn(move || {
+                    let mut all = Vec::new();
+                    theirs.read_to_end(&mut all).map(|_| all)
+                });
+                let (sent, kept) = send_head(&shard, &runner, head.clone()).await;
+                assert!(sent.is_ok() && kept == head);
+                runner.shutdown(Shutdown::Write);
+                assert!(reads.join().expect("no panic").expect("read") == head);
+
+                shard.turns.follow(together);
+                let (runner, theirs) = narrow();
+                drop(theirs);
+                let (sent, _) = send_head(&shard, &runner, head.clone()).await;
+                assert!(matches!(sent, Err(Unsent::Nothing)));
+
+                shard.turns.follow(together);
+                let (runner, mut theirs) = narrow();
+                let leaves = std::thread::spawn(move || theirs.read_exact(&mut [0]));
+                let (sent, _) = send_head(&shard, &runner, head.clone()).await;
+                assert!(matches!(sent, Err(Unsent::Part)));
+                leaves.join().expect("no panic").expect("a byte");
+            }
+            let by_ring = if driver == Driver::Epoll { 0 } else { 3 };
+            assert_eq!(shard.counters.sent_together.get(), by_ring);
+        });
+    }
 }

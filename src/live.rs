@@ -296,31 +296,12 @@ fn ticks(duration: Duration) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admission::Admission;
-    use crate::config::{Config, Environment};
-    use crate::log_writer::LogWriter;
     use crate::ring::Driver;
     use std::net::Ipv4Addr;
-    use std::sync::Arc;
-    use tokio::sync::mpsc;
-
-    /// A shard that asks nobody.
-    fn shard() -> Shard {
-        let environment = Environment::from_iter([
-            ("PROXY_PORT", "4000"),
-            ("PROXY_PROTOCOL", "http"),
-            ("PROXY_API_KEY", "a-key-that-opens-nothing-anywhere-0"),
-            ("DAYTONA_API_URL", "http://127.0.0.1:1/api"),
-        ]);
-        let config = Config::from_env(&environment).expect("the settings are good");
-        let log = LogWriter::spawn("log", Box::new(std::io::sink()), 1).expect("a thread");
-        let admission = Arc::new(Admission::new(&config.admission));
-        Shard::new(0, Arc::new(config), admission, Driver::Epoll, mpsc::channel(1).0, log.sender())
-    }
 
     #[test]
     fn what_changed_is_cut_as_undecided_once_nobody_could_say_for_too_long_and_nothing_else_is() {
-        let shard = shard();
+        let shard = Shard::alone(Driver::Epoll, &[]);
         let watches = [0; 2].map(|_| shard.deadlines.watch(-1));
         let [changed, same] = ["changed", "same"].map(|id| SandboxId::parse(id.as_bytes()).expect("an id"));
         let enter = |sandbox, watch: &crate::deadlines::Watch| {

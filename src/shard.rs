@@ -70,7 +70,7 @@ pub struct Shard {
     pub links_changed: Cell<u64>,
     /// Connections that wait for their next request with a buffer.
     pub warm: Warm,
-    /// Whether what is sent leaves at once.
+    /// How many messages a turn of the loop sends.
     pub turns: Turns,
 }
 
@@ -117,10 +117,30 @@ impl Shard {
             broken: Cell::new(None),
             links_changed: Cell::new(0),
             warm: Warm::new(if driver == Driver::Epoll { 0 } else { WARM_MAX }),
-            turns: Turns::new(driver != Driver::Epoll),
+            turns: Turns::new(driver != Driver::Epoll, counters.clone()),
             counters,
             config,
         }
+    }
+}
+
+#[cfg(test)]
+impl Shard {
+    /// A shard that nothing runs and whose questions nobody answers, with these settings beside those that must be.
+    pub(crate) fn alone(driver: Driver, settings: &[(&str, &str)]) -> Rc<Self> {
+        use crate::config::Environment;
+        use crate::log_writer::LogWriter;
+        let required = [
+            ("PROXY_PORT", "1"),
+            ("PROXY_PROTOCOL", "http"),
+            ("PROXY_API_KEY", "a-key-that-opens-nothing-anywhere-0"),
+            ("DAYTONA_API_URL", "http://127.0.0.1:1/api"),
+        ];
+        let environment = Environment::from_iter(required.into_iter().chain(settings.iter().copied()));
+        let config = Arc::new(Config::from_env(&environment).expect("the settings are good"));
+        let log = LogWriter::spawn("log", Box::new(io::sink()), 1).expect("a thread");
+        let admission = Arc::new(Admission::new(&config.admission));
+        Rc::new(Self::new(0, config, admission, driver, mpsc::channel(1).0, log.sender()))
     }
 }
 

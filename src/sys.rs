@@ -157,7 +157,7 @@ pub fn hung_up<L: Copy>(sockets: &[(L, RawFd)]) -> Vec<(L, bool)> {
 pub struct Duplex(UnsafeCell<UnixStream>);
 
 impl Duplex {
-    /// Of any connected stream socket.
+    /// Of any connected stream socket, or of something else that can be waited for.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let stream = UnixStream::from_std(std::os::unix::net::UnixStream::from(fd))?;
         Ok(Self(UnsafeCell::new(stream)))

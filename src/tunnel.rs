@@ -26,7 +26,7 @@ const HEADER_READ: u64 = 16;
 
 /// With so many tunnels, messages leave through the ring, all of a turn together: each step finds in the CPU's caches
 /// what the same step of the tunnel before has left there. With fewer, what one message touches is there anyway, and the ring
-/// only costs.
+/// only costs. CPU of an echo, together over at once: 1.03 with 64 tunnels, 1.01 with 128, 0.95 with 512.
 const TOGETHER_MIN: u64 = 128;
 
 /// A runner connection that has switched protocols.
@@ -249,7 +249,7 @@ enum Step {
     Ended,
 }
 
-/// Are there [`TOGETHER_MIN`] tunnels in which bytes may go both ways? From the others little comes.
+/// Are there [`TOGETHER_MIN`] tunnels in which bytes may go both ways? The others are often over but for one end's word.
 fn has_company(counters: &Counters) -> bool {
     counters.tunnels_open.get() >= TOGETHER_MIN + counters.tunnels_half_closed.get()
 }

@@ -31,6 +31,9 @@ const TOTALS: &[(&str, &str, Field)] = &[
         &c.runner_stale
     }),
     ("preview_upstream_retries_total", "Requests sent to a runner a second time.", |c| &c.runner_retries),
+    ("preview_sent_together_total", "Heads and whole answers sent through the ring, with others.", |c| {
+        &c.sent_together
+    }),
     ("preview_ws_total", "Tunnels opened (WebSockets).", |c| &c.tunnels),
     ("preview_splice_calls_total", "Calls of splice(2).", |c| &c.splice_calls),
     ("preview_truncated_total", "Bodies a runner cut short.", |c| &c.truncated),

@@ -243,10 +243,13 @@ async fn send_whole(
     lane: &Lane<'_, Socket, Socket>,
     answer: Vec<u8>,
 ) -> Result<Vec<u8>, Fault> {
-    if shard.turns.joins_others() {
+    if shard.turns.leaves_together() {
         return lane.send_whole(answer).await;
     }
-    lane.send(&answer).await?;
+    let sent = lane.send_now(&answer)?;
+    if sent < answer.len() {
+        lane.send(&answer[sent..]).await?;
+    }
     Ok(answer)
 }
 
@@ -298,4 +301,42 @@ fn accepts_websocket(request: &RequestHead<'_>, answer: &ResponseHead<'_>) -> bo
     let expected = base64::engine::general_purpose::STANDARD.encode(hash.finalize());
     of_answer(FieldId::Upgrade).is_some_and(|v| v.eq_ignore_ascii_case(b"websocket"))
         && of_answer(FieldId::SecWebSocketAccept) == Some(expected.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::deadlines::Fired;
+    use crate::ring::{Wish, choose, on_a_shard};
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_client_that_takes_nothing_of_its_answer_is_not_waited_for_whichever_way_the_answer_goes() {
+        on_a_shard(|| async {
+            let driver = choose(Wish::Auto).expect("a driver").driver;
+            let shard = Shard::alone(driver, &[("SANDGATE_CLIENT_STALL_MS", "300")]);
+            for together in [false, true] {
+                let pair = || {
+                    let (ours, theirs) = UnixStream::pair().expect("a pair");
+                    ours.set_nonblocking(true).expect("open");
+                    (Socket::new(ours.into()).expect("a socket"), theirs)
+                };
+                let ((ours, _silent), (runner, _app)) = (pair(), pair());
+                let client = Client::new(&shard, ours, [127, 0, 0, 1].into(), false, None);
+                let means = client.means(&shard);
+                let lane = Lane { source: &runner, sink: client.transport(), way: Way::Down, means: &means };
+                shard.turns.follow(together);
+                let time_passes = async {
+                    while client.watch.fired().is_none() {
+                        shard.deadlines.sweep(false);
+                        monoio::time::sleep(std::time::Duration::ZERO).await;
+                    }
+                };
+                let sending = send_whole(&shard, &lane, vec![b'x'; 4 << 20]);
+                let (sent, ()) = futures_util::future::join(sending, time_passes).await;
+                assert!(matches!(sent, Err(Fault::SinkBroke(_))));
+                assert_eq!(client.watch.fired(), Some(Fired::ClientWrite));
+            }
+        });
+    }
 }

@@ -520,3 +520,47 @@ fn thousands_of_requests_and_of_deadlines_at_the_same_moment_are_all_dealt_with(
     gate.await_metric("preview_connections_open{shard=\"0\"}", 0);
     assert_eq!(gate.get("/after").expect("an answer").status(), 200);
 }
+
+/// What a crowd asks and is answered is all there before the gate sees any of it.
+#[test]
+fn requests_and_answers_of_one_moment_leave_together_and_each_arrives_where_it_belongs() {
+    use rustix::process::Signal;
+    const CROWD: usize = 40;
+    // Requests at the runner so far, how many of them it may answer, and answers it has given.
+    let counts: Arc<[AtomicUsize; 3]> = Arc::default();
+    let theirs = counts.clone();
+    let runner = Runner::start(move |mut wire, _| {
+        let [asked, allowed, answered] = &*theirs;
+        while let Ok(Some(request)) = wire.message() {
+            let number = asked.fetch_add(1, SeqCst);
+            until(|| allowed.load(SeqCst) > number, "nobody lets the runner answer");
+            wire.send(ok(request.target())).expect("the gate reads");
+            answered.fetch_add(1, SeqCst);
+        }
+    });
+    let gate = Gate::start(&Api::start(runner.addr), &[]);
+    let mut crowd: Vec<Wire> = (0..CROWD).map(|_| gate.connect()).collect();
+    let [asked, allowed, answered] = &*counts;
+    // The first round makes the runner's connections, the second finds them.
+    for round in 1..=2 {
+        gate.signal(Signal::STOP);
+        for (number, wire) in crowd.iter_mut().enumerate() {
+            let head = format!("GET /{round}/{number} HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+            wire.send(head).expect("room in the socket");
+        }
+        gate.signal(Signal::CONT);
+        until(|| asked.load(SeqCst) == round * CROWD, "a request does not reach the runner");
+        gate.signal(Signal::STOP);
+        allowed.store(round * CROWD, SeqCst);
+        until(|| answered.load(SeqCst) == round * CROWD, "the runner does not answer");
+        gate.signal(Signal::CONT);
+        for (number, wire) in crowd.iter_mut().enumerate() {
+            let answer = wire.expect_message().expect("an answer").text();
+            assert!(answer.ends_with(&format!("/{round}/{number}")), "{number}: {answer}");
+        }
+    }
+    let epoll = std::env::var("SANDGATE_TEST_DRIVER").is_ok_and(|driver| driver == "epoll");
+    let together = gate.metric("preview_sent_together_total");
+    assert!(if epoll { together == 0 } else { together >= CROWD as u64 }, "{together}");
+    gate.check(&runner);
+}
