@@ -15,7 +15,8 @@ use crate::tunnel::last_words;
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
@@ -27,6 +28,12 @@ const MESSAGES_EXTRA: usize = 64;
 const LOG_BATCHES_MAX: usize = 64;
 /// How long log lines may take to be written at the end; an output that nobody reads must not hold the exit up.
 const LOG_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long shards may take to make room for a message, and to stop. One that needs longer is stuck: it must not keep the
+/// others from being told, nor the process from ending.
+const SHARD_PATIENCE: Duration = Duration::from_secs(10);
+/// How soon they are looked at again.
+const AGAIN: Duration = Duration::from_millis(5);
 
 /// How much longer than its time a drain may take so that tunnels end with a close frame, and clients with theirs.
 const LAST_WORDS: Duration = deadlines::LAST_WORDS.saturating_add(last_words::LINGER);
@@ -125,12 +132,7 @@ fn serve(config: Config) -> io::Result<ExitCode> {
     );
 
     let mut failed = !runtime.block_on(live(config.shutdown, control, signals, downs, shard_ended));
-    for (index, thread) in threads.into_iter().enumerate() {
-        let why = match thread.join() {
-            Ok(Ok(())) => continue,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => "it panicked".to_owned(),
-        };
+    for (index, why) in join(threads, SHARD_PATIENCE) {
         failed = true;
         event(
             "error",
@@ -141,6 +143,22 @@ fn serve(config: Config) -> io::Result<ExitCode> {
         event("warning", &[("message", "the last access log lines were not taken in time and are lost")]);
     }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Waits for shards, all of them `within` this: which did not end well, and why.
+fn join(threads: Vec<JoinHandle<io::Result<()>>>, within: Duration) -> Vec<(usize, String)> {
+    let until = Instant::now() + within;
+    let ends = threads.into_iter().map(|thread| {
+        while !thread.is_finished() {
+            if Instant::now() >= until {
+                return Err("it does not stop".to_owned());
+            }
+            std::thread::sleep(AGAIN);
+        }
+        let ended = thread.join().map_err(|_| "it panicked".to_owned())?;
+        ended.map_err(|error| error.to_string())
+    });
+    ends.enumerate().filter_map(|(index, end)| Some((index, end.err()?))).collect()
 }
 
 /// Says that a shard's thread is over, however it came to that.
@@ -257,9 +275,20 @@ async fn either(terminate: &mut Signal, interrupt: &mut Signal) {
 }
 
 async fn tell(downs: &[Arc<Down>], message: impl Fn() -> ToShard) {
-    for down in downs {
-        while down.push(message()).is_err() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+    tell_within(SHARD_PATIENCE, downs, message).await;
+}
+
+/// A shard that makes no room for the message `within` this is not told.
+async fn tell_within(within: Duration, downs: &[Arc<Down>], message: impl Fn() -> ToShard) {
+    let until = tokio::time::Instant::now() + within;
+    for (index, down) in downs.iter().enumerate() {
+        let told = async {
+            while down.push(message()).is_err() {
+                tokio::time::sleep(AGAIN).await;
+            }
+        };
+        if tokio::time::timeout_at(until, told).await.is_err() {
+            event("error", &[("message", "a shard takes no message"), ("shard", &index.to_string())]);
         }
     }
 }
@@ -270,4 +299,38 @@ fn raise_descriptor_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     let _ = setrlimit(Resource::Nofile, limit);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_shard_that_is_stuck_keeps_no_other_from_being_told_nor_the_process_from_ending() {
+        let downs = [1, 1, 1].map(|capacity| Arc::new(Down::new(capacity).expect("an eventfd")));
+        downs[1].push(ToShard::Forget).expect("room");
+        tell_within(AGAIN, &downs, || ToShard::Drain).await;
+        assert!([0, 2].iter().all(|told| matches!(downs[*told].pop(), Some(ToShard::Drain))));
+        assert!(matches!(downs[1].pop(), Some(ToShard::Forget)) && downs[1].pop().is_none());
+
+        let (go, stuck) = std::sync::mpsc::channel::<()>();
+        let threads = vec![
+            std::thread::spawn(|| Ok(())),
+            std::thread::spawn(move || {
+                let _ = stuck.recv();
+                Ok(())
+            }),
+            std::thread::spawn(|| Err(io::Error::other("no ring"))),
+            std::thread::spawn(|| panic!("a fault of ours")),
+        ];
+        for ends in [0, 2, 3] {
+            while !threads[ends].is_finished() {
+                std::thread::yield_now();
+            }
+        }
+        let ends = join(threads, AGAIN);
+        let why = ["it does not stop", "no ring", "it panicked"].map(str::to_owned);
+        assert_eq!(ends, [1, 2, 3].into_iter().zip(why).collect::<Vec<_>>());
+        drop(go);
+    }
 }
