@@ -9,6 +9,7 @@ use crate::quantity::Span;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
@@ -54,8 +55,22 @@ pub struct Client {
     pub grace: Span,
     /// Intervals between requests vary as those of independent users do, instead of being equal.
     pub poisson: bool,
-    /// 99th percentile of the load generator's own lateness beyond which a result is not valid.
-    pub lag_max: Span,
+    /// 99th percentile of the load generator's own lateness beyond which a result is not valid. `None`: see
+    /// [`Self::lag_bound`].
+    pub lag_max: Option<Span>,
+}
+
+/// Lateness that does not matter, whatever is measured.
+const LAG_ALWAYS_FINE: Duration = Duration::from_millis(2);
+/// The part of a response time that may be the load generator's lateness.
+const LAG_SHARE: u32 = 10;
+
+impl Client {
+    /// How late the load generator may be at the 99th percentile where the fastest class's response time there is this. Nobody
+    /// can send the last of a burst when the first is due; it spoils little when all answers take ten times as long.
+    pub fn lag_bound(&self, response: Duration) -> Duration {
+        self.lag_max.map_or_else(|| (response / LAG_SHARE).max(LAG_ALWAYS_FINE), |bound| bound.0)
+    }
 }
 
 impl Default for Client {
@@ -69,10 +84,10 @@ impl Default for Client {
             sessions_max: 10_000,
             sources: Vec::new(),
             seed: 1,
-            timeout: Span(std::time::Duration::from_secs(30)),
-            grace: Span(std::time::Duration::from_secs(5)),
+            timeout: Span(Duration::from_secs(30)),
+            grace: Span(Duration::from_secs(5)),
             poisson: false,
-            lag_max: Span(std::time::Duration::from_millis(2)),
+            lag_max: None,
         }
     }
 }
@@ -312,7 +327,6 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn plan(load: Load, mix: &str) -> Plan {
         Plan {

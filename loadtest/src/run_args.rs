@@ -78,7 +78,8 @@ pub struct ClientArgs {
     /// Seed of everything drawn
     #[arg(long, default_value_t = 1, help_heading = "Load generator")]
     pub seed: u64,
-    /// The result is not valid if the load generator itself sends later than this (p99) [default: 2ms]
+    /// The result is not valid if the load generator itself sends later than this (p99) [default: 2ms, or a tenth of the
+    /// response time where that is more]
     #[arg(long, help_heading = "Load generator")]
     pub lag_max: Option<Span>,
     /// Agents that make the load instead of this process: host:port,... (see `loadtest agent`)
@@ -274,7 +275,7 @@ impl LoadArgs {
                 timeout: self.timeout,
                 grace: self.grace,
                 poisson: self.poisson,
-                lag_max: client.lag_max.unwrap_or(defaults.lag_max),
+                lag_max: client.lag_max,
             },
             workload: Workload {
                 sandboxes: self.sandboxes,

@@ -237,7 +237,7 @@ impl Scenario {
             timeout: table.timeout.unwrap_or(defaults.timeout),
             grace: table.grace.unwrap_or(defaults.grace),
             poisson: table.poisson.unwrap_or(defaults.poisson),
-            lag_max: ours.lag_max.or(table.lag_max).unwrap_or(defaults.lag_max),
+            lag_max: ours.lag_max.or(table.lag_max),
             streams: defaults.streams,
         }
     }

@@ -344,15 +344,17 @@ fn reasons(plan: &Plan, phases: &[PhaseResult], partial: bool) -> Vec<Reason> {
             );
             add(true, "client_cpu", text);
         }
+        let total = phase.total();
         let lag = Duration::from_nanos(phase.client.send_lag.quantile_ns(0.99));
-        if lag > plan.client.lag_max.0 && planned.load != Load::Closed {
+        let answered = phase.classes.values().filter(|class| class.sent > 0);
+        let fastest = answered.map(|class| class.response.quantile_ns(0.99)).min();
+        let bound = plan.client.lag_bound(Duration::from_nanos(fastest.unwrap_or(0)));
+        if lag > bound && planned.load != Load::Closed {
             let text = format!(
-                "{name}: the load generator itself sent late, p99 {lag:.1?} (bound {}): its figures contain its own delay",
-                plan.client.lag_max
+                "{name}: the load generator itself sent late, p99 {lag:.1?} (bound {bound:.1?}): its figures contain its own delay"
             );
             add(true, "send_lag", text);
         }
-        let total = phase.total();
         for (class, result) in &phase.classes {
             let session = planned.mix.iter().any(|(c, _)| c.is_session() && c.to_string() == *class);
             if result.unsent > 0 && session {
@@ -433,7 +435,10 @@ fn config(plan: &Plan) -> RunConfig {
     let mut add = |name: &str, value: String| settings.push((name.into(), value));
     add("arrivals", if client.poisson { "poisson" } else { "constant" }.into());
     add("timeout", client.timeout.to_string());
-    add("lag bound", client.lag_max.to_string());
+    add(
+        "lag bound",
+        client.lag_max.map_or("2ms or a tenth of the response time".into(), |bound| bound.to_string()),
+    );
     if !client.sources.is_empty() {
         add("source addresses", client.sources.len().to_string());
     }

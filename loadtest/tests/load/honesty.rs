@@ -134,7 +134,7 @@ fn what_is_under_way_at_the_end_is_unfinished_and_not_forgotten() {
 fn lateness_of_its_own_makes_a_result_invalid() {
     let server = Server::start(|_| ok());
     let mut plan = plan(&server.url(), Load::Hold { rate: 100.0 }, 600);
-    plan.client.lag_max = Span(Duration::from_nanos(1));
+    plan.client.lag_max = Some(Span(Duration::from_nanos(1)));
     let result = run(plan);
     assert!(!result.validity.valid && codes(&result) == ["send_lag"], "{:?}", result.validity);
 }

@@ -176,7 +176,7 @@ pub fn plan(url: &str, load: Load, length_ms: u64) -> Plan {
             connections: 16,
             grace: Span(Duration::from_secs(2)),
             // Machines that run tests are busy: lateness is judged where it is the matter.
-            lag_max: Span(Duration::from_secs(1)),
+            lag_max: Some(Span(Duration::from_secs(1))),
             ..Client::default()
         },
         workload: Workload::default(),

@@ -63,6 +63,36 @@ fn codes(result: &RunResult) -> Vec<&str> {
 }
 
 #[test]
+fn lateness_counts_beside_the_fastest_answers_unless_a_bound_is_given() {
+    let class = |response_ms: u64| {
+        let mut class = ClassResult { planned: 1, sent: 1, ok: 1, ..ClassResult::default() };
+        class.response.record_ns(response_ms * 1_000_000);
+        class
+    };
+    let judged = |lag_ms: u64, responses: [u64; 2], lag_max: Option<Duration>| {
+        let mut plan = plan(Load::Hold { rate: 10.0 });
+        plan.phases[0].mix.push((Class::Get { bytes: 2 }, 1.0));
+        plan.client.lag_max = lag_max.map(Span);
+        let mut lag = Hist::default();
+        lag.record_ns(lag_ms * 1_000_000);
+        let mut tally = Tally::new(&plan, 1);
+        let classes = vec![responses.map(class).to_vec()];
+        tally
+            .take(0, Report::Done(Box::new(Done { classes, lag: vec![lag], idle: vec![None] })))
+            .expect("planned");
+        let result = tally.finish(&plan, Vec::new(), SystemTime::now(), false, None, Vec::new(), Vec::new());
+        codes(&result).contains(&"send_lag")
+    };
+    assert!(!judged(1, [1, 1], None) && judged(3, [1, 1], None));
+    assert!(!judged(4, [50, 60], None) && judged(6, [60, 50], None), "a tenth of the fastest");
+    assert!(judged(4, [1, 10_000], None), "one slow class excuses nothing");
+    assert!(
+        judged(4, [50, 50], Some(Duration::from_millis(3)))
+            && !judged(4, [1, 1], Some(Duration::from_secs(1)))
+    );
+}
+
+#[test]
 fn one_busy_thread_makes_the_result_invalid_however_idle_the_others_are() {
     let hold = Load::Hold { rate: 20.0 };
     let idle = result(hold, &[(500, 1); 30], Vec::new());
