@@ -14,6 +14,7 @@ pub struct Ticker {
     timer: Socket,
     every: Duration,
     once: Itimerspec,
+    last: Instant,
 }
 
 impl Ticker {
@@ -24,18 +25,22 @@ impl Ticker {
         let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
         let timer =
             timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
-        Ok(Self { timer: Socket::new(timer)?, every, once })
+        Ok(Self { timer: Socket::new(timer)?, every, once, last: Instant::now() })
     }
 
-    /// Waits for a whole beat from now on, however late the last one was: how late this one is. So between two of them the
-    /// others always have their turn, and no deadline counted in beats comes early. Dropped, it begins anew.
+    /// Waits for a whole beat from now on, however late the last one was: how much later than that this one comes after it,
+    /// with all that was done in between. So between two of them the others have their turn, and no deadline counted in beats
+    /// comes early; on a shard that is held up all come as much later. Dropped, it begins anew.
     pub async fn next(&mut self) -> io::Result<Duration> {
-        let due = Instant::now() + self.every;
         timerfd_settime(self.timer.fd(), TimerfdTimerFlags::empty(), &self.once)?;
         loop {
             self.timer.readable().await?;
             match rustix::io::read(self.timer.fd(), &mut [0; 8]) {
-                Ok(_) => return Ok(Instant::now().saturating_duration_since(due)),
+                Ok(_) => {
+                    let now = Instant::now();
+                    let passed = now.duration_since(std::mem::replace(&mut self.last, now));
+                    return Ok(passed.saturating_sub(self.every));
+                }
                 Err(Errno::AGAIN | Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -52,7 +57,7 @@ mod tests {
 
     /// Also where others always have something to do, and where it comes to it late.
     fn beats_on(driver: Driver) {
-        const EVERY: Duration = Duration::from_millis(10);
+        const EVERY: Duration = Duration::from_millis(50);
         let main = async {
             let turns = Rc::new(Cell::new(0));
             let others = turns.clone();
@@ -63,13 +68,20 @@ mod tests {
                 }
             });
             let mut ticker = Ticker::new(EVERY).expect("a timer");
+            let mut held_up = Duration::ZERO;
             for _ in 0..5 {
                 let (begun, before) = (Instant::now(), turns.get());
                 let late = ticker.next().await.expect("a beat");
-                assert!(begun.elapsed() >= EVERY + late, "{late:?} late after {:?}", begun.elapsed());
+                assert!(
+                    begun.elapsed() >= EVERY && late >= held_up,
+                    "{late:?} late after {:?}",
+                    begun.elapsed()
+                );
                 assert!(turns.get() > before, "nobody else had a turn");
                 // The shard is held up for longer than a beat.
-                while begun.elapsed() < EVERY * 3 {
+                let since = Instant::now();
+                held_up = EVERY * 2;
+                while since.elapsed() < held_up {
                     std::hint::spin_loop();
                 }
             }

@@ -26,7 +26,8 @@ const HEADER_READ: u64 = 16;
 
 /// With so many tunnels, messages leave through the ring, all of a turn together: each step finds in the CPU's caches
 /// what the same step of the tunnel before has left there. With fewer, what one message touches is there anyway, and the ring
-/// only costs. CPU of an echo, together over at once: 1.03 with 64 tunnels, 1.01 with 128, 0.95 with 512.
+/// only costs. CPU of an echo, together over at once (2-core AMD VM, 5 paired rounds): 1.03 with 64 tunnels, 1.01 with
+/// 128, 0.95 with 512; on an Intel one, where calls are dearer, 0.95 with 64 already.
 const TOGETHER_MIN: u64 = 128;
 
 /// A runner connection that has switched protocols.

@@ -31,7 +31,7 @@ const TOTALS: &[(&str, &str, Field)] = &[
         &c.runner_stale
     }),
     ("preview_upstream_retries_total", "Requests sent to a runner a second time.", |c| &c.runner_retries),
-    ("preview_sent_together_total", "Heads and whole answers sent through the ring, with others.", |c| {
+    ("preview_sent_together_total", "Heads and whole answers left to the ring, to leave with others.", |c| {
         &c.sent_together
     }),
     ("preview_ws_total", "Tunnels opened (WebSockets).", |c| &c.tunnels),
