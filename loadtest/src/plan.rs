@@ -66,8 +66,8 @@ const LAG_ALWAYS_FINE: Duration = Duration::from_millis(2);
 const LAG_SHARE: u32 = 10;
 
 impl Client {
-    /// How late the load generator may be at the 99th percentile where the fastest class's response time there is this. Nobody
-    /// can send the last of a burst when the first is due; it spoils little when all answers take ten times as long.
+    /// How late the load generator may be at a percentile where the fastest class's response time is this. Nobody can send
+    /// the last of a burst when the first is due; it spoils little where answers take ten times as long.
     pub fn lag_bound(&self, response: Duration) -> Duration {
         self.lag_max.map_or_else(|| (response / LAG_SHARE).max(LAG_ALWAYS_FINE), |bound| bound.0)
     }

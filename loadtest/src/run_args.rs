@@ -78,8 +78,8 @@ pub struct ClientArgs {
     /// Seed of everything drawn
     #[arg(long, default_value_t = 1, help_heading = "Load generator")]
     pub seed: u64,
-    /// The result is not valid if the load generator itself sends later than this (p99) [default: 2ms, or a tenth of the
-    /// response time where that is more]
+    /// The result is not valid if the load generator itself sends later than this (p99) [default: 2ms, or at p50, p90 and p99
+    /// a tenth of the fastest class's response time there, where that is more]
     #[arg(long, help_heading = "Load generator")]
     pub lag_max: Option<Span>,
     /// Agents that make the load instead of this process: host:port,... (see `loadtest agent`)

@@ -311,7 +311,8 @@ fn cautions(a: &RunResult, b: &RunResult, seconds_a: &Seconds, seconds_b: &Secon
     ];
     let unlike = pairs.into_iter().filter(|(_, a, b)| a != b);
     cautions.extend(unlike.map(|(name, a, b)| format!("Not the same load: {name} {a} against {b}.")));
-    for (name, value) in &config_a.settings {
+    // How late a load generator may be is no part of its load.
+    for (name, value) in config_a.settings.iter().filter(|(name, _)| name != "lag bound") {
         if let Some((_, other)) = config_b.settings.iter().find(|(other, _)| other == name)
             && other != value
         {

@@ -64,17 +64,20 @@ fn codes(result: &RunResult) -> Vec<&str> {
 
 #[test]
 fn lateness_counts_beside_the_fastest_answers_unless_a_bound_is_given() {
-    let class = |response_ms: u64| {
-        let mut class = ClassResult { planned: 1, sent: 1, ok: 1, ..ClassResult::default() };
-        class.response.record_ns(response_ms * 1_000_000);
-        class
+    let hist = |each_ms: &[u64]| {
+        let mut hist = Hist::default();
+        each_ms.iter().for_each(|ms| hist.record_ns(ms * 1_000_000));
+        hist
     };
-    let judged = |lag_ms: u64, responses: [u64; 2], lag_max: Option<Duration>| {
+    let class = |each_ms: &[u64]| {
+        let n = each_ms.len() as u64;
+        ClassResult { planned: n, sent: n, ok: n, response: hist(each_ms), ..ClassResult::default() }
+    };
+    let of_all = |lag_ms: &[u64], responses: [&[u64]; 2], lag_max: Option<Duration>| {
         let mut plan = plan(Load::Hold { rate: 10.0 });
         plan.phases[0].mix.push((Class::Get { bytes: 2 }, 1.0));
         plan.client.lag_max = lag_max.map(Span);
-        let mut lag = Hist::default();
-        lag.record_ns(lag_ms * 1_000_000);
+        let lag = hist(lag_ms);
         let mut tally = Tally::new(&plan, 1);
         let classes = vec![responses.map(class).to_vec()];
         tally
@@ -83,9 +86,18 @@ fn lateness_counts_beside_the_fastest_answers_unless_a_bound_is_given() {
         let result = tally.finish(&plan, Vec::new(), SystemTime::now(), false, None, Vec::new(), Vec::new());
         codes(&result).contains(&"send_lag")
     };
+    let judged =
+        |lag: u64, responses: [u64; 2], lag_max| of_all(&[lag], [&responses[..1], &responses[1..]], lag_max);
     assert!(!judged(1, [1, 1], None) && judged(3, [1, 1], None));
     assert!(!judged(4, [50, 60], None) && judged(6, [60, 50], None), "a tenth of the fastest");
     assert!(judged(4, [1, 10_000], None), "one slow class excuses nothing");
+    let few_slow: Vec<u64> = (0..100).map(|at| if at < 98 { 1 } else { 10_000 }).collect();
+    assert!(of_all(&[4], [&few_slow, &few_slow], None), "nor do a few slow answers");
+    let few_late: Vec<u64> = (0..100).map(|at| if at < 98 { 0 } else { 900 }).collect();
+    assert!(
+        !of_all(&few_late, [&few_slow, &few_slow], None),
+        "few late ones beside few that took ten times as long"
+    );
     assert!(
         judged(4, [50, 50], Some(Duration::from_millis(3)))
             && !judged(4, [1, 1], Some(Duration::from_secs(1)))
