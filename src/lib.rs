@@ -48,6 +48,7 @@ pub mod mailbox;
 pub mod pool;
 pub mod questions;
 pub mod rate;
+pub mod readiness;
 pub mod relay;
 pub mod request_id;
 pub mod ring;

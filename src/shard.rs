@@ -18,6 +18,7 @@ use crate::log_writer::LogSender;
 use crate::mailbox::{Change, Down, ToControl, ToShard};
 use crate::pool::Pool;
 use crate::questions::Questions;
+use crate::readiness;
 use crate::request_id::RequestIds;
 use crate::ring::{self, Driver};
 use crate::route::RouteRules;
@@ -199,6 +200,7 @@ async fn main(start: Start) -> io::Result<()> {
     let shard = Rc::new(Shard::new(index, config, admission, driver, up, log));
     let listener = Rc::new(RefCell::new(Some(Socket::new(listener)?)));
     monoio::spawn(accept(shard.clone(), listener.clone(), down.clone()));
+    let _set = readiness::open()?;
     let counting = shard.clone();
     monoio::spawn(async move { counting.turns.count().await });
     monoio::spawn(keep_time(shard.clone(), Ticker::new(TICK)?, down.clone()));

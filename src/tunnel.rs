@@ -10,6 +10,7 @@ pub mod last_words;
 use crate::buffers::{BULK, Lease, PIPE};
 use crate::counters::{Counters, add, less};
 use crate::live::Alive;
+use crate::readiness::Member;
 use crate::relay::{FULL_READS, Fault, Lane, Means, Stream, TURN, Way};
 use crate::socket::{Moved, Socket};
 use frames::Frames;
@@ -24,11 +25,9 @@ const SPLICE_IN_FRAME_MIN: u64 = 64 * 1024;
 /// What is read for a header where large frames follow each other.
 const HEADER_READ: u64 = 16;
 
-/// With so many tunnels, messages leave through the ring, all of a turn together: each step finds in the CPU's caches
-/// what the same step of the tunnel before has left there. With fewer, what one message touches is there anyway, and the ring
-/// only costs. CPU of an echo, together over at once (2-core AMD VM, 5 paired rounds): 1.03 with 64 tunnels, 1.01 with
-/// 128, 0.95 with 512; on an Intel one, where calls are dearer, 0.95 with 64 already.
-const TOGETHER_MIN: u64 = 128;
+/// With so many tunnels one set waits for all of them, see [`crate::readiness`]. CPU of an echo, by the ring over by the set
+/// (2-core AMD VM, 5 paired rounds): 0.90 with 2 tunnels, 1.00 with 8, 1.03 with 16, 1.08 with 64, 1.14 with 512.
+const CROWD_MIN: u64 = 16;
 
 /// A runner connection that has switched protocols.
 pub struct Tunnel {
@@ -152,7 +151,8 @@ fn direction<'c, 'a, C, S: Stream + 'c, D: Stream + 'c>(
     sink: impl Fn(&'c Course<'a, C>) -> &'c D + Copy,
 ) -> impl Future<Output = ()> {
     async move {
-        let mut pace = Pace { unpaused_kib: 0, full_reads: 0 };
+        let mut pace = Pace { unpaused: 0, full_reads: 0 };
+        let mut member = None;
         let ended = 'ended: {
             // Boxed, here and below, and nothing else lives across a wait: an idle direction is as small as its wait for
             // readiness.
@@ -163,15 +163,23 @@ fn direction<'c, 'a, C, S: Stream + 'c, D: Stream + 'c>(
                 }
             }
             loop {
-                if let Err(error) = source(course).readable().await {
-                    break Err(Fault::SourceBroke(error));
+                if member.is_none() && is_crowded(course.means.counters) {
+                    // Where there is no room for it the ring waits.
+                    member = source(course).splice_fd().and_then(|fd| Member::enter(fd).ok());
+                }
+                match &member {
+                    Some(member) => member.readable().await,
+                    None => {
+                        if let Err(error) = source(course).readable().await {
+                            break Err(Fault::SourceBroke(error));
+                        }
+                    }
                 }
                 let next = {
                     let lane = lane(course, way, source, sink);
-                    match step(&lane, course, &mut pace) {
+                    match step(&lane, course, &mut pace, member.as_ref()) {
                         Ok(Step::Done) => continue,
                         Ok(Step::Ended) => break Ok(()),
-                        Ok(Step::Whole(bytes)) => later(send_together(lane, course, bytes, pace)),
                         Ok(Step::Owes(bytes, sent)) => later(catch_up(lane, course, bytes, sent, pace)),
                         Err(fault) => break Err(fault),
                     }
@@ -218,18 +226,21 @@ fn lane<'c, 'a, C, S, D>(
     Lane { source: source(course), sink: sink(course), way, means: course.means }
 }
 
+/// What a pace counts in: two bytes hold all of it, in thousands of idle tunnels.
+const UNIT: u64 = 32 * 1024;
+
 /// How much came lately.
 #[derive(Clone, Copy)]
 struct Pace {
-    /// Without a wait, each time rounded up.
-    unpaused_kib: u16,
+    /// Without a wait, in [`UNIT`]s, each time rounded up.
+    unpaused: u8,
     /// In a row.
     full_reads: u8,
 }
 
 impl Pace {
     fn takes_turns(self) -> bool {
-        u64::from(self.unpaused_kib) >= TURN / 1024
+        u64::from(self.unpaused) >= TURN / UNIT
     }
 
     fn reads_much(self) -> bool {
@@ -238,21 +249,19 @@ impl Pace {
 }
 
 /// Both fit.
-const _: () = assert!(TURN / 1024 < u16::MAX as u64 && FULL_READS < u8::MAX as u32);
+const _: () = assert!(TURN / UNIT <= u8::MAX as u64 && FULL_READS < u8::MAX as u32);
 
 enum Step {
     Done,
-    /// These bytes were read and may leave together with others'.
-    Whole(Vec<u8>),
     /// These bytes were read, and so many of them sent; or there is much to move.
     Owes(Vec<u8>, usize),
     /// The source will send no more.
     Ended,
 }
 
-/// Are there [`TOGETHER_MIN`] tunnels in which bytes may go both ways? The others are often over but for one end's word.
-fn has_company(counters: &Counters) -> bool {
-    counters.tunnels_open.get() >= TOGETHER_MIN + counters.tunnels_half_closed.get()
+/// Are there [`CROWD_MIN`] tunnels in which bytes may go both ways? The others are often over but for one end's word.
+fn is_crowded(counters: &Counters) -> bool {
+    counters.tunnels_open.get() >= CROWD_MIN + counters.tunnels_half_closed.get()
 }
 
 /// What can be done without a wait.
@@ -260,6 +269,7 @@ fn step<C, S: Stream, D: Stream>(
     lane: &Lane<'_, S, D>,
     course: &Course<'_, C>,
     pace: &mut Pace,
+    member: Option<&Member>,
 ) -> Result<Step, Fault> {
     let buffers = lane.means.buffers;
     let mut buf = buffers.small();
@@ -268,36 +278,22 @@ fn step<C, S: Stream, D: Stream>(
         Moved::Bytes(n) => n,
         end => {
             buffers.give(buf);
+            member.inspect(|member| member.read_nothing());
             return Ok(if end == Moved::End { Step::Ended } else { Step::Done });
         }
     };
     course.passes(lane.way, &buf);
-    if n < room && has_company(lane.means.counters) {
-        pace.full_reads = 0;
-        return Ok(Step::Whole(buf));
+    if n < room {
+        member.inspect(|member| member.read_short());
     }
     let sent = lane.send_now(&buf)?;
-    pace.unpaused_kib = pace.unpaused_kib.saturating_add(n.div_ceil(1024) as u16);
+    pace.unpaused = pace.unpaused.saturating_add((n as u64).div_ceil(UNIT) as u8);
     pace.full_reads = if n == room { pace.full_reads + 1 } else { 0 };
     if sent < n || pace.reads_much() || pace.takes_turns() {
         return Ok(Step::Owes(buf, sent));
     }
     buffers.give(buf);
     Ok(Step::Done)
-}
-
-/// A message, through the ring with those of all tunnels that have one in this turn of the loop.
-async fn send_together<C, S: Stream, D: Stream>(
-    lane: Lane<'_, S, D>,
-    course: &Course<'_, C>,
-    bytes: Vec<u8>,
-    pace: Pace,
-) -> Result<Pace, Fault> {
-    course.owes(lane.way);
-    let bytes = lane.send_whole(bytes).await?;
-    lane.means.buffers.give(bytes);
-    course.owes_nothing(lane.way).await;
-    Ok(pace)
 }
 
 /// What has to wait, and what is much.
@@ -319,7 +315,7 @@ async fn catch_up<C, S: Stream, D: Stream>(
         }
     }
     if pace.takes_turns() {
-        pace.unpaused_kib = 0;
+        pace.unpaused = 0;
         lane.wait_writable().await?;
     }
     course.owes_nothing(lane.way).await;

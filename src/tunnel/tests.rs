@@ -2,6 +2,7 @@ use super::*;
 use crate::buffers::Buffers;
 use crate::counters::Counters;
 use crate::deadlines::{Deadlines, Watch};
+use crate::readiness;
 use crate::relay::Patience;
 use crate::ring::on_a_shard;
 use std::collections::VecDeque;
@@ -91,6 +92,7 @@ impl Flow {
 #[test]
 fn what_goes_in_comes_out_in_whatever_pieces_and_with_whatever_pauses_it_comes() {
     on_a_shard(|| async {
+        let _set = readiness::open().expect("a set");
         let seed = std::env::var("SANDGATE_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
         println!("SANDGATE_TEST_SEED={seed}");
         let mut dice = Dice(seed);
@@ -103,8 +105,8 @@ fn what_goes_in_comes_out_in_whatever_pieces_and_with_whatever_pauses_it_comes()
             let (mut up, mut down) = (Flow::default(), Flow::default());
             up.under_way.extend(early);
             for round in 0..4000_u64 {
-                // With company messages leave through the ring.
-                world.counters.tunnels_open.set(if round / 500 % 2 == 0 { 1 } else { 1 + TOGETHER_MIN });
+                // The ring waits first, then the set.
+                world.counters.tunnels_open.set(if round < 2000 { 1 } else { CROWD_MIN });
                 let length = match dice.below(60) {
                     // More than a buffer holds, just one, and much more.
                     0 => 20_000,

@@ -190,6 +190,68 @@ fn a_thousand_idle_tunnels_hold_no_kernel_worker() {
     gate.check(&runner);
 }
 
+/// How many sockets the largest of the gate's epoll sets holds.
+fn set_of(gate: &Gate) -> usize {
+    let infos = std::fs::read_dir(format!("/proc/{}/fdinfo", gate.child.id())).expect("it runs");
+    let infos = infos.filter_map(|info| std::fs::read_to_string(info.ok()?.path()).ok());
+    infos.map(|info| info.lines().filter(|line| line.starts_with("tfd:")).count()).max().expect("open")
+}
+
+#[test]
+fn tunnels_that_are_many_speak_end_and_break_each_for_itself() {
+    const TUNNELS: usize = 60;
+    let runner = Runner::start(|mut wire, _| {
+        let Ok(Some(_)) = wire.head() else { return };
+        wire.send(switching(ACCEPT)).expect("the gate reads");
+        // Says everything back, and in the end that it was the end.
+        while let Ok(byte) = wire.exactly(1) {
+            if wire.send(byte).is_err() {
+                return;
+            }
+        }
+        let _ = wire.send("!");
+    });
+    let gate = Gate::start(&Api::start(runner.addr), &[("SANDGATE_SHARDS", "1")]);
+    let mut tunnels: Vec<Wire> = (0..TUNNELS)
+        .map(|_| {
+            let mut wire = gate.connect();
+            wire.send(upgrade("/many")).expect("the gate reads");
+            assert_eq!(wire.head().expect("an answer").expect("an answer").status(), 101);
+            wire
+        })
+        .collect();
+    for round in 0..20_u8 {
+        let words: Vec<Vec<u8>> = (0..tunnels.len()).map(|n| vec![round, n as u8, b'w', b's']).collect();
+        for (wire, word) in tunnels.iter_mut().zip(&words) {
+            wire.send(word).expect("the gate reads");
+        }
+        for (n, (wire, word)) in tunnels.iter_mut().zip(&words).enumerate() {
+            assert_eq!(&wire.exactly(4).expect("an echo"), word, "round {round}, tunnel {n}");
+        }
+        match round {
+            // In the midst of the others'.
+            5 => tunnels.remove(30).reset(),
+            10 => {
+                let mut wire = tunnels.remove(20);
+                wire.send("the last of it").expect("the gate reads");
+                wire.end_writing();
+                assert_eq!(wire.rest().expect("all, and the runner's end"), b"the last of it!");
+            }
+            _ => {}
+        }
+    }
+    gate.await_metric("preview_ws_open", tunnels.len() as u64);
+    assert!(set_of(&gate) >= 2 * (tunnels.len() - 16), "waited for by the ring");
+    for wire in &tunnels {
+        wire.end_writing();
+    }
+    for (n, wire) in tunnels.iter_mut().enumerate() {
+        assert_eq!(wire.rest().expect("the runner's end"), b"!", "tunnel {n}");
+    }
+    gate.await_metric("preview_ws_open", 0);
+    gate.check(&runner);
+}
+
 /// Raised to the hard one.
 fn rlimit() -> Result<u64, ()> {
     use rustix::process::{Resource, getrlimit, setrlimit};
