@@ -32,6 +32,10 @@ use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::time::Instant;
 
+/// So many pipelined requests are served before the other connections of the shard have their turn. What is answered from
+/// memory needs no wait of its own: a client that sends without a pause would have the shard to itself.
+const IN_A_ROW: u32 = 16;
+
 /// What carries the client's bytes: plain TCP today.
 type Transport = Socket;
 
@@ -66,13 +70,17 @@ impl Client {
         while !bytes.is_empty() {
             match self.transport.try_send(bytes)? {
                 Moved::Bytes(n) => bytes = &bytes[n..],
-                Moved::End | Moved::NotReady => {
-                    self.watch.client_writes(shard.config.limits.client_stall);
-                    self.transport.writable().await?;
-                    self.watch.client_writes(None);
-                }
+                Moved::End | Moved::NotReady => self.wait_writable(shard).await?,
             }
         }
+        Ok(())
+    }
+
+    /// Through the ring: others have their turn.
+    async fn wait_writable(&self, shard: &Shard) -> io::Result<()> {
+        self.watch.client_writes(shard.config.limits.client_stall);
+        self.transport.writable().await?;
+        self.watch.client_writes(None);
         Ok(())
     }
 
@@ -186,7 +194,7 @@ fn tunnelled(shard: Rc<Shard>, client: Client, tunnel: Tunnel) -> impl Future<Ou
 /// `between`: none has begun yet, else bytes are here. `soon`: the next one is worth a warm wait.
 async fn requests(shard: &Shard, client: &Client, mut between: bool, soon: bool) -> Next {
     let mut buf = shard.buffers.small();
-    let (mut begun, mut waited) = (None, false);
+    let (mut begun, mut waited, mut in_a_row) = (None, false, 0);
     loop {
         if std::mem::take(&mut between) {
             let received;
@@ -206,18 +214,9 @@ async fn requests(shard: &Shard, client: &Client, mut between: bool, soon: bool)
         // One request's head may need several reads; pipelined ones need none.
         let parsed = RequestHead::parse(&buf, &shard.config.limits);
         match parsed {
-            Ok(None) => match client.transport.try_recv(buffers::with_room(&mut buf)) {
-                Ok(Moved::Bytes(_)) => {
-                    if begun.is_none() {
-                        begun = Some(Instant::now());
-                        client.watch.busy();
-                    }
-                }
-                Ok(Moved::NotReady) if buf.is_empty() => {
-                    shard.buffers.give(buf);
-                    return Next::KeepAlive;
-                }
-                Ok(Moved::NotReady) => {
+            Ok(None) => {
+                if !buf.is_empty() {
+                    // A wait even if more is here: whoever sends a head in morsels has it parsed anew for each.
                     waited = true;
                     let begun = *begun.get_or_insert_with(Instant::now);
                     let left = shard.config.limits.head_deadline.saturating_sub(begun.elapsed());
@@ -228,12 +227,25 @@ async fn requests(shard: &Shard, client: &Client, mut between: bool, soon: bool)
                         return Next::Close;
                     }
                 }
-                Ok(Moved::End) if client.watch.fired() == Some(Fired::ClientRead) => {
-                    reply::refuse(shard, client, Cause::HeadTimeout).await;
-                    return Next::Close;
+                match client.transport.try_recv(buffers::with_room(&mut buf)) {
+                    Ok(Moved::Bytes(_)) => {
+                        if begun.is_none() {
+                            begun = Some(Instant::now());
+                            client.watch.busy();
+                        }
+                    }
+                    Ok(Moved::NotReady) if buf.is_empty() => {
+                        shard.buffers.give(buf);
+                        return Next::KeepAlive;
+                    }
+                    Ok(Moved::NotReady) => {}
+                    Ok(Moved::End) if client.watch.fired() == Some(Fired::ClientRead) => {
+                        reply::refuse(shard, client, Cause::HeadTimeout).await;
+                        return Next::Close;
+                    }
+                    Ok(Moved::End) | Err(_) => return Next::Close,
                 }
-                Ok(Moved::End) | Err(_) => return Next::Close,
-            },
+            }
             Err(reject) => {
                 add(&shard.counters.rejects[reject as usize], 1);
                 reply::refuse(shard, client, Cause::Rejected(reject)).await;
@@ -259,13 +271,22 @@ async fn requests(shard: &Shard, client: &Client, mut between: bool, soon: bool)
                         return Next::KeepAlive;
                     }
                     buf.clear();
-                    between = true;
-                } else if overread.is_empty() {
+                    (between, in_a_row) = (true, 0);
+                    continue;
+                }
+                if overread.is_empty() {
                     buf.drain(..head_bytes + used);
                 } else {
                     // Only a body that was read to its end leaves bytes of a later request.
                     buf.clear();
                     buf.extend_from_slice(&overread);
+                }
+                in_a_row += 1;
+                if in_a_row == IN_A_ROW {
+                    in_a_row = 0;
+                    if client.wait_writable(shard).await.is_err() {
+                        return Next::Close;
+                    }
                 }
             }
         }
@@ -300,7 +321,7 @@ async fn next_request(shard: &Shard, client: &Client, buf: Vec<u8>) -> (Received
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ring::{Driver, on_a_shard};
+    use crate::ring::{Driver, count_turns, on_a_shard};
     use std::io::{ErrorKind, Read, Write};
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
@@ -342,6 +363,30 @@ mod tests {
             let (end, answer) = clients.join().expect("no panic").expect("the other is served to its end");
             assert_eq!(end, Err(ErrorKind::ConnectionReset));
             assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        });
+    }
+
+    #[test]
+    fn who_pipelines_without_a_pause_leaves_the_others_their_turn() {
+        const REQUESTS: u32 = 320;
+        on_a_shard(|| async {
+            let shard = Shard::alone(Driver::Epoll, &[]);
+            let (ours, mut theirs) = UnixStream::pair().expect("pair");
+            ours.set_nonblocking(true).expect("set");
+            socket2::SockRef::from(&ours).set_send_buffer_size(1 << 20).expect("open");
+            // All of them are here before the first is read, none is answered by anybody else, and all answers fit.
+            let request = b"GET /health HTTP/1.1\r\nHost: p.test\r\n\r\n";
+            theirs.write_all(&request.repeat(REQUESTS as usize)).expect("they fit");
+            theirs.shutdown(std::net::Shutdown::Write).expect("open");
+            let socket = Socket::new(ours.into()).expect("made");
+            let client = Client::new(&shard, socket, [127, 0, 0, 1].into(), false, None);
+            let turns = count_turns().await;
+            serve(shard.clone(), client).await;
+            assert!(turns.get() >= REQUESTS / IN_A_ROW, "{} turns", turns.get());
+            let mut answers = vec![0; 1 << 20];
+            let n = theirs.read(&mut answers).expect("answers");
+            let answers = String::from_utf8_lossy(&answers[..n]);
+            assert_eq!(answers.matches("HTTP/1.1 200 ").count(), REQUESTS as usize);
         });
     }
 

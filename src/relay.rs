@@ -29,6 +29,8 @@ pub const SPLICE_MIN: u64 = 16 * 1024;
 pub const FULL_READS: u32 = 3;
 /// Bytes moved without a wait before the other connections of the shard get their turn.
 pub const TURN: u64 = 4 << 20;
+/// What a chunk counts for in a turn beside its bytes: as many as are moved in the time its framing takes.
+const CHUNK_WEIGHT: u64 = 256;
 
 /// One peer of a lane. Plain sockets today; a TLS transport has no descriptor to splice from.
 pub trait Stream {
@@ -304,8 +306,9 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
         let mut out = self.means.buffers.small();
         let mut unpaused = 0;
         loop {
-            let (mut at, mut data) = (0, Vec::new());
+            let (mut at, mut data, mut weight) = (0, Vec::new(), 0);
             let ended = loop {
+                weight += CHUNK_WEIGHT;
                 let (used, piece) = reader.next(&buf[at..]).map_err(Fault::SourceSyntax)?;
                 match piece {
                     Piece::Data { at: from, n } => data.push(at + from..at + from + n),
@@ -355,7 +358,7 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
             if n == 0 {
                 return Err(Fault::SourceEnded);
             }
-            self.take_turns(&mut unpaused, n as u64).await?;
+            self.take_turns(&mut unpaused, n as u64 + weight).await?;
         }
     }
 
@@ -556,3 +559,42 @@ enum Mover {
 
 /// NONBLOCK for the pipe; the sockets are non-blocking themselves. Never MORE: it holds the last segment back.
 const FLAGS: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::deadlines::Deadlines;
+    use crate::ring::{count_turns, on_a_shard};
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_body_of_tiny_chunks_leaves_the_others_their_turn() {
+        const CHUNKS: usize = 20_000;
+        on_a_shard(|| async {
+            let pair = || {
+                let (ours, theirs) = UnixStream::pair().expect("pair");
+                ours.set_nonblocking(true).expect("set");
+                for end in [&ours, &theirs] {
+                    socket2::SockRef::from(end).set_send_buffer_size(1 << 20).expect("open");
+                }
+                (Socket::new(ours.into()).expect("made"), theirs)
+            };
+            let ((source, mut client), (sink, _app)) = (pair(), pair());
+            // All is here before the first of it is read, and fits where it goes.
+            client.write_all(&b"1\r\nx\r\n".repeat(CHUNKS)).expect("it fits");
+            client.write_all(b"0\r\n\r\n").expect("it fits");
+            let (buffers, counters, watch) =
+                (Buffers::new(1, 0), Counters::default(), Deadlines::new().nobody());
+            let (stall, runner_stall, in_use) = (Patience::default(), Patience::default(), None);
+            let means =
+                Means { buffers: &buffers, counters: &counters, watch: &watch, stall, runner_stall, in_use };
+            let lane = Lane { source: &source, sink: &sink, way: Way::Up, means: &means };
+            let turns = count_turns().await;
+            let behind = lane.chunked(&mut ChunkReader::new(4096), Vec::new(), SinkFraming::Bare).await;
+            assert!(behind.expect("well framed").is_empty());
+            assert_eq!(counters.bytes_up_copied.get(), CHUNKS as u64);
+            assert!(u64::from(turns.get()) >= CHUNKS as u64 * CHUNK_WEIGHT / TURN, "{} turns", turns.get());
+        });
+    }
+}

@@ -127,6 +127,29 @@ pub(crate) fn on_a_shard<F: Future>(test: impl FnOnce() -> F + Send + 'static) {
     std::thread::spawn(move || block_on(driver, test()).map(drop).expect("built")).join().expect("no panic");
 }
 
+/// Counts the turns of the loop from now on: how often others than whoever runs had theirs.
+#[cfg(test)]
+pub(crate) async fn count_turns() -> std::rc::Rc<std::cell::Cell<u32>> {
+    use crate::socket::Socket;
+    let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
+    io::Write::write_all(&mut theirs, b"x").expect("open");
+    let always_ready = Socket::new(ours.into()).expect("a socket");
+    let turns = std::rc::Rc::new(std::cell::Cell::new(0));
+    let counts = turns.clone();
+    monoio::spawn(async move {
+        let _theirs = theirs;
+        loop {
+            always_ready.readable().await.expect("open");
+            counts.set(counts.get() + 1);
+        }
+    });
+    while turns.get() == 0 {
+        monoio::time::sleep(std::time::Duration::ZERO).await;
+    }
+    turns.set(0);
+    turns
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

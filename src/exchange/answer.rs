@@ -126,12 +126,15 @@ pub async fn respond(
         out.clear();
         match step(shard, outgoing, &inbuf, &mut out).map_err(fail)? {
             Step::Final(last) => break last,
-            Step::More => match runner.try_recv(buffers::with_room(&mut inbuf)) {
-                Ok(Moved::Bytes(_)) => {}
-                Ok(Moved::NotReady) => runner.readable().await.map_err(|_| fail(Cause::RunnerClosed))?,
-                Ok(Moved::End) if !inbuf.is_empty() => return Err(fail(Cause::RunnerGarbage)),
-                Ok(Moved::End) | Err(_) => return Err(fail(Cause::RunnerClosed)),
-            },
+            Step::More => {
+                // Even if more is here: a head that comes in morsels is parsed anew for each, and others have their turn.
+                runner.readable().await.map_err(|_| fail(Cause::RunnerClosed))?;
+                match runner.try_recv(buffers::with_room(&mut inbuf)) {
+                    Ok(Moved::Bytes(_) | Moved::NotReady) => {}
+                    Ok(Moved::End) if !inbuf.is_empty() => return Err(fail(Cause::RunnerGarbage)),
+                    Ok(Moved::End) | Err(_) => return Err(fail(Cause::RunnerClosed)),
+                }
+            }
             Step::Switched(behind) => {
                 started.set(true);
                 client.send(shard, &out).await.map_err(|_| fail(Cause::ClientGone))?;
