@@ -8,6 +8,7 @@
 //! An arrival is told once, so that there may be something is remembered until a read has found that there is not.
 
 use crate::socket::Socket;
+use crate::turns;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use std::cell::RefCell;
@@ -75,7 +76,7 @@ async fn listen(epoll: Rc<Socket>) {
     const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut events = [MaybeUninit::<Event>::uninit(); EVENTS_MAX];
     loop {
-        if epoll.readable().await.is_err() {
+        if turns::in_turn(epoll.readable()).await.is_err() {
             monoio::time::sleep(RETRY).await;
         }
         // It can fail by a signal alone, of which a shard gets none; then the next turn tells.
@@ -119,7 +120,7 @@ impl Set {
         let Some(member) = NonZeroU32::new(data as u32) else { return };
         let it = self.place(member);
         if it.generation != (data >> 32) as u32 {
-            // Its descriptor is about to be closed, and leaves the set then.
+            // A socket leaves the set when it is closed, which may be long after its place was given back.
             return;
         }
         let ends = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR | EventFlags::PRI;

@@ -1,5 +1,6 @@
 //! Which driver a shard runs on: the ladder DEFER_TASKRUN -> COOP_TASKRUN -> plain ring -> epoll, chosen by probing.
 
+use crate::turns;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 use std::future::Future;
 use std::io;
@@ -108,14 +109,18 @@ fn probe(driver: Driver) -> io::Result<()> {
 
 /// Runs `main` on this thread until it returns.
 pub fn block_on<F: Future>(driver: Driver, main: F) -> io::Result<F::Output> {
+    let main = async {
+        let _turns = turns::open()?;
+        Ok(main.await)
+    };
     match driver {
         Driver::Epoll => {
             let builder = RuntimeBuilder::<LegacyDriver>::new().with_entries(ENTRIES).enable_timer();
-            Ok(builder.build()?.block_on(main))
+            builder.build()?.block_on(main)
         }
         ring => {
             let builder = RuntimeBuilder::<IoUringDriver>::new().with_entries(ENTRIES);
-            Ok(builder.uring_builder(ring.builder()).enable_timer().build()?.block_on(main))
+            builder.uring_builder(ring.builder()).enable_timer().build()?.block_on(main)
         }
     }
 }
@@ -125,6 +130,14 @@ pub fn block_on<F: Future>(driver: Driver, main: F) -> io::Result<F::Output> {
 pub(crate) fn on_a_shard<F: Future>(test: impl FnOnce() -> F + Send + 'static) {
     let driver = choose(Wish::Auto).expect("a driver").driver;
     std::thread::spawn(move || block_on(driver, test()).map(drop).expect("built")).join().expect("no panic");
+}
+
+/// As [`on_a_shard`], on the best driver there is and on epoll.
+#[cfg(test)]
+pub(crate) fn on_each_driver<F: Future>(test: impl FnOnce() -> F + Copy + Send + 'static) {
+    on_a_shard(test);
+    let on_epoll = move || block_on(Driver::Epoll, test()).map(drop).expect("built");
+    std::thread::spawn(on_epoll).join().expect("no panic");
 }
 
 /// Counts the turns of the loop from now on: how often others than whoever runs had theirs.
@@ -139,7 +152,7 @@ pub(crate) async fn count_turns() -> std::rc::Rc<std::cell::Cell<u32>> {
     monoio::spawn(async move {
         let _theirs = theirs;
         loop {
-            always_ready.readable().await.expect("open");
+            turns::in_turn(always_ready.readable()).await.expect("open");
             counts.set(counts.get() + 1);
         }
     });

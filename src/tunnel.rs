@@ -13,6 +13,7 @@ use crate::live::Alive;
 use crate::readiness::Member;
 use crate::relay::{FULL_READS, Fault, Lane, Means, Stream, TURN, Way};
 use crate::socket::{Moved, Socket};
+use crate::turns;
 use frames::Frames;
 use rustix::net::Shutdown;
 use std::cell::Cell;
@@ -154,8 +155,7 @@ fn direction<'c, 'a, C, S: Stream + 'c, D: Stream + 'c>(
         let mut pace = Pace { unpaused: 0, full_reads: 0 };
         let mut member = None;
         let ended = 'ended: {
-            // Boxed, here and below, and nothing else lives across a wait: an idle direction is as small as its wait for
-            // readiness.
+            // Boxed, here and below: an idle direction is little more than its wait for readiness.
             if let Some(next) = early(lane(course, way, source, sink), course, pace) {
                 match next.await {
                     Ok(after) => pace = after,
@@ -316,7 +316,7 @@ async fn catch_up<C, S: Stream, D: Stream>(
     }
     if pace.takes_turns() {
         pace.unpaused = 0;
-        lane.wait_writable().await?;
+        turns::in_turn(lane.wait_writable()).await?;
     }
     course.owes_nothing(lane.way).await;
     Ok(pace)

@@ -1,12 +1,16 @@
-//! How many messages a turn of the shard's loop sends.
+//! The turns of a shard's loop: how many messages one sends, and how who has had enough of it ends one.
 //!
 //! A message that is alone is sent at once, by a call; left to the ring it would take a turn more. Where there are many in
 //! a turn the ring sends them one after another at its end: no call for each, the CPU's caches hold what all of them need,
 //! and a peer is woken once for all of its own. How many there will be is not known before, but about as many as last time.
 
 use crate::counters::{Counters, add};
+use crate::socket::Socket;
+use crate::sys;
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
@@ -69,6 +73,78 @@ impl Turns {
         self.before.set(if many { MANY } else { 0 });
         self.sent.set(0);
     }
+}
+
+thread_local! {
+    /// Of the shard whose thread this is: whoever moves bytes has no way to it.
+    static PASSES: RefCell<Option<Passes>> = const { RefCell::new(None) };
+}
+
+/// Who has ended his turn by himself, and what the loop hears of it by.
+struct Passes {
+    bell: Rc<Socket>,
+    waiting: Vec<Waker>,
+}
+
+/// Keeps what [`pass`] needs. Whoever waits there when it is dropped waits for ever.
+pub struct Open(());
+
+/// Makes it. On a shard's runtime, once. Takes a descriptor.
+pub fn open() -> io::Result<Open> {
+    let bell = Rc::new(Socket::new(sys::eventfd()?)?);
+    PASSES.set(Some(Passes { bell: bell.clone(), waiting: Vec::new() }));
+    monoio::spawn(async move {
+        while bell.readable().await.is_ok() {
+            let _ = rustix::io::read(bell.fd(), &mut [0; 8]);
+            let waiting =
+                PASSES.with_borrow_mut(|passes| passes.as_mut().map(|it| std::mem::take(&mut it.waiting)));
+            waiting.into_iter().flatten().for_each(Waker::wake);
+        }
+    });
+    Ok(Open(()))
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        // While there is a runtime: with who waits go tasks and their sockets.
+        drop(PASSES.take());
+    }
+}
+
+/// Ends the turn: returns when the loop has asked the kernel what else there is, and all that was awake has run. A task that
+/// wakes itself would not do: it goes to the front of the queue.
+async fn pass() {
+    let mut passed = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut passed, true) {
+            return Poll::Ready(());
+        }
+        let rung = PASSES.with_borrow_mut(|passes| {
+            let Some(passes) = passes else { return false };
+            passes.waiting.push(cx.waker().clone());
+            passes.waiting.len() > 1 || rustix::io::write(passes.bell.fd(), &1_u64.to_ne_bytes()).is_ok()
+        });
+        // Nobody would call.
+        if rung { Poll::Pending } else { Poll::Ready(()) }
+    })
+    .await
+}
+
+/// Waits, and if there was nothing to wait for ends the turn: whoever goes on for as long as there is something, which may
+/// be for ever, leaves the others theirs here. A wait through the ring is one anyway; on epoll what is ready is ready at once.
+pub async fn in_turn<W: Future>(wait: W) -> W::Output {
+    let mut waited = false;
+    let mut wait = pin!(wait);
+    let output = poll_fn(|cx| {
+        let polled = wait.as_mut().poll(cx);
+        waited |= polled.is_pending();
+        polled
+    })
+    .await;
+    if !waited {
+        pass().await;
+    }
+    output
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::request_id::RequestId;
 use crate::route::Route;
 use crate::shard::Shard;
 use crate::socket::Moved;
+use crate::turns;
 use crate::warning;
 use rustix::net::Shutdown;
 use std::time::SystemTime;
@@ -285,12 +286,13 @@ pub async fn linger(shard: &Shard, client: &Client) {
     client.watch.client_reads(Some(limits.linger));
     let mut left = limits.linger_bytes_max;
     let mut buf = shard.buffers.small();
-    while left > 0 {
+    // A wait each time: whoever goes on sending leaves the others their turn, and the deadline its.
+    while left > 0 && turns::in_turn(client.transport.readable()).await.is_ok() {
         buf.clear();
         match client.transport.try_recv(&mut buf) {
             Ok(Moved::Bytes(n)) => left = left.saturating_sub(n as u64),
-            Ok(Moved::NotReady) if client.transport.readable().await.is_ok() => {}
-            _ => break,
+            Ok(Moved::NotReady) => {}
+            Ok(Moved::End) | Err(_) => break,
         }
     }
     shard.buffers.give(buf);

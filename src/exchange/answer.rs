@@ -13,6 +13,7 @@ use crate::head::{FieldId, RequestHead, ResponseHead, Version};
 use crate::relay::{Fault, Lane, SPLICE_MIN, SinkFraming, Way};
 use crate::shard::Shard;
 use crate::socket::{Moved, Socket};
+use crate::turns;
 use base64::Engine as _;
 use std::cell::Cell;
 
@@ -128,7 +129,7 @@ pub async fn respond(
             Step::Final(last) => break last,
             Step::More => {
                 // Even if more is here: a head that comes in morsels is parsed anew for each, and others have their turn.
-                runner.readable().await.map_err(|_| fail(Cause::RunnerClosed))?;
+                turns::in_turn(runner.readable()).await.map_err(|_| fail(Cause::RunnerClosed))?;
                 match runner.try_recv(buffers::with_room(&mut inbuf)) {
                     Ok(Moved::Bytes(_) | Moved::NotReady) => {}
                     Ok(Moved::End) if !inbuf.is_empty() => return Err(fail(Cause::RunnerGarbage)),

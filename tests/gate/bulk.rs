@@ -129,3 +129,24 @@ fn answers_of_every_length_around_the_first_read_and_the_first_splice_are_whole(
     }
     gate.check(&runner);
 }
+
+/// Splice stops before urgent data for ever, though the socket is readable: who waits for it so would spin.
+#[test]
+fn a_body_with_urgent_data_in_it_arrives_without_that_byte() {
+    let runner = Runner::start(|mut wire, _| {
+        let Ok(Some(head)) = wire.head() else { return };
+        let body = wire.body(&head).expect("all of it");
+        assert!(body.iter().all(|byte| *byte == b'x'), "an urgent byte is no part of the body");
+        wire.send(ok(&body.len().to_string())).expect("the gate reads");
+    });
+    let gate = Gate::start(&Api::start(runner.addr), &[]);
+    let mut wire = gate.connect();
+    wire.send(format!("POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 100000\r\n\r\n"))
+        .expect("the gate reads");
+    wire.send([b'x'; 60_000]).expect("the gate reads");
+    // Only one: where a second comes, the first becomes part of the stream.
+    rustix::net::send(&wire.stream, b"!", rustix::net::SendFlags::OOB).expect("sent");
+    wire.send([b'x'; 40_000]).expect("the gate reads");
+    assert_eq!(wire.expect_message().expect("an answer").text(), "100000");
+    gate.check(&runner);
+}
