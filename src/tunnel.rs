@@ -23,6 +23,8 @@ use std::task::Poll;
 
 /// From so much of one frame's payload on a pipe pays for itself, and for reading the header apart.
 const SPLICE_IN_FRAME_MIN: u64 = 64 * 1024;
+/// What a copied byte counts for in a turn: it may be a header, and each header is looked at.
+const COPIED_WEIGHT: u64 = 4;
 /// What is read for a header where large frames follow each other.
 const HEADER_READ: u64 = 16;
 
@@ -351,6 +353,7 @@ async fn rush<C, S: Stream, D: Stream>(
             Moved::Bytes(n) => n as u64,
             Moved::End | Moved::NotReady => break,
         };
+        let mut weight = n;
         if unseen >= SPLICE_IN_FRAME_MIN {
             if lane.way == Way::Down {
                 frames.pass_unseen(n);
@@ -360,8 +363,9 @@ async fn rush<C, S: Stream, D: Stream>(
         } else {
             course.passes(lane.way, &buf);
             lane.send(&buf).await?;
+            weight = COPIED_WEIGHT * n;
         }
-        lane.take_turns(&mut unpaused, n).await?;
+        lane.take_turns(&mut unpaused, weight).await?;
     }
     pipe.give_back();
     lane.means.buffers.give(buf);

@@ -176,6 +176,21 @@ impl Machine {
         }
     }
 
+    /// Tunnels that are many wait in epoll sets, two sockets each; the bound is the user's, for all processes together.
+    /// `hard`: as for [`Self::descriptors`]; more sockets than that there cannot be.
+    pub fn watches(&self, load: &Load<'_>, hard: Option<u64>) -> Finding {
+        let wanted = ((2 * load.shards * load.limits.connections_max) as u64).min(hard.unwrap_or(u64::MAX));
+        match self.number("proc/sys/fs/epoll/max_user_watches") {
+            Some(most) if most < wanted => {
+                let remedy = format!("sysctl -w fs.epoll.max_user_watches={wanted}");
+                Finding::warn("epoll watches", most.to_string(), remedy)
+                    .wanted(format!("{wanted}: beyond it a tunnel waits by the ring, at a tenth more CPU"))
+            }
+            Some(most) => Finding::pass("epoll watches", most.to_string()),
+            None => Finding::warn("epoll watches", "cannot be read", "is /proc mounted?"),
+        }
+    }
+
     /// Connections wait here between two looks of a shard; beyond it they are dropped and tried again after 1 s.
     pub fn backlog(&self) -> Finding {
         let wanted = serve::BACKLOG as u64;

@@ -132,6 +132,7 @@ fn look(config: Option<&Config>) -> Vec<Finding> {
         machine.memlock(&load, memlock),
         machine.cpus(&load),
         machine.descriptors(&load, hard),
+        machine.watches(&load, hard),
         machine.backlog(),
         machine.half_open(config.is_none_or(|c| c.defer_accept)),
         machine.ports(),

@@ -154,6 +154,22 @@ fn the_backlog_and_the_ports_are_those_of_the_network_namespace() {
 }
 
 #[test]
+fn epoll_watches_are_to_do_for_all_sockets_there_can_be() {
+    let limits = Limits { connections_max: 1000, ..Limits::default() };
+    let load = Load { shards: 2, cores: 2, limits: &limits };
+    for (watches, hard, verdict) in [
+        ("4000", None, Verdict::Pass),
+        ("3999", None, Verdict::Warn),
+        ("3999", Some(3999), Verdict::Pass),
+        ("many", None, Verdict::Warn),
+    ] {
+        let root = Root::new(&[("proc/sys/fs/epoll/max_user_watches", watches)]);
+        let told = root.machine().watches(&load, hard);
+        assert_eq!(told.verdict, verdict, "{told:?}");
+    }
+}
+
+#[test]
 fn connections_that_wait_for_their_first_byte_need_cookies() {
     let cookies = "proc/sys/net/ipv4/tcp_syncookies";
     for (value, defer_accept, verdict) in [
