@@ -153,6 +153,9 @@ pub fn serve(shard: Rc<Shard>, client: Client) -> impl Future<Output = ()> {
                 if client.transport.readable().await.is_err() {
                     break;
                 }
+                if shard.turns.waits_are_turns() {
+                    in_a_row = 0;
+                }
                 soon = shard.deadlines.now() - since <= WARM_TICKS;
             }
             let next = sys::boxed(|| requests(&shard, &client, warm, soon, &mut in_a_row)).await;
@@ -203,6 +206,7 @@ async fn requests(shard: &Shard, client: &Client, mut between: bool, soon: bool,
             (received, buf) = next_request(shard, client, buf).await;
             match received {
                 Received::Bytes => {
+                    *in_a_row = 0;
                     begun = Some(Instant::now());
                     client.watch.busy();
                 }
@@ -270,7 +274,8 @@ async fn requests(shard: &Shard, client: &Client, mut between: bool, soon: bool,
                 if *in_a_row == IN_A_ROW {
                     *in_a_row = 0;
                     let taken = turns::in_turn(client.wait_writable(shard)).await;
-                    if taken.is_err() || client.watch.fired().is_some() {
+                    let is_over = Some(Fired::ClientWrite);
+                    if taken.is_err() || client.watch.fired() == is_over || client.watch.revoked().is_some() {
                         return Next::Close;
                     }
                 }
@@ -280,9 +285,8 @@ async fn requests(shard: &Shard, client: &Client, mut between: bool, soon: bool,
                         shard.buffers.give(buf);
                         return Next::KeepAlive;
                     }
-                    // Which is a wait.
-                    (between, *in_a_row) = (true, 0);
                     buf.clear();
+                    between = true;
                 } else if overread.is_empty() {
                     buf.drain(..head_bytes + used);
                 } else {
@@ -323,6 +327,7 @@ async fn next_request(shard: &Shard, client: &Client, buf: Vec<u8>) -> (Received
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::buffers::SMALL;
     use crate::ring::{Driver, count_turns, on_a_shard, on_each_driver};
     use std::io::{ErrorKind, Read, Write};
     use std::net::{TcpListener, TcpStream};
@@ -370,26 +375,31 @@ mod tests {
 
     #[test]
     fn who_pipelines_without_a_pause_leaves_the_others_their_turn() {
-        const REQUESTS: u32 = 320;
-        on_each_driver(|| async {
-            let shard = Shard::alone(Driver::Epoll, &[]);
-            let (ours, mut theirs) = UnixStream::pair().expect("pair");
-            ours.set_nonblocking(true).expect("set");
-            socket2::SockRef::from(&ours).set_send_buffer_size(1 << 20).expect("open");
-            // All of them are here before the first is read, none is answered by anybody else, and all answers fit.
-            let request = b"GET /health HTTP/1.1\r\nHost: p.test\r\n\r\n";
-            theirs.write_all(&request.repeat(REQUESTS as usize)).expect("they fit");
-            theirs.shutdown(std::net::Shutdown::Write).expect("open");
-            let socket = Socket::new(ours.into()).expect("made");
-            let client = Client::new(&shard, socket, [127, 0, 0, 1].into(), false, None);
-            let turns = count_turns().await;
-            serve(shard.clone(), client).await;
-            assert!(turns.get() >= 20, "{} turns", turns.get());
-            let mut answers = vec![0; 1 << 20];
-            let n = theirs.read(&mut answers).expect("answers");
-            let answers = String::from_utf8_lossy(&answers[..n]);
-            assert_eq!(answers.matches("HTTP/1.1 200 ").count(), REQUESTS as usize);
-        });
+        // Many to a read, and so that each read ends with one.
+        for (requests, length) in [(320, 0), (160, SMALL / 8)] {
+            on_each_driver(move || async move {
+                let shard = Shard::alone(Driver::Epoll, &[]);
+                let (ours, mut theirs) = UnixStream::pair().expect("pair");
+                ours.set_nonblocking(true).expect("set");
+                for end in [&ours, &theirs] {
+                    socket2::SockRef::from(end).set_send_buffer_size(1 << 20).expect("open");
+                }
+                // All of them are here before the first is read, none is answered by anybody else, and all answers fit.
+                let head = "GET /health HTTP/1.1\r\nHost: p.test\r\nX-Padding: ";
+                let request = format!("{head}{}\r\n\r\n", "x".repeat(length.saturating_sub(head.len() + 4)));
+                theirs.write_all(request.repeat(requests).as_bytes()).expect("they fit");
+                theirs.shutdown(std::net::Shutdown::Write).expect("open");
+                let socket = Socket::new(ours.into()).expect("made");
+                let client = Client::new(&shard, socket, [127, 0, 0, 1].into(), false, None);
+                let turns = count_turns().await;
+                serve(shard.clone(), client).await;
+                assert!(turns.get() as usize >= requests / 16, "{} turns", turns.get());
+                let mut answers = vec![0; 1 << 20];
+                let n = theirs.read(&mut answers).expect("answers");
+                let answers = String::from_utf8_lossy(&answers[..n]);
+                assert_eq!(answers.matches("HTTP/1.1 200 ").count(), requests);
+            });
+        }
     }
 
     /// The allocator's classes are 256, 320, 384, 448, 512 and 640 bytes: one byte more costs 64 or 128.

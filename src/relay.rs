@@ -397,15 +397,19 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
         loop {
             let n = match self.fill(&pipe, left) {
                 Ok(Moved::Bytes(n)) => n as u64,
-                Ok(Moved::NotReady) if told => {
-                    left -= self.step_over(left).await?;
-                    0
-                }
-                Ok(Moved::NotReady) => 0,
-                Ok(Moved::End) => {
-                    pipe.give_back();
+                Ok(Moved::NotReady) if !told => 0,
+                // Readable or at its end, as splice sees it.
+                Ok(Moved::NotReady | Moved::End) => {
                     self.send(first).await?;
-                    return Err(Fault::SourceEnded);
+                    first = b"";
+                    match self.step_over(left).await {
+                        Ok(n) => left -= n,
+                        Err(fault) => {
+                            pipe.give_back();
+                            return Err(fault);
+                        }
+                    }
+                    0
                 }
                 Err(error) => {
                     self.send(first).await?;
@@ -431,23 +435,24 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
                 None => turns::in_turn(self.wait_readable()).await?,
                 // So short that it needs no deadline.
                 Some(moment) => {
-                    let ready = monoio::time::timeout(moment, self.source.readable()).await;
+                    let ready = turns::in_turn(monoio::time::timeout(moment, self.source.readable())).await;
                     ready.unwrap_or(Ok(())).map_err(Fault::SourceBroke)?;
                 }
             }
         }
     }
 
-    /// By copying, and at most `left` bytes: what splice leaves in a source that is readable. It stops before urgent data for
-    /// ever; a receive leaves the urgent byte out, which is no part of the stream, and goes on behind it.
+    /// By copying, and at most `left` bytes: what splice leaves in a source. It stops before urgent data for ever, and takes it
+    /// for the end where the peer has ended behind it; a receive leaves the urgent byte out, which is no part of the stream.
     async fn step_over(&self, left: u64) -> Result<u64, Fault> {
         let mut buf = self.means.buffers.small();
         let max = usize::try_from(left).unwrap_or(SMALL).min(SMALL);
-        let n = match self.source.try_recv_at_most(&mut buf, max).map_err(Fault::SourceBroke)? {
-            Moved::Bytes(n) => n as u64,
-            Moved::NotReady => 0,
-            Moved::End => return Err(Fault::SourceEnded),
-        };
+        let moved = self.source.try_recv_at_most(&mut buf, max).map_err(Fault::SourceBroke)?;
+        if moved == Moved::End {
+            self.means.buffers.give(buf);
+            return Err(Fault::SourceEnded);
+        }
+        let n = buf.len() as u64;
         self.send(&buf).await?;
         self.means.buffers.give(buf);
         Ok(n)

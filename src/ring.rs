@@ -109,10 +109,7 @@ fn probe(driver: Driver) -> io::Result<()> {
 
 /// Runs `main` on this thread until it returns.
 pub fn block_on<F: Future>(driver: Driver, main: F) -> io::Result<F::Output> {
-    let main = async {
-        let _turns = turns::open()?;
-        Ok(main.await)
-    };
+    let main = turns::provide(main);
     match driver {
         Driver::Epoll => {
             let builder = RuntimeBuilder::<LegacyDriver>::new().with_entries(ENTRIES).enable_timer();

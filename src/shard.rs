@@ -26,7 +26,7 @@ use crate::socket::{self, Socket};
 use crate::sys;
 use crate::target::Places;
 use crate::ticker::Ticker;
-use crate::turns::Turns;
+use crate::turns::{self, Turns};
 use crate::warm::{WARM_MAX, Warm};
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -287,7 +287,7 @@ async fn accept_all(shard: &Rc<Shard>, listener: &RefCell<Option<Socket>>) -> io
     // Held back so that at the limit of descriptors a connection can still be taken and turned away.
     let mut reserve = std::fs::File::open("/dev/null").ok();
     loop {
-        socket.readable().await?;
+        turns::in_turn(socket.readable()).await?;
         if shard.draining.get() {
             return Ok(());
         }

@@ -13,10 +13,14 @@ use std::io;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 /// So many in a turn are many. CPU of a request, sent together over sent at once (2-core AMD VM, 7 paired rounds): 1.04 with
 /// two in a turn, 1.00 with some thirty, 0.94 with a hundred. Where calls are dearer the ring pays earlier.
 const MANY: u32 = 16;
+
+/// After the bell could not be waited for.
+const RETRY: Duration = Duration::from_millis(1);
 
 pub struct Turns {
     ring: bool,
@@ -32,6 +36,11 @@ impl Turns {
     /// Without a ring every message is alone.
     pub fn new(ring: bool, counters: Rc<Counters>) -> Self {
         Self { ring, counters, sent: Cell::new(0), before: Cell::new(0), ends: RefCell::default() }
+    }
+
+    /// Does every wait give the others their turn? On epoll only what is not ready yet is waited for.
+    pub fn waits_are_turns(&self) -> bool {
+        self.ring
     }
 
     /// Counts a message that is to be sent: had it better leave together with others, through the ring?
@@ -84,27 +93,46 @@ thread_local! {
 struct Passes {
     bell: Rc<Socket>,
     waiting: Vec<Waker>,
+    /// So far.
+    calls: u32,
 }
 
-/// Keeps what [`pass`] needs. Whoever waits there when it is dropped waits for ever.
-pub struct Open(());
-
-/// Makes it. On a shard's runtime, once. Takes a descriptor.
-pub fn open() -> io::Result<Open> {
+/// Runs `main`, in which turns can be ended. On a shard's runtime, once. Takes a descriptor.
+///
+/// In one task with it, so that nothing of the ring outlives it: a shard's last closings leave when all of it is gone.
+pub async fn provide<F: Future>(main: F) -> io::Result<F::Output> {
     let bell = Rc::new(Socket::new(sys::eventfd()?)?);
-    PASSES.set(Some(Passes { bell: bell.clone(), waiting: Vec::new() }));
-    monoio::spawn(async move {
-        while bell.readable().await.is_ok() {
-            let _ = rustix::io::read(bell.fd(), &mut [0; 8]);
-            let waiting =
-                PASSES.with_borrow_mut(|passes| passes.as_mut().map(|it| std::mem::take(&mut it.waiting)));
-            waiting.into_iter().flatten().for_each(Waker::wake);
-        }
+    PASSES.set(Some(Passes { bell: bell.clone(), waiting: Vec::new(), calls: 0 }));
+    let _provided = Provided;
+    let (mut calls, mut main) = (pin!(call(&bell)), pin!(main));
+    let output = poll_fn(|cx| {
+        // It never ends.
+        let _ = calls.as_mut().poll(cx);
+        main.as_mut().poll(cx)
     });
-    Ok(Open(()))
+    Ok(output.await)
 }
 
-impl Drop for Open {
+/// Wakes who waits, in a turn of its own. Never ends.
+async fn call(bell: &Socket) {
+    loop {
+        if bell.readable().await.is_err() {
+            // The ring could not wait, for want of memory.
+            monoio::time::sleep(RETRY).await;
+        }
+        let _ = rustix::io::read(bell.fd(), &mut [0; 8]);
+        let waiting = PASSES.with_borrow_mut(|passes| {
+            let passes = passes.as_mut()?;
+            passes.calls = passes.calls.wrapping_add(1);
+            Some(std::mem::take(&mut passes.waiting))
+        });
+        waiting.into_iter().flatten().for_each(Waker::wake);
+    }
+}
+
+struct Provided;
+
+impl Drop for Provided {
     fn drop(&mut self) {
         // While there is a runtime: with who waits go tasks and their sockets.
         drop(PASSES.take());
@@ -114,18 +142,23 @@ impl Drop for Open {
 /// Ends the turn: returns when the loop has asked the kernel what else there is, and all that was awake has run. A task that
 /// wakes itself would not do: it goes to the front of the queue.
 async fn pass() {
-    let mut passed = false;
+    let mut since = None;
     poll_fn(|cx| {
-        if std::mem::replace(&mut passed, true) {
-            return Poll::Ready(());
-        }
-        let rung = PASSES.with_borrow_mut(|passes| {
-            let Some(passes) = passes else { return false };
+        let over = PASSES.with_borrow_mut(|passes| {
+            // Nobody would call.
+            let Some(passes) = passes else { return true };
+            if let Some(since) = since {
+                return passes.calls != since;
+            }
+            let rings = passes.waiting.is_empty();
+            if rings && rustix::io::write(passes.bell.fd(), &1_u64.to_ne_bytes()).is_err() {
+                return true;
+            }
             passes.waiting.push(cx.waker().clone());
-            passes.waiting.len() > 1 || rustix::io::write(passes.bell.fd(), &1_u64.to_ne_bytes()).is_ok()
+            since = Some(passes.calls);
+            false
         });
-        // Nobody would call.
-        if rung { Poll::Pending } else { Poll::Ready(()) }
+        if over { Poll::Ready(()) } else { Poll::Pending }
     })
     .await
 }
@@ -151,7 +184,6 @@ pub async fn in_turn<W: Future>(wait: W) -> W::Output {
 mod tests {
     use super::*;
     use crate::ring::on_a_shard;
-    use std::time::Duration;
 
     /// Who sends so many: how many of them are to leave together.
     fn send(turns: &Turns, messages: u32) -> usize {

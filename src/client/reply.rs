@@ -290,9 +290,10 @@ pub async fn linger(shard: &Shard, client: &Client) {
     while left > 0 && turns::in_turn(client.transport.readable()).await.is_ok() {
         buf.clear();
         match client.transport.try_recv(&mut buf) {
-            Ok(Moved::Bytes(n)) => left = left.saturating_sub(n as u64),
+            Ok(Moved::Bytes(n)) if client.watch.fired().is_none() => left = left.saturating_sub(n as u64),
             Ok(Moved::NotReady) => {}
-            Ok(Moved::End) | Err(_) => break,
+            // The deadline ends the reading side, but not what still comes.
+            Ok(Moved::Bytes(_) | Moved::End) | Err(_) => break,
         }
     }
     shard.buffers.give(buf);

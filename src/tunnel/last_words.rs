@@ -10,6 +10,7 @@ use crate::buffers::SMALL;
 use crate::counters::Revoked;
 use crate::relay::{Lane, Stream, Way};
 use crate::socket::Moved;
+use crate::turns;
 use rustix::net::Shutdown;
 use std::time::Duration;
 
@@ -80,7 +81,7 @@ async fn linger<C: Stream>(course: &Course<'_, C>) {
     client.shutdown(Shutdown::Write);
     means.watch.told_why(LINGER);
     let mut left = LINGER_BYTES_MAX;
-    while left > 0 && client.readable().await.is_ok() {
+    while left > 0 && turns::in_turn(client.readable()).await.is_ok() {
         let mut buf = means.buffers.small();
         match client.try_recv_at_most(&mut buf, SMALL) {
             Ok(Moved::Bytes(n)) => left = left.saturating_sub(n),
