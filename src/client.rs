@@ -221,35 +221,10 @@ async fn requests(shard: &Shard, client: &Client, mut between: bool, soon: bool,
         let parsed = RequestHead::parse(&buf, &shard.config.limits);
         match parsed {
             Ok(None) => {
-                if !buf.is_empty() {
-                    // A wait even if more is here: whoever sends a head in morsels has it parsed anew for each.
-                    waited = true;
-                    let begun = *begun.get_or_insert_with(Instant::now);
-                    let left = shard.config.limits.head_deadline.saturating_sub(begun.elapsed());
-                    client.watch.client_reads(Some(left));
-                    let ready = turns::in_turn(client.transport.readable()).await;
-                    client.watch.client_reads(None);
-                    if ready.is_err() {
-                        return Next::Close;
-                    }
-                }
-                match client.transport.try_recv(buffers::with_room(&mut buf)) {
-                    Ok(Moved::Bytes(_)) => {
-                        if begun.is_none() {
-                            begun = Some(Instant::now());
-                            client.watch.busy();
-                        }
-                    }
-                    Ok(Moved::NotReady) if buf.is_empty() => {
-                        shard.buffers.give(buf);
-                        return Next::KeepAlive;
-                    }
-                    Ok(Moved::NotReady) => {}
-                    Ok(Moved::End) if client.watch.fired() == Some(Fired::ClientRead) => {
-                        reply::refuse(shard, client, Cause::HeadTimeout).await;
-                        return Next::Close;
-                    }
-                    Ok(Moved::End) | Err(_) => return Next::Close,
+                waited |= !buf.is_empty();
+                if let Some(end) = read_head(shard, client, &mut buf, &mut begun).await {
+                    shard.buffers.give(buf);
+                    return end;
                 }
             }
             Err(reject) => {
@@ -296,6 +271,43 @@ async fn requests(shard: &Shard, client: &Client, mut between: bool, soon: bool,
                 }
             }
         }
+    }
+}
+
+/// Reads more of a head, of which `buf` holds a part or nothing yet; `begun` when its first byte came. What is returned ends
+/// the row of requests.
+async fn read_head(
+    shard: &Shard,
+    client: &Client,
+    buf: &mut Vec<u8>,
+    begun: &mut Option<Instant>,
+) -> Option<Next> {
+    if !buf.is_empty() {
+        // A wait even if more is here: whoever sends a head in morsels has it parsed anew for each.
+        let begun = *begun.get_or_insert_with(Instant::now);
+        let left = shard.config.limits.head_deadline.saturating_sub(begun.elapsed());
+        client.watch.client_reads(Some(left));
+        let ready = turns::in_turn(client.transport.readable()).await;
+        client.watch.client_reads(None);
+        if ready.is_err() {
+            return Some(Next::Close);
+        }
+    }
+    match client.transport.try_recv(buffers::with_room(buf)) {
+        Ok(Moved::Bytes(_)) => {
+            if begun.is_none() {
+                *begun = Some(Instant::now());
+                client.watch.busy();
+            }
+            None
+        }
+        Ok(Moved::NotReady) if buf.is_empty() => Some(Next::KeepAlive),
+        Ok(Moved::NotReady) => None,
+        Ok(Moved::End) if client.watch.fired() == Some(Fired::ClientRead) => {
+            reply::refuse(shard, client, Cause::HeadTimeout).await;
+            Some(Next::Close)
+        }
+        Ok(Moved::End) | Err(_) => Some(Next::Close),
     }
 }
 
