@@ -689,10 +689,10 @@ impl Gate {
         Duration::from_millis(10 * (ticks(11).expect("a number") + ticks(12).expect("a number")))
     }
 
-    /// Resident memory in KiB.
+    /// Resident memory in KiB that is no file's: pages of the program itself come with whatever is used of it first.
     pub fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
-        let line = status.lines().find(|l| l.starts_with("VmRSS:")).expect("a process has memory");
+        let line = status.lines().find(|l| l.starts_with("RssAnon:")).expect("a process has memory");
         line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number")
     }
 }

@@ -309,7 +309,7 @@ fn the_memory_of_a_burst_goes_back_to_the_kernel_when_nothing_comes_after_it() {
     let runner = Runner::start(|mut wire, _| while let Ok(Some(_)) = wire.message() {});
     let gate = Gate::start(&Api::start(runner.addr), &[]);
     let before = gate.resident();
-    // Each has a buffer and the state of a request.
+    // Each has a buffer of 16 KiB and the state of a request.
     let burst: Vec<Wire> = (0..500)
         .map(|_| {
             let mut wire = gate.connect();
@@ -317,11 +317,9 @@ fn the_memory_of_a_burst_goes_back_to_the_kernel_when_nothing_comes_after_it() {
             wire
         })
         .collect();
-    until(|| gate.resident() > before + 4000, "what a burst brings is kept in memory");
-    let highest = gate.resident();
+    until(|| gate.resident() > before + 7000, "what a burst brings is kept in memory");
     drop(burst);
-    let rest = (highest - before) / 2;
-    until(|| gate.resident() < before + rest, "most of it is given back");
+    until(|| gate.resident() < before + 3500, "most of it is given back");
 }
 
 /// `SANDGATE_TEST_BULK_MB` each way, 512 by default: memory is flat from the first block to the last.
