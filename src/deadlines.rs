@@ -3,14 +3,19 @@
 //! Arming a deadline is one store; nothing is queued, nothing is cancelled. When one passes, the sweep shuts the
 //! socket down, so the pending wait returns by itself and nothing in flight is ever dropped; the reason stands in
 //! the table. The sweep also notices clients that left while their request waits for the runner or the control plane.
+//!
+//! Thousands may end at the same moment, by one deadline or by one news: each costs calls and wakes a task, so they do in
+//! pieces, between which the others have their turns.
 
-use crate::counters::Revoked;
-use crate::sys;
+use crate::counters::{Counters, Revoked, add};
+use crate::{sys, turns};
 use rustix::net::Shutdown;
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::os::fd::RawFd;
 use std::rc::Rc;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 /// Distance of two sweeps: deadlines are this exact.
@@ -21,6 +26,11 @@ const HANGUP_TICKS: u32 = 5;
 const LAST_WORDS_TICKS: u32 = 3;
 /// The same as a time, with the tick in which it is noticed.
 pub const LAST_WORDS: Duration = TICK.saturating_mul(LAST_WORDS_TICKS + 1);
+/// What is done in one turn. An end weighs a few ten microseconds with what its task does then, a look at a client one
+/// of them.
+const TURN_WEIGHT: usize = 16 * 1024;
+const END_WEIGHT: usize = 512;
+const SUSPECT_WEIGHT: usize = 16;
 const NEVER: u32 = 0;
 const NO_FD: RawFd = -1;
 
@@ -53,6 +63,8 @@ struct Entry {
     idle: bool,
     /// When it is revoked its task tells the client why before the end.
     tells_why: bool,
+    /// It is revoked and not ended yet.
+    to_end: bool,
     fired: Option<Fired>,
     waker: Option<Waker>,
 }
@@ -62,9 +74,14 @@ impl Entry {
         matches!(self.fired, Some(Fired::Revoked(_)))
     }
 
+    /// What was to end is over, whatever it was.
+    fn rearm(&mut self) {
+        (self.fired, self.to_end) = (None, false);
+    }
+
     /// Whom to wake.
-    fn revoke(&mut self, why: Revoked, now: u32) -> Option<Waker> {
-        self.fired = Some(Fired::Revoked(why));
+    fn end_revoked(&mut self, now: u32) -> Option<Waker> {
+        self.to_end = false;
         if self.tells_why {
             // Nothing more goes to the runner, and the task, woken, ends the rest. The client's side stays whole: its
             // bytes would be answered by a reset that takes the last words along.
@@ -85,6 +102,10 @@ pub struct Deadlines {
     free: RefCell<Vec<u32>>,
     /// Entries that name a client.
     clients: Cell<usize>,
+    /// Places of revoked entries, in the order in which they are ended.
+    to_end: RefCell<VecDeque<u32>>,
+    /// Who ends them.
+    ender: RefCell<Option<Waker>>,
 }
 
 impl Deadlines {
@@ -94,6 +115,8 @@ impl Deadlines {
             entries: RefCell::default(),
             free: RefCell::default(),
             clients: Cell::new(0),
+            to_end: RefCell::default(),
+            ender: RefCell::default(),
         })
     }
 
@@ -109,6 +132,7 @@ impl Deadlines {
             waiting_since: NEVER,
             idle: false,
             tells_why: false,
+            to_end: false,
             fired: None,
             waker: None,
         };
@@ -139,35 +163,73 @@ impl Deadlines {
         self.watch(NO_FD)
     }
 
-    /// Ends a connection and the runner's it uses, both ways and at once; where the task tells the client why, only the
-    /// way to the runner is, see [`Watch::tells_why`]. `false`: it was ended so already.
+    /// Revokes a connection, which is marked at once and ended by [`Self::end_revoked`]. `false`: it was revoked already.
     pub fn revoke(&self, index: u32, why: Revoked) -> bool {
-        let now = self.now.get();
-        let waker = {
-            let mut entries = self.entries.borrow_mut();
-            let entry = &mut entries[index as usize];
-            if entry.is_revoked() {
-                return false;
-            }
-            entry.revoke(why, now)
-        };
-        waker.into_iter().for_each(Waker::wake);
+        self.revoke_entry(&mut self.entries.borrow_mut()[index as usize], index, why)
+    }
+
+    /// Revokes all that can tell their clients why; how many. The rest ends by itself or when the process does.
+    pub fn revoke_who_tell_why(&self, why: Revoked) -> usize {
+        let mut entries = self.entries.borrow_mut();
+        let who = (0..).zip(entries.iter_mut()).filter(|(_, entry)| entry.client != NO_FD && entry.tells_why);
+        who.filter_map(|(index, entry)| self.revoke_entry(entry, index, why).then_some(())).count()
+    }
+
+    fn revoke_entry(&self, entry: &mut Entry, index: u32, why: Revoked) -> bool {
+        if entry.is_revoked() {
+            return false;
+        }
+        (entry.fired, entry.to_end) = (Some(Fired::Revoked(why)), true);
+        let mut to_end = self.to_end.borrow_mut();
+        to_end.push_back(index);
+        if to_end.len() == 1
+            && let Some(ender) = &*self.ender.borrow()
+        {
+            ender.wake_by_ref();
+        }
         true
     }
 
-    /// Ends all that can tell their clients why; how many. The rest ends by itself or when the process does.
-    pub fn revoke_who_tell_why(&self, why: Revoked) -> usize {
-        let now = self.now.get();
-        let mut wakers = Vec::new();
-        let mut ended = 0;
-        for entry in self.entries.borrow_mut().iter_mut() {
-            if entry.client != NO_FD && entry.tells_why && !entry.is_revoked() {
-                ended += 1;
-                wakers.extend(entry.revoke(why, now));
+    /// A task of the shard's own: ends revoked connections and those to the runner they use, both ways; where the task
+    /// tells the client why, only the way to the runner is, see [`Watch::tells_why`]. The first ones in the turn in which they
+    /// are revoked. Never ends.
+    pub async fn end_revoked(&self) {
+        loop {
+            poll_fn(|cx| {
+                if !self.to_end.borrow().is_empty() {
+                    return Poll::Ready(());
+                }
+                *self.ender.borrow_mut() = Some(cx.waker().clone());
+                Poll::Pending
+            })
+            .await;
+            if self.end_some() {
+                turns::pass().await;
             }
         }
+    }
+
+    /// As many as one turn bears. Are there more?
+    pub fn end_some(&self) -> bool {
+        let now = self.now.get();
+        let mut wakers = Vec::new();
+        let more = {
+            let (mut entries, mut to_end) = (self.entries.borrow_mut(), self.to_end.borrow_mut());
+            let mut room = TURN_WEIGHT / END_WEIGHT;
+            while room > 0
+                && let Some(index) = to_end.pop_front()
+            {
+                let entry = &mut entries[index as usize];
+                // Others may have the place since, or the same one another request.
+                if entry.to_end {
+                    room -= 1;
+                    wakers.extend(entry.end_revoked(now));
+                }
+            }
+            !to_end.is_empty()
+        };
         wakers.into_iter().for_each(Waker::wake);
-        ended
+        more
     }
 
     /// Ticks since start: a clock of one tick's exactness for free.
@@ -175,19 +237,40 @@ impl Deadlines {
         self.now.get()
     }
 
-    /// One tick: fires what is due. With `drain`, idle connections end too. Returns how many fired.
-    pub fn sweep(&self, drain: bool) -> u64 {
-        let now = self.now.get() + 1;
-        self.now.set(now);
+    /// One tick: fires what is due, and counts it. With `drain`, idle connections end too. `rested` hears of every turn that
+    /// was left to others meanwhile.
+    pub async fn sweep(&self, drain: &Cell<bool>, counters: &Counters, mut rested: impl FnMut()) {
+        self.now.set(self.now.get() + 1);
+        let mut at = 0;
+        loop {
+            let (fired, next) = self.sweep_some(at, drain.get());
+            add(&counters.deadlines, fired);
+            let Some(next) = next else { return };
+            at = next;
+            turns::pass().await;
+            rested();
+        }
+    }
+
+    /// From this place on. How many fired, and where to go on.
+    fn sweep_some(&self, from: usize, drain: bool) -> (u64, Option<usize>) {
+        let now = self.now.get();
         let mut fired = 0;
         let mut suspects = Vec::new();
         let mut wakers = Vec::new();
         let mut entries = self.entries.borrow_mut();
-        for (at, entry) in entries.iter_mut().enumerate() {
+        let (mut weight, mut next) = (0, None);
+        for (at, entry) in entries.iter_mut().enumerate().skip(from) {
+            if weight >= TURN_WEIGHT {
+                next = Some(at);
+                break;
+            }
+            weight += 1;
             if entry.client == NO_FD {
                 continue;
             }
             if due(entry.last_words_by, now) {
+                weight += END_WEIGHT;
                 // The reason is known already; it was not said or not taken in time.
                 sys::shutdown_raw(entry.client, Shutdown::Both);
                 sys::shutdown_raw(entry.runner, Shutdown::Both);
@@ -195,6 +278,7 @@ impl Deadlines {
                 wakers.extend(entry.waker.take());
             }
             if entry.idle && (drain || due(entry.read_by, now)) {
+                weight += END_WEIGHT;
                 // Only the reading side: what was sent may still be on its way.
                 sys::shutdown_raw(entry.client, Shutdown::Read);
                 entry.read_by = NEVER;
@@ -214,10 +298,12 @@ impl Deadlines {
                 Fired::Runner
             } else {
                 if entry.waiting_since != NEVER && now - entry.waiting_since >= HANGUP_TICKS {
+                    weight += SUSPECT_WEIGHT;
                     suspects.push((at, entry.client));
                 }
                 continue;
             };
+            weight += END_WEIGHT;
             fired += 1;
             entry.fired.get_or_insert(reason);
             wakers.extend(entry.waker.take());
@@ -234,7 +320,18 @@ impl Deadlines {
         }
         drop(entries);
         wakers.into_iter().for_each(Waker::wake);
-        fired
+        (fired, next)
+    }
+
+    /// A tick and all that comes of it at once, where there is no shard.
+    #[cfg(test)]
+    pub fn sweep_at_once(&self, drain: bool) {
+        self.now.set(self.now.get() + 1);
+        let mut from = Some(0);
+        while let Some(at) = from {
+            from = self.sweep_some(at, drain).1;
+        }
+        while self.end_some() {}
     }
 }
 
@@ -295,7 +392,10 @@ impl Watch {
     /// Between requests, for at most this long.
     pub fn idle(&self, within: Duration) {
         let by = self.by(Some(within));
-        self.with(|e| (e.idle, e.read_by, e.fired) = (true, by, None));
+        self.with(|e| {
+            e.rearm();
+            (e.idle, e.read_by) = (true, by);
+        });
     }
 
     /// A request has begun.
@@ -345,7 +445,7 @@ impl Watch {
 
     /// The cause was dealt with; another wait begins.
     pub fn unfire(&self) {
-        self.with(|e| e.fired = None);
+        self.with(Entry::rearm);
     }
 
     /// Wakes this task when something fires (for waits that have no socket).
@@ -357,7 +457,7 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         let client = self.with(|e| {
-            (e.runner, e.waker) = (NO_FD, None);
+            (e.runner, e.waker, e.to_end) = (NO_FD, None, false);
             std::mem::replace(&mut e.client, NO_FD)
         });
         if client != NO_FD {
@@ -374,13 +474,18 @@ impl Drop for Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ring::{count_turns, on_each_driver};
     use std::io::{Read, Write};
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::Ordering::SeqCst;
+    use std::task::Wake;
 
     fn sweeps(table: &Deadlines, n: u32) {
         (0..n).for_each(|_| {
-            table.sweep(false);
+            table.sweep_at_once(false);
         });
     }
 
@@ -437,7 +542,7 @@ mod tests {
         let (idle_watch, busy_watch) = (table.watch(idle.as_raw_fd()), table.watch(busy.as_raw_fd()));
         idle_watch.idle(Duration::from_secs(600));
         busy_watch.busy();
-        table.sweep(true);
+        table.sweep_at_once(true);
         assert_eq!(idle.read(&mut [0; 1]).expect("ended"), 0);
         let kind = (&busy).read(&mut [0; 1]).expect_err("open").kind();
         assert_eq!(kind, std::io::ErrorKind::WouldBlock);
@@ -456,6 +561,7 @@ mod tests {
             table.revoke(watch.index(), Revoked::Private) && !table.revoke(watch.index(), Revoked::Token)
         );
         assert_eq!(watch.revoked(), Some(Revoked::Private));
+        table.end_some();
         assert_eq!(app.read(&mut [0; 1]).expect("nothing goes there"), 0);
         ours.write_all(b"why").expect("still writable");
         theirs.read_exact(&mut [0; 3]).expect("told");
@@ -469,8 +575,78 @@ mod tests {
         silent.tells_why(Waker::noop());
         assert_eq!(table.revoke_who_tell_why(Revoked::Draining), 1);
         assert_eq!(silent.revoked(), Some(Revoked::Draining));
+        table.end_some();
         sweeps(&table, LAST_WORDS_TICKS);
         assert_eq!(other.read(&mut [0; 1]).expect("ended"), 0);
+    }
+
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    #[test]
+    fn of_a_thousand_that_end_at_once_each_turn_bears_its_part() {
+        const ALL: usize = 1000;
+        const PART: usize = TURN_WEIGHT / END_WEIGHT;
+        on_each_driver(|| async {
+            let (ours, _theirs) = UnixStream::pair().expect("pair");
+            let table = Deadlines::new();
+            let woken = Arc::new(Count(AtomicUsize::new(0)));
+            let watches: Vec<_> = (0..ALL).map(|_| table.watch(ours.as_raw_fd())).collect();
+            watches.iter().for_each(|watch| watch.tells_why(&woken.clone().into()));
+            monoio::spawn({
+                let table = table.clone();
+                async move { table.end_revoked().await }
+            });
+            let turns = count_turns().await;
+            assert_eq!(table.revoke_who_tell_why(Revoked::Draining), ALL);
+            let (mut ended, mut most) = (woken.0.load(SeqCst), 0);
+            while ended < ALL {
+                turns::pass().await;
+                let now = woken.0.load(SeqCst);
+                (ended, most) = (now, most.max(now - ended));
+            }
+            assert!(most <= 2 * PART, "{most} in one turn");
+            assert!(turns.get() as usize >= ALL / PART / 2, "others had {} turns", turns.get());
+
+            watches.iter().for_each(|watch| {
+                watch.unfire();
+                watch.client_reads(Some(TICK));
+            });
+            let (counters, rests) = (Counters::default(), Cell::new(0));
+            turns.set(0);
+            while counters.deadlines.get() == 0 {
+                table.sweep(&Cell::new(false), &counters, || rests.set(rests.get() + 1)).await;
+            }
+            assert_eq!(counters.deadlines.get() as usize, ALL);
+            assert!(rests.get() >= ALL / PART - 1, "{} rests", rests.get());
+            assert!(turns.get() as usize >= ALL / PART - 1, "others had {} turns", turns.get());
+        });
+    }
+
+    #[test]
+    fn what_was_revoked_and_is_over_takes_nobody_along_who_comes_after_it() {
+        let [(one, _a), (other, _b)] = [0; 2].map(|_| UnixStream::pair().expect("pair"));
+        let table = Deadlines::new();
+        let (first, second) = (table.watch(one.as_raw_fd()), table.watch(other.as_raw_fd()));
+        assert!(
+            table.revoke(first.index(), Revoked::Private) && table.revoke(second.index(), Revoked::Private)
+        );
+        // One connection is closed and its place another's; the other one waits for its next request.
+        let place = first.index();
+        drop(first);
+        let third = table.watch(one.as_raw_fd());
+        assert_eq!(third.index(), place);
+        second.idle(TICK * 100);
+        table.end_some();
+        for mut open in [&one, &other] {
+            open.set_nonblocking(true).expect("set");
+            assert_eq!(open.read(&mut [0]).expect_err("open").kind(), std::io::ErrorKind::WouldBlock);
+        }
     }
 
     #[test]

@@ -203,6 +203,8 @@ async fn main(start: Start) -> io::Result<()> {
     let _set = readiness::open()?;
     let counting = shard.clone();
     monoio::spawn(async move { counting.turns.count().await });
+    let ending = shard.clone();
+    monoio::spawn(async move { ending.deadlines.end_revoked().await });
     monoio::spawn(keep_time(shard.clone(), Ticker::new(TICK)?, down.clone()));
     mail(&shard, &down, &listener).await
 }
@@ -379,7 +381,7 @@ async fn tick(shard: &Rc<Shard>, mut ticker: Ticker) -> io::Result<()> {
         let late = ticker.next().await?.as_micros() as u64;
         let counters = &shard.counters;
         counters.loop_stall_us.set(counters.loop_stall_us.get().max(late));
-        add(&counters.deadlines, shard.deadlines.sweep(shard.draining.get()));
+        shard.deadlines.sweep(&shard.draining, counters, || ticker.rested()).await;
         shard.warm.tick();
         shard.activity.look(shard.deadlines.now(), &shard.questions, counters);
         shard.live.tick(shard);

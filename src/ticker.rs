@@ -28,8 +28,13 @@ impl Ticker {
         Ok(Self { timer: Socket::new(timer)?, every, once, last: Instant::now() })
     }
 
-    /// Waits for a whole beat from now on, however late the last one was: how much later than that this one comes after it,
-    /// with all that was done in between. So between two of them the others have their turn, and no deadline counted in beats
+    /// Others had a turn: what follows is not late for them.
+    pub fn rested(&mut self) {
+        self.last = Instant::now();
+    }
+
+    /// Waits for a whole beat from now on, however late the last one was: how much later than that this one comes after it
+    /// (or after the last rest), with all that was done in between. So between two of them the others have their turn, and no deadline counted in beats
     /// comes early; on a shard that is held up all come as much later. Dropped, it begins anew.
     pub async fn next(&mut self) -> io::Result<Duration> {
         timerfd_settime(self.timer.fd(), TimerfdTimerFlags::empty(), &self.once)?;

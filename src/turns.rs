@@ -141,7 +141,7 @@ impl Drop for Provided {
 
 /// Ends the turn: returns when the loop has asked the kernel what else there is, and all that was awake has run. A task that
 /// wakes itself would not do: it goes to the front of the queue.
-async fn pass() {
+pub async fn pass() {
     let mut since = None;
     poll_fn(|cx| {
         let over = PASSES.with_borrow_mut(|passes| {

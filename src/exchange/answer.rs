@@ -333,7 +333,7 @@ mod tests {
                 shard.turns.follow(together);
                 let time_passes = async {
                     for _ in 0..100 {
-                        shard.deadlines.sweep(false);
+                        shard.deadlines.sweep_at_once(false);
                         monoio::time::sleep(std::time::Duration::ZERO).await;
                     }
                     // Nothing has ended the wait.

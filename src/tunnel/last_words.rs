@@ -131,7 +131,10 @@ mod tests {
             let tunnel = Tunnel::new(runner, b"", b"", None);
             let tunnel = run(&client, &tunnel, &means);
             // Polled in this order: it runs by then.
-            let ended = async { assert!(table.revoke(watch.index(), why)) };
+            let ended = async {
+                assert!(table.revoke(watch.index(), why));
+                table.end_some();
+            };
             futures_util::future::join(tunnel, ended).await;
         });
         drop(app);
