@@ -80,25 +80,11 @@ pub struct Alive {
 }
 
 /// Whose connections.
-#[derive(Clone, Copy)]
 enum Of<'a> {
     All,
     Basis(&'a Basis),
     /// Preview tokens other than this one.
-    OtherTokens(TokenHash),
-}
-
-impl Of<'_> {
-    fn holds(self, pass: &Pass) -> bool {
-        match (self, &pass.basis) {
-            (Self::All, _) => true,
-            (Self::Basis(wanted), basis) => basis == wanted,
-            (Self::OtherTokens(good), Basis::Token { kind: ProofKind::PreviewToken, token }) => {
-                TokenHash::of(token.expose()) != good
-            }
-            (Self::OtherTokens(_), _) => false,
-        }
-    }
+    TokensBut(TokenHash),
 }
 
 impl Live {
@@ -142,11 +128,20 @@ impl Live {
     /// Ends them, and counts them.
     fn cut(&self, shard: &Shard, sandbox: &SandboxId, of: Of<'_>, why: Revoked) {
         let mut watches = Vec::new();
-        self.agenda.borrow_mut().each(sandbox, |entry| {
-            if of.holds(&entry.pass) {
-                watches.push(entry.watch);
-            }
-        });
+        let mut agenda = self.agenda.borrow_mut();
+        match of {
+            Of::All => agenda.each(sandbox, |entry| watches.push(entry.watch)),
+            Of::Basis(basis) => agenda.each_resting_on(sandbox, basis, |entry| watches.push(entry.watch)),
+            Of::TokensBut(good) => agenda.each(sandbox, |entry| match &entry.pass.basis {
+                Basis::Token { kind: ProofKind::PreviewToken, token }
+                    if TokenHash::of(token.expose()) != good =>
+                {
+                    watches.push(entry.watch);
+                }
+                _ => {}
+            }),
+        }
+        drop(agenda);
         // Each at most once: it stays in the table until its task has seen the end.
         let ended = watches.into_iter().filter(|watch| self.deadlines.revoke(*watch, why)).count();
         add(&shard.counters.revoked[why as usize], ended as u64);
@@ -164,7 +159,7 @@ impl Live {
                     self.cut(shard, sandbox, Of::Basis(&Basis::Public), Revoked::Private);
                 }
                 if let Some(good) = said.token {
-                    self.cut(shard, sandbox, Of::OtherTokens(good), Revoked::Token);
+                    self.cut(shard, sandbox, Of::TokensBut(good), Revoked::Token);
                 }
                 // Where it says nothing against a right, that is no proof that there is one.
                 let flag_is_same = said.public == Some(true);
@@ -176,7 +171,7 @@ impl Live {
     /// The signed link may be over.
     pub fn link_changed(self: &Rc<Self>, shard: &Rc<Shard>, token: SignedToken, port: Port) {
         let changed = Basis::Link { token, port };
-        let sandboxes = self.agenda.borrow().resting_on(&changed);
+        let sandboxes = self.agenda.borrow().resting_on_link(&changed);
         for sandbox in sandboxes {
             self.doubt(shard, &sandbox, |basis| *basis == changed);
         }
@@ -257,9 +252,9 @@ impl Live {
         let next = ticks(basis.lifetime(&shard.config));
         match holds {
             Holds::No => self.cut(shard, sandbox, Of::Basis(basis), basis.revoked()),
-            Holds::Yes => self.agenda.borrow_mut().each(sandbox, |entry| {
+            Holds::Yes => self.agenda.borrow_mut().each_resting_on(sandbox, basis, |entry| {
                 // What came meanwhile has a look of its own.
-                if entry.pass.basis == *basis && entry.news <= as_of {
+                if entry.news <= as_of {
                     entry.doubt_since = None;
                     entry.check_at = now + next;
                     if std::mem::take(&mut entry.asks_twice) {
@@ -269,12 +264,10 @@ impl Live {
                     }
                 }
             }),
-            Holds::NobodyKnows => self.agenda.borrow_mut().each(sandbox, |entry| {
-                if entry.pass.basis == *basis {
-                    entry.check_at = now + AGAIN_TICKS;
-                    doubtful_for_too_long |=
-                        entry.doubt_since.is_some_and(|since| now.saturating_sub(since) >= DOUBT_TICKS);
-                }
+            Holds::NobodyKnows => self.agenda.borrow_mut().each_resting_on(sandbox, basis, |entry| {
+                entry.check_at = now + AGAIN_TICKS;
+                doubtful_for_too_long |=
+                    entry.doubt_since.is_some_and(|since| now.saturating_sub(since) >= DOUBT_TICKS);
             }),
         }
         if doubtful_for_too_long {
@@ -319,10 +312,10 @@ mod tests {
             [watches[0].revoked(), watches[1].revoked()]
         };
         for _ in 1..DOUBT_TICKS {
-            shard.deadlines.sweep(false);
+            shard.deadlines.sweep_at_once(false);
             assert_eq!(ask(), [None; 2]);
         }
-        shard.deadlines.sweep(false);
+        shard.deadlines.sweep_at_once(false);
         assert_eq!(ask(), [Some(Revoked::Undecided), None]);
         let counted = |why: Revoked| shard.counters.revoked[why as usize].get();
         assert_eq!((counted(Revoked::Undecided), counted(Revoked::Private)), (1, 0));

@@ -52,6 +52,10 @@ impl Basis {
         }
     }
 
+    pub fn is_link(&self) -> bool {
+        matches!(self, Self::Link { .. })
+    }
+
     /// Why what rested on it ends.
     pub fn revoked(&self) -> Revoked {
         match self {

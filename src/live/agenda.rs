@@ -1,19 +1,23 @@
 //! What is live, found by its sandbox and by when it is to be looked at again.
 //!
-//! Both orders are kept sorted beside the entries, so that neither a change nor a tick reads them all, and what has
-//! waited longest comes first, wherever it stands. Knows no shard and no clock: ticks are given.
+//! The orders are kept sorted beside the entries, so that neither a change nor a tick nor an answer reads more of them than
+//! it is about, and what has waited longest comes first, wherever it stands. Knows no shard and no clock: ticks are given.
 
 use super::Pass;
 use crate::grant::Basis;
 use crate::ids::SandboxId;
 use std::collections::{BTreeSet, HashSet};
+use std::hash::{BuildHasher as _, Hash, RandomState};
 
 #[derive(Default)]
 pub struct Agenda {
     entries: Vec<Option<Entry>>,
     free: Vec<u32>,
-    /// By [`mark`], then place. Equal marks of different sandboxes cost a comparison.
-    by_sandbox: BTreeSet<(u32, u32)>,
+    marks: RandomState,
+    /// By the mark of the sandbox, that of the right, then place. Equal marks of different ones cost a comparison.
+    by_right: BTreeSet<(u32, u32, u32)>,
+    /// Those that rest on a signed link, by the mark of that, then place.
+    by_link: BTreeSet<(u32, u32)>,
     /// By tick, then place.
     by_time: BTreeSet<(u32, u32)>,
 }
@@ -34,8 +38,17 @@ pub struct Entry {
 }
 
 impl Agenda {
+    fn mark(&self, of: impl Hash) -> u32 {
+        self.marks.hash_one(of) as u32
+    }
+
+    fn marks(&self, pass: &Pass) -> (u32, u32) {
+        (self.mark(pass.sandbox()), self.mark(&pass.basis))
+    }
+
     pub fn enter(&mut self, entry: Entry) -> u32 {
-        let (mark, check_at) = (mark(entry.pass.sandbox()), entry.check_at);
+        let (sandbox, right) = self.marks(&entry.pass);
+        let (is_link, check_at) = (entry.pass.basis.is_link(), entry.check_at);
         let index = match self.free.pop() {
             Some(index) => {
                 self.entries[index as usize] = Some(entry);
@@ -46,23 +59,42 @@ impl Agenda {
                 self.entries.len() as u32 - 1
             }
         };
-        self.by_sandbox.insert((mark, index));
+        self.by_right.insert((sandbox, right, index));
         self.by_time.insert((check_at, index));
+        if is_link {
+            self.by_link.insert((right, index));
+        }
         index
     }
 
     pub fn leave(&mut self, index: u32) {
         let Some(entry) = self.entries[index as usize].take() else { return };
-        self.by_sandbox.remove(&(mark(entry.pass.sandbox()), index));
+        let (sandbox, right) = self.marks(&entry.pass);
+        self.by_right.remove(&(sandbox, right, index));
         self.by_time.remove(&(entry.check_at, index));
+        self.by_link.remove(&(right, index));
         self.free.push(index);
     }
 
+    fn at(&self, index: u32) -> Option<&Entry> {
+        self.entries[index as usize].as_ref()
+    }
+
     fn of(&self, sandbox: &SandboxId) -> impl Iterator<Item = (u32, &Entry)> {
-        let mark = mark(sandbox);
-        let places = self.by_sandbox.range((mark, 0)..=(mark, u32::MAX)).map(|(_, index)| *index);
-        let entries = places.filter_map(|index| Some((index, self.entries[index as usize].as_ref()?)));
+        let mark = self.mark(sandbox);
+        let places =
+            self.by_right.range((mark, 0, 0)..=(mark, u32::MAX, u32::MAX)).map(|(_, _, index)| *index);
+        let entries = places.filter_map(|index| Some((index, self.at(index)?)));
         entries.filter(move |(_, entry)| entry.pass.sandbox() == sandbox)
+    }
+
+    fn of_right(&self, sandbox: &SandboxId, basis: &Basis) -> impl Iterator<Item = u32> {
+        let (sandbox_mark, right) = (self.mark(sandbox), self.mark(basis));
+        let range = (sandbox_mark, right, 0)..=(sandbox_mark, right, u32::MAX);
+        let places = self.by_right.range(range).map(|(_, _, index)| *index);
+        places.filter(move |index| {
+            self.at(*index).is_some_and(|entry| entry.pass.sandbox() == sandbox && entry.pass.basis == *basis)
+        })
     }
 
     /// One of each right by which something of the sandbox is live.
@@ -72,15 +104,27 @@ impl Agenda {
         first_of_each.map(|(_, entry)| entry.pass.clone()).collect()
     }
 
-    /// Sandboxes of which something rests on this. Reads all there is.
-    pub fn resting_on(&self, basis: &Basis) -> HashSet<SandboxId> {
-        let entries = self.entries.iter().flatten().filter(|entry| entry.pass.basis == *basis);
+    /// Sandboxes of which something rests on this signed link.
+    pub fn resting_on_link(&self, link: &Basis) -> HashSet<SandboxId> {
+        let mark = self.mark(link);
+        let places = self.by_link.range((mark, 0)..=(mark, u32::MAX)).map(|(_, index)| *index);
+        let entries = places.filter_map(|index| self.at(index)).filter(|entry| entry.pass.basis == *link);
         entries.map(|entry| *entry.pass.sandbox()).collect()
     }
 
     /// Looks at, and may change, every entry of the sandbox.
-    pub fn each(&mut self, sandbox: &SandboxId, mut change: impl FnMut(&mut Entry)) {
+    pub fn each(&mut self, sandbox: &SandboxId, change: impl FnMut(&mut Entry)) {
         let places: Vec<u32> = self.of(sandbox).map(|(index, _)| index).collect();
+        self.change(places, change);
+    }
+
+    /// Looks at, and may change, every entry of the sandbox that rests on this.
+    pub fn each_resting_on(&mut self, sandbox: &SandboxId, basis: &Basis, change: impl FnMut(&mut Entry)) {
+        let places: Vec<u32> = self.of_right(sandbox, basis).collect();
+        self.change(places, change);
+    }
+
+    fn change(&mut self, places: Vec<u32>, mut change: impl FnMut(&mut Entry)) {
         for index in places {
             let Some(entry) = &mut self.entries[index as usize] else { continue };
             let before = entry.check_at;
@@ -126,15 +170,11 @@ impl Agenda {
     }
 }
 
-fn mark(sandbox: &SandboxId) -> u32 {
-    let bytes = sandbox.as_bytes().iter();
-    bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::activity::Place;
+    use crate::ids::{Port, SignedToken};
     use proptest::prelude::*;
     use std::net::Ipv4Addr;
 
@@ -147,11 +187,11 @@ mod tests {
     }
 
     fn entry(n: u32, check_at: u32) -> Entry {
-        let pass = Pass {
-            place: Place::somewhere(id(n)),
-            basis: Basis::Public,
-            client_ip: Ipv4Addr::LOCALHOST.into(),
-        };
+        resting_on(Basis::Public, n, check_at)
+    }
+
+    fn resting_on(basis: Basis, n: u32, check_at: u32) -> Entry {
+        let pass = Pass { place: Place::somewhere(id(n)), basis, client_ip: Ipv4Addr::LOCALHOST.into() };
         Entry { pass, watch: n, check_at, asks_twice: false, doubt_since: None, news: 0 }
     }
 
@@ -206,27 +246,49 @@ mod tests {
         assert_eq!(agenda.take_due(3, 20, 9), [id(1), id(2)]);
     }
 
+    fn link(n: u32) -> Basis {
+        let label = SandboxId::parse(format!("a1b2c3d4e5f6g7h{n}").as_bytes()).expect("a label");
+        let token = SignedToken::of_label(&label).expect("a token");
+        Basis::Link { token, port: Port::parse(b"3000").expect("a port") }
+    }
+
     proptest! {
-        /// Both orders always hold exactly the entries, and what is due is taken in order.
+        /// The orders always hold exactly the entries, and what is due is taken in order.
         #[test]
-        fn both_orders_agree_with_the_entries(
-            steps in proptest::collection::vec((0u32..6, 0u32..40, any::<bool>()), 1..200),
+        fn the_orders_agree_with_the_entries(
+            steps in proptest::collection::vec((0u32..6, 0u32..3, 0u32..40, any::<bool>()), 1..200),
         ) {
+            let rights = [Basis::Public, link(1), link(2)];
             let mut agenda = Agenda::default();
-            let mut places = Vec::new();
-            for (now, (n, at, leaves)) in (0u32..).zip(steps) {
+            let mut places: Vec<(u32, SandboxId, &Basis)> = Vec::new();
+            for (now, (n, right, at, leaves)) in (0u32..).zip(steps) {
                 match (leaves, places.pop()) {
-                    (true, Some(place)) => agenda.leave(place),
+                    (true, Some((place, ..))) => agenda.leave(place),
                     (_, kept) => {
                         places.extend(kept);
-                        places.push(agenda.enter(entry(n, at)));
+                        let basis = &rights[right as usize];
+                        places.push((agenda.enter(resting_on(basis.clone(), n, at)), id(n), basis));
                     }
+                }
+                for basis in &rights {
+                    let of_it = || places.iter().filter(|(_, _, with)| *with == basis);
+                    for n in 0..6 {
+                        let mut seen = 0;
+                        agenda.each_resting_on(&id(n), basis, |entry| {
+                            assert!(*entry.pass.sandbox() == id(n) && entry.pass.basis == *basis);
+                            seen += 1;
+                        });
+                        prop_assert_eq!(seen, of_it().filter(|(_, sandbox, _)| *sandbox == id(n)).count());
+                    }
+                    let resting: HashSet<_> = of_it().map(|(_, sandbox, _)| *sandbox).collect();
+                    let expected = if basis.is_link() { resting } else { HashSet::new() };
+                    prop_assert_eq!(agenda.resting_on_link(basis), expected);
                 }
                 let first = agenda.by_time.first().map(|(at, _)| *at);
                 let taken = agenda.take_due(now, now + 5, 1);
                 prop_assert_eq!(taken.is_empty(), first.is_none_or(|at| at > now));
                 prop_assert_eq!(agenda.by_time.len(), places.len());
-                prop_assert_eq!(agenda.by_sandbox.len(), places.len());
+                prop_assert_eq!(agenda.by_right.len(), places.len());
                 let all: usize = (0..6).map(|n| agenda.of(&id(n)).count()).sum();
                 prop_assert_eq!(all, places.len());
                 for (at, place) in &agenda.by_time {
