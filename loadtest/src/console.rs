@@ -78,9 +78,13 @@ pub fn summary(result: &RunResult) -> String {
 fn add_phase(text: &mut String, phase: &PhaseResult) {
     let total = phase.total();
     let warmup = if phase.warmup { ", does not count" } else { "" };
+    let shortened = match total.shortened {
+        0 => String::new(),
+        n => format!(" ({n} ended with the run)"),
+    };
     let _infallible = writeln!(
         text,
-        "\n{} ({}, {:.1} s{warmup}): {:.0} requests/s, {} ok, {} failed, {} unsent, {} unfinished",
+        "\n{} ({}, {:.1} s{warmup}): {:.0} requests/s, {} ok{shortened}, {} failed, {} unsent, {} unfinished",
         phase.name,
         phase.kind,
         phase.duration_s,
@@ -228,7 +232,7 @@ pub fn against(a: &RunResult, b: &RunResult) -> String {
     );
     type Measure = fn(&PhaseResult) -> Option<f64>;
     let rows: [(&str, Measure); 5] = [
-        ("ended/s", |phase| Some(phase.rate())),
+        ("ok/s", |phase| Some(phase.rate())),
         ("p50 us", |phase| Some(phase.total().response.quantile_us(0.5))),
         ("p99 us", |phase| Some(phase.total().response.quantile_us(0.99))),
         ("failed", |phase| Some(phase.total().failed as f64)),

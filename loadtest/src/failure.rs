@@ -46,6 +46,11 @@ impl Failure {
         }
     }
 
+    /// The load generator waited no longer.
+    pub fn is_timeout(self) -> bool {
+        matches!(self, Self::Timeout | Self::ConnectTimeout)
+    }
+
     pub fn source(self) -> &'static str {
         match self {
             Self::OwnLimit => Self::OWN_SOURCE,

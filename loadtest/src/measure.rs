@@ -283,7 +283,7 @@ impl Measure {
             }
             What::Lag(at) => at.of(&totals.send_lag),
             What::Errors => Totals::error_share(class),
-            What::Rate => share(class.ended() as f64, totals.duration_s),
+            What::Rate => share(class.ok as f64, totals.duration_s),
             What::Cpu => totals.cpu_us(),
             What::Calls => totals.calls(),
             What::Enters => totals.enters(),

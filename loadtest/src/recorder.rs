@@ -75,15 +75,19 @@ impl Recorder {
         class.response.record_ns(nanos(now.saturating_duration_since(arrival.intended)));
     }
 
-    /// Was sent and has no answer.
-    pub fn unfinished(&mut self, arrival: &Arrival, sent_at: Instant, now: Instant) {
+    /// Was sent and has no answer, or not all of one. `timed`: what its class's times measure has come, and is told.
+    pub fn unfinished(&mut self, arrival: &Arrival, sent_at: Instant, timed: bool, now: Instant) {
         let class = self.class(arrival);
         class.unfinished += 1;
+        if timed {
+            return;
+        }
         class.service.record_ns(nanos(now.saturating_duration_since(sent_at)));
         class.response.record_ns(nanos(now.saturating_duration_since(arrival.intended)));
     }
 
-    /// The times of one that ended.
+    /// The times of one that ended as it should, or was given up: that one's would have been longer still. Other failures
+    /// have none, for a fast failure is no fast answer.
     pub fn timed(&mut self, arrival: &Arrival, sent_at: Instant, ended_at: Instant) {
         let response = nanos(ended_at.saturating_duration_since(arrival.intended));
         self.interval.heat[heat_bucket(response)] += 1;
@@ -93,8 +97,16 @@ impl Recorder {
         class.response.record_ns(response);
     }
 
-    /// How one ended. `refused`: its credential was bad, so 401, 403 or a redirect to a login is right.
-    pub fn judged(&mut self, arrival: &Arrival, outcome: Outcome, refused: bool) {
+    /// How one ended, and from when to when it took if that is not told already. `refused`: its credential was bad, so 401,
+    /// 403 or a redirect to a login is right.
+    pub fn ended(
+        &mut self,
+        arrival: &Arrival,
+        outcome: Outcome,
+        refused: bool,
+        took: Option<(Instant, Instant)>,
+    ) {
+        let given_up = matches!(&outcome, Outcome::Failed(failure) if failure.is_timeout());
         let verdict = match outcome {
             Outcome::Failed(failure) => Err((failure.code().to_owned(), failure.source().to_owned())),
             Outcome::Answered { status, error } => {
@@ -102,6 +114,9 @@ impl Recorder {
                 judge(status, error, refused)
             }
         };
+        if let Some((sent_at, ended_at)) = took.filter(|_| given_up || verdict.is_ok()) {
+            self.timed(arrival, sent_at, ended_at);
+        }
         match &verdict {
             Ok(()) => self.interval.ok += 1,
             Err((code, source)) => {
@@ -127,6 +142,16 @@ impl Recorder {
         let class = self.class(arrival);
         class.bytes_up += up;
         class.bytes_down += down;
+    }
+
+    /// A session was ended with the run; up to then nothing was missing.
+    pub fn shortened(&mut self, arrival: &Arrival) {
+        self.class(arrival).shortened += 1;
+    }
+
+    /// A message of a session is about to be sent, so much later than planned for no other reason than this thread.
+    pub fn late(&mut self, arrival: &Arrival, lag: Duration) {
+        self.lag[arrival.phase].record_ns(nanos(lag));
     }
 
     /// A kept connection was found closed and the request was sent again on a new one.

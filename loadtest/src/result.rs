@@ -116,8 +116,12 @@ pub struct ClassResult {
     pub refused_rightly: u64,
     /// Should have been sent and were not when the phase ended: no connection was free. In `response`, at their age.
     pub unsent: u64,
-    /// Sent and without an answer when the phase's grace was over. In `response`, at their age.
+    /// Sent and without an answer when the run's grace was over; of sessions: with something missing that was due. In
+    /// `response`, at their age, if what that measures was missing.
     pub unfinished: u64,
+    /// Of `ok`: sessions that were ended early because the run was over; up to then nothing was missing.
+    #[serde(default)]
+    pub shortened: u64,
     /// Sent a second time, on a new connection, as the kept one turned out to be closed.
     #[serde(default)]
     pub resent: u64,
@@ -125,10 +129,11 @@ pub struct ClassResult {
     pub bytes_down: u64,
     pub statuses: BTreeMap<u16, u64>,
     pub errors: Vec<ErrorCount>,
-    /// From the first byte sent to the last received. Sessions: a page to its last asset, an event stream to its first
+    /// From the first byte sent to the last received, of what ended as it should and of what was given up (a timeout, not
+    /// finished): a fast failure is no fast answer. Sessions: a page to its last asset, an event stream to its first
     /// event, a WebSocket to its handshake's end.
     pub service: Hist,
-    /// From when it should have been sent to the last byte received.
+    /// From when it should have been sent to the last byte received, of the same ones and of those never sent.
     pub response: Hist,
     /// Further measures: `connect`, `first_byte`, `event_gap`, `ws_connect`, `ws_echo`, `page`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -515,6 +520,7 @@ impl ClassResult {
         self.refused_rightly += other.refused_rightly;
         self.unsent += other.unsent;
         self.unfinished += other.unfinished;
+        self.shortened += other.shortened;
         self.resent += other.resent;
         self.bytes_up += other.bytes_up;
         self.bytes_down += other.bytes_down;
@@ -541,10 +547,10 @@ impl PhaseResult {
         })
     }
 
-    /// Requests per second that came to an end.
+    /// Requests per second that ended as they should.
     pub fn rate(&self) -> f64 {
-        let ended: u64 = self.classes.values().map(ClassResult::ended).sum();
-        if self.duration_s > 0.0 { ended as f64 / self.duration_s } else { 0.0 }
+        let ok: u64 = self.classes.values().map(|class| class.ok).sum();
+        if self.duration_s > 0.0 { ok as f64 / self.duration_s } else { 0.0 }
     }
 }
 

@@ -140,7 +140,7 @@ pub struct LoadArgs {
     #[arg(long, value_parser = quantity::share, default_value = "0", help_heading = "Sandboxes")]
     pub toolbox: f64,
 
-    /// Classes of requests by weight: get:1k, upload:64k, exec:500ms, sse:10x100ms, ws:10x32, page:20x8k, path:/x
+    /// Classes of requests by weight: get:1k, upload:64k, exec:500ms, sse:10x100ms, ws:10x32 (or ws:10x32@50ms: sent as planned), page:20x8k, path:/x
     /// [default: get:1k, without --domain the URL's path]
     #[arg(long, value_parser = mix, help_heading = "Load")]
     pub mix: Option<Mix>,

@@ -32,6 +32,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
+/// In a closed loop, after a connection could not be had.
+const HOLD_OFF: Duration = Duration::from_millis(100);
+
 /// What a thread is given.
 pub struct Assignment {
     pub plan: Arc<Plan>,
@@ -152,6 +155,7 @@ async fn work(assignment: Assignment) -> io::Result<Done> {
         open: Cell::new(0),
         sessions_open: Cell::new(0),
         idle: RefCell::new(vec![None; plan.phases.len()]),
+        ending: Ending::default(),
         scratch: scratch(),
         part: assignment.part,
         stop: assignment.stop,
@@ -201,6 +205,7 @@ struct Worker {
     open: Cell<u64>,
     sessions_open: Cell<u32>,
     idle: RefCell<Vec<Option<IdleResult>>>,
+    ending: Ending,
     scratch: Scratch,
     part: Share,
     stop: Arc<AtomicBool>,
@@ -221,6 +226,29 @@ struct Line {
     sessions: bool,
     phase: usize,
     schedule: Option<Schedule>,
+    /// The phase is over, and what was due in it waits because this thread is late: it is sent all the same.
+    catching_up: bool,
+}
+
+/// That the plan is over: sessions begin nothing more.
+#[derive(Default)]
+struct Ending {
+    /// When what is missing then is not waited for any longer.
+    patience: Cell<Option<Instant>>,
+    told: tokio::sync::Notify,
+}
+
+impl Ending {
+    /// Waits for it; until when there is patience. Cancel-safe.
+    async fn begun(&self) -> Instant {
+        loop {
+            let told = self.told.notified();
+            if let Some(patience) = self.patience.get() {
+                return patience;
+            }
+            told.await;
+        }
+    }
 }
 
 /// What a line has next.
@@ -237,13 +265,24 @@ struct Slot {
     /// Handed over while parked.
     handed: Cell<Option<Arrival>>,
     parked: Cell<bool>,
-    /// Under way: since when.
-    under_way: Cell<Option<(Arrival, Instant)>>,
+    under_way: Cell<Option<UnderWay>>,
+}
+
+#[derive(Clone, Copy)]
+struct UnderWay {
+    arrival: Arrival,
+    begun: Instant,
+    /// What the class's times measure has come.
+    timed: bool,
 }
 
 impl Line {
     fn new(sessions: bool) -> Self {
-        Self { sessions, phase: 0, schedule: None }
+        Self { sessions, phase: 0, schedule: None, catching_up: false }
+    }
+
+    fn is_over(&self, phases: usize) -> bool {
+        self.phase >= phases
     }
 }
 
@@ -273,8 +312,8 @@ impl Worker {
         self.stop.load(Relaxed)
     }
 
-    /// The line's next arrival; one that is due is taken.
-    fn next(&self, line: &mut Line, now: Instant) -> Next {
+    /// The line's next arrival; one that is due is taken. `was_free`: who asks could have sent it when it was due.
+    fn next(&self, line: &mut Line, was_free: bool, now: Instant) -> Next {
         let timetable = self.timetable.borrow();
         if timetable.is_empty() {
             // The start is not known yet; `begin` sets the alarm to it.
@@ -299,10 +338,22 @@ impl Worker {
                 class: *mix.draw(&mut self.random.borrow_mut()),
                 intended,
             };
-            if now >= times.end || self.stopped() {
-                self.give_up_backlog(schedule, times, &arrival, now);
-                let next = if self.stopped() { timetable.len() } else { line.phase + 1 };
-                (line.phase, line.schedule) = (next, None);
+            let stopped = self.stopped();
+            if now >= times.end || stopped {
+                let waiting = schedule.peek().filter(|at| times.begin + *at <= now);
+                // That nobody was free was not the reason.
+                line.catching_up |= was_free && waiting.is_some();
+                match waiting {
+                    Some(at) if line.catching_up && !stopped => {
+                        schedule.advance();
+                        return Next::Due(arrival(times.begin + at));
+                    }
+                    // Of a run that is broken off, what this thread would have sent in the next moment is no part.
+                    _ if line.catching_up => {}
+                    _ => self.give_up_backlog(schedule, times, &arrival, now),
+                }
+                let phase = if stopped { timetable.len() } else { line.phase + 1 };
+                *line = Line { phase, ..Line::new(line.sessions) };
                 continue;
             }
             if phase.load == Load::Closed && !mix.is_empty() {
@@ -319,7 +370,7 @@ impl Worker {
         }
     }
 
-    /// The phase is over: what should have been sent by now and was not is counted with its age.
+    /// The phase is over: what should have been sent by now and was not, as no connection was free, is counted with its age.
     fn give_up_backlog(
         &self,
         schedule: &mut Schedule,
@@ -345,7 +396,7 @@ impl Worker {
                 *slot.waker.borrow_mut() = Some(cx.waker().clone());
                 return std::task::Poll::Pending;
             }
-            match self.next(&mut self.pool.borrow_mut(), now) {
+            match self.next(&mut self.pool.borrow_mut(), false, now) {
                 Next::Due(arrival) => std::task::Poll::Ready(Some(arrival)),
                 Next::Over => std::task::Poll::Ready(None),
                 Next::At(due) => {
@@ -367,7 +418,7 @@ impl Worker {
         loop {
             loop {
                 let Some(slot) = self.parked.borrow_mut().pop_front() else { break };
-                match self.next(&mut self.pool.borrow_mut(), Instant::now()) {
+                match self.next(&mut self.pool.borrow_mut(), true, Instant::now()) {
                     Next::Due(arrival) => {
                         slot.handed.set(Some(arrival));
                         slot.wake();
@@ -451,16 +502,44 @@ impl Worker {
     /// Ends the lines and lets what is under way come to its end.
     async fn grace(&self) {
         let now = Instant::now();
-        for line in [&self.pool, &self.sessions] {
-            // Gives up the backlog, so that it is counted, even if no connection ever becomes free.
-            let _over = self.next(&mut line.borrow_mut(), now);
+        // The backlog, even if no connection ever becomes free; where one is free, whoever hands arrivals out sees to it.
+        if self.parked.borrow().is_empty() {
+            self.close(&self.pool, now);
         }
         self.alarm.set(now);
         let most = if self.stopped() { Duration::from_secs(1) } else { Duration::MAX };
         let end = now + self.plan.client.grace.0.min(most);
-        let busy = || self.slots.borrow().iter().any(|slot| slot.under_way.get().is_some());
+        self.ending.patience.set(Some(end));
+        self.ending.told.notify_waiters();
+        let phases = self.plan.phases.len();
+        let over = |line: &RefCell<Line>| line.borrow().is_over(phases);
+        let busy = || {
+            let under_way = self.slots.borrow().iter().any(|slot| slot.under_way.get().is_some());
+            under_way || !over(&self.pool) || !over(&self.sessions)
+        };
         while busy() && Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let now = Instant::now();
+        for line in [&self.pool, &self.sessions] {
+            line.borrow_mut().catching_up = false;
+            self.close(line, now);
+        }
+    }
+
+    /// Nothing of the line is sent any more, unless it is catching up.
+    fn close(&self, line: &RefCell<Line>, now: Instant) {
+        let mut line = line.borrow_mut();
+        if !line.catching_up {
+            let next = self.next(&mut line, false, now);
+            debug_assert!(matches!(next, Next::Over), "the plan is over");
+        }
+    }
+
+    /// In a closed loop nothing else would keep from trying as fast as one can.
+    async fn hold_off(&self, arrival: &Arrival) {
+        if self.plan.phases[arrival.phase].load == Load::Closed {
+            tokio::time::sleep(HOLD_OFF).await;
         }
     }
 
@@ -468,8 +547,8 @@ impl Worker {
         let now = Instant::now();
         let mut recorder = self.recorder.borrow_mut().take().expect("finished once");
         for slot in self.slots.borrow().iter() {
-            if let Some((arrival, sent_at)) = slot.under_way.get() {
-                recorder.unfinished(&arrival, sent_at, now);
+            if let Some(UnderWay { arrival, begun, timed }) = slot.under_way.get() {
+                recorder.unfinished(&arrival, begun, timed, now);
             }
         }
         let (classes, lag) = recorder.finish();
@@ -478,6 +557,10 @@ impl Worker {
 }
 
 impl Slot {
+    fn begin(&self, arrival: Arrival, begun: Instant) {
+        self.under_way.set(Some(UnderWay { arrival, begun, timed: false }));
+    }
+
     fn wake(&self) {
         self.parked.set(false);
         if let Some(waker) = self.waker.borrow_mut().take() {

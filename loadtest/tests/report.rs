@@ -220,7 +220,7 @@ fn a_result_without_anything_makes_a_report_all_the_same() {
 fn a_markdown_summary_has_figures_thresholds_and_errors() {
     let markdown = report::markdown(&full());
     for text in [
-        "| **all** | 500/s |",
+        "| **all** | 494/s |",
         "| get:1k |",
         "| `err<0.1%` |",
         "❌",

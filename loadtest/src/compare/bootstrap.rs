@@ -136,7 +136,7 @@ impl Sum {
         let ratio = |part: f64, whole: f64| (whole > 0.0).then(|| part / whole);
         match statistic {
             Statistic::Quantile(quantile) => quantile_us(&self.heat, quantile),
-            Statistic::Rate => ratio(self.ended as f64, self.width_s),
+            Statistic::Rate => ratio((self.ended - self.failed) as f64, self.width_s),
             Statistic::Cpu => ratio(self.cpu_s, self.cpu_answers as f64).filter(|cpu| *cpu > 0.0),
             Statistic::Errors => ratio(self.failed as f64, self.ended as f64),
         }

@@ -14,6 +14,8 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+/// From this share on failures are worth a word, as they have no times.
+const ERRORS_TOLD: f64 = 0.01;
 /// As of a run: the result is not valid.
 const EXIT_INVALID: u8 = 3;
 
@@ -280,6 +282,12 @@ fn cautions(a: &RunResult, b: &RunResult, seconds_a: &Seconds, seconds_b: &Secon
         }
         if result.meta.partial {
             cautions.push(format!("{name} was ended before its time."));
+        }
+        let errors = Totals::error_share(&Totals::of(result).all).filter(|share| *share > ERRORS_TOLD);
+        if let Some(share) = errors {
+            let percent = share * 100.0;
+            cautions
+                .push(format!("{name}: {percent:.1} % of the requests failed: the times are the others'."));
         }
     }
     let shortest = seconds_a.count().min(seconds_b.count());

@@ -1,5 +1,5 @@
 //! Kinds of requests and how they are written: `get:1k`, `upload:64k`, `exec:500ms`, `sse:10x100ms`, `ws:10x32`,
-//! `page:20x8k`, `path:/anything`.
+//! `ws:10x32@50ms`, `page:20x8k`, `path:/anything`.
 
 use crate::quantity::{Span, bytes, bytes_text, count};
 use crate::world;
@@ -19,8 +19,8 @@ pub enum Class {
     Path(String),
     /// An event stream.
     Events { count: u32, every: Span },
-    /// A WebSocket with so many echoes of so many bytes, one after the other.
-    WebSocket { messages: u32, bytes: u32 },
+    /// A WebSocket with so many echoes of so many bytes: one after the other, or one sent every so often.
+    WebSocket { messages: u32, bytes: u32, every: Option<Span> },
     /// A page and its assets, six at a time.
     Page { assets: u32, bytes: u64 },
 }
@@ -77,8 +77,9 @@ impl fmt::Display for Class {
             Self::Exec { takes } => write!(f, "exec:{}", short(takes)),
             Self::Path(path) => write!(f, "path:{path}"),
             Self::Events { count, every } => write!(f, "sse:{count}x{}", short(every)),
-            Self::WebSocket { messages, bytes } => {
-                write!(f, "ws:{messages}x{}", bytes_text(u64::from(*bytes)))
+            Self::WebSocket { messages, bytes, every } => {
+                write!(f, "ws:{messages}x{}", bytes_text(u64::from(*bytes)))?;
+                every.iter().try_for_each(|every| write!(f, "@{}", short(every)))
             }
             Self::Page { assets, bytes } => write!(f, "page:{assets}x{}", bytes_text(*bytes)),
         }
@@ -113,9 +114,13 @@ impl FromStr for Class {
                 Self::Events { count: bounded(events, 1_000_000)?, every: every.parse()? }
             }
             "ws" => {
-                let (messages, size) = times("10x32")?;
+                let (messages, rest) = times("10x32")?;
+                let (size, every) = match rest.split_once('@') {
+                    Some((size, every)) => (size, Some(every.parse()?)),
+                    None => (rest, None),
+                };
                 let size = bytes(size)?.clamp(1, 1 << 20) as u32;
-                Self::WebSocket { messages: bounded(messages, 1_000_000)?, bytes: size }
+                Self::WebSocket { messages: bounded(messages, 1_000_000)?, bytes: size, every }
             }
             "page" => {
                 let (assets, size) = times("20x8k")?;
@@ -144,13 +149,21 @@ mod tests {
 
     #[test]
     fn classes_are_read_as_they_are_written() {
-        for text in
-            ["get:1k", "upload:64k", "exec:500ms", "sse:10x100ms", "ws:10x32", "page:20x8k", "path:/a?b=c"]
-        {
+        for text in [
+            "get:1k",
+            "upload:64k",
+            "exec:500ms",
+            "sse:10x100ms",
+            "ws:10x32",
+            "ws:10x32@50ms",
+            "page:20x8k",
+            "path:/a?b=c",
+        ] {
             assert_eq!(text.parse::<Class>().map(|class| class.to_string()), Ok(text.into()));
         }
         assert_eq!("get".parse(), Ok(Class::Get { bytes: 1024 }));
-        for text in ["", "got:1", "get:x", "path:a", "path:/a b", "sse:10", "ws:0x1", "exec:fast"] {
+        for text in ["", "got:1", "get:x", "path:a", "path:/a b", "sse:10", "ws:0x1", "ws:1x1@", "exec:fast"]
+        {
             assert!(text.parse::<Class>().is_err(), "{text}");
         }
     }

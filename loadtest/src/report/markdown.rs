@@ -69,7 +69,7 @@ pub fn text(result: &RunResult) -> String {
 }
 
 fn class_row(text: &mut String, name: &str, class: &ClassResult, duration_s: f64) {
-    let rate = if duration_s > 0.0 { class.ended() as f64 / duration_s } else { 0.0 };
+    let rate = if duration_s > 0.0 { class.ok as f64 / duration_s } else { 0.0 };
     let _ = write!(text, "| {name} | {}/s |", number_text(rate));
     for quantile in [0.5, 0.9, 0.99, 0.999, 1.0] {
         let _ = write!(text, " {} |", time_text(class.response.quantile_us(quantile)));

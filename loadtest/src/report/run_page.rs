@@ -56,7 +56,7 @@ fn header(result: &RunResult) -> Markup {
 
 fn summary(result: &RunResult, totals: &Totals) -> Markup {
     let all = &totals.all;
-    let rate = if totals.duration_s > 0.0 { all.ended() as f64 / totals.duration_s } else { 0.0 };
+    let rate = if totals.duration_s > 0.0 { all.ok as f64 / totals.duration_s } else { 0.0 };
     let response = |quantile| time_text(all.response.quantile_us(quantile));
     let bad = all.failed + all.unsent + all.unfinished;
     let of = format!("of {}", number_text((all.ok + bad) as f64));
@@ -153,7 +153,7 @@ fn class_head() -> Markup {
 }
 
 fn class_row(name: &str, class: &ClassResult, duration_s: f64, sum: bool) -> Markup {
-    let rate = if duration_s > 0.0 { class.ended() as f64 / duration_s } else { 0.0 };
+    let rate = if duration_s > 0.0 { class.ok as f64 / duration_s } else { 0.0 };
     let errors = Totals::error_share(class);
     html! {
         tr class=[sum.then_some("sum")] {

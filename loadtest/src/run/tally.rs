@@ -392,8 +392,12 @@ fn reasons(plan: &Plan, phases: &[PhaseResult], partial: bool) -> Vec<Reason> {
         if matches!(planned.load, Load::Soak { .. }) {
             drift(phase).into_iter().for_each(|text| add(false, "drift", text));
         }
-        if total.ended() == 0 && planned.load != Load::Quiet {
-            add(true, "nothing", format!("{name}: no request came to an end"));
+        if total.ok == 0 && planned.load != Load::Quiet {
+            let text = match total.ended() {
+                0 => format!("{name}: no request came to an end"),
+                ended => format!("{name}: none of {ended} requests ended as it should"),
+            };
+            add(true, "nothing", text);
         }
     }
     reasons

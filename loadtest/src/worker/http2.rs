@@ -7,7 +7,7 @@ use crate::http1::ProxyError;
 use crate::recorder::{Arrival, Outcome};
 use bytes::Bytes;
 use h2::client::SendRequest;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -37,9 +37,25 @@ pub(super) fn spawn(worker: &Rc<Worker>, connections: u32, ready: &mpsc::Sender<
 /// One connection as its streams share it.
 #[derive(Default)]
 struct Shared {
-    sender: RefCell<Option<SendRequest<Bytes>>>,
+    connection: RefCell<Option<Connection>>,
+    /// How many there were.
+    number: Cell<u64>,
     /// Held by the one who connects.
     connecting: tokio::sync::Mutex<()>,
+}
+
+#[derive(Clone)]
+struct Connection {
+    sender: SendRequest<Bytes>,
+    number: u64,
+}
+
+impl Shared {
+    /// No new request goes to this one, which another may have replaced already.
+    fn leave(&self, number: u64) {
+        let mut connection = self.connection.borrow_mut();
+        connection.take_if(|connection| connection.number == number);
+    }
 }
 
 /// A place for one request at a time on a shared connection.
@@ -60,22 +76,25 @@ struct Answer {
 impl Stream {
     async fn run(mut self, ready: mpsc::Sender<()>) {
         self.worker.aim.borrow_mut().draw(&mut self.visitor);
-        drop(self.sender().await);
+        drop(self.connection().await);
         drop(ready);
         while let Some((arrival, could)) = self.worker.arrival(&self.slot).await {
             self.serve(arrival, could).await;
+            if self.shared.connection.borrow().is_none() {
+                self.worker.hold_off(&arrival).await;
+            }
         }
     }
 
     /// The shared connection's, after connecting if there is none.
-    async fn sender(&self) -> Result<SendRequest<Bytes>, Failure> {
-        let current = || self.shared.sender.borrow().clone();
-        if let Some(sender) = current() {
-            return Ok(sender);
+    async fn connection(&self) -> Result<Connection, Failure> {
+        let current = || self.shared.connection.borrow().clone();
+        if let Some(connection) = current() {
+            return Ok(connection);
         }
         let _alone = self.shared.connecting.lock().await;
-        if let Some(sender) = current() {
-            return Ok(sender);
+        if let Some(connection) = current() {
+            return Ok(connection);
         }
         let within = self.worker.plan.client.timeout.0.min(Duration::from_secs(10));
         let transport = self.worker.connector.connect(&self.visitor.host, within).await?;
@@ -91,14 +110,17 @@ impl Stream {
             handshake.map_err(|_| Failure::ConnectTimeout)?.map_err(|_| Failure::Http2)?;
         self.worker.open.set(self.worker.open.get() + 1);
         let (shared, worker) = (self.shared.clone(), self.worker.clone());
+        let number = shared.number.get() + 1;
+        shared.number.set(number);
         spawn_local(async move {
             // Its error is each stream's own; what matters here is that it is over.
             drop(connection.await);
             worker.open.set(worker.open.get() - 1);
-            shared.sender.borrow_mut().take();
+            shared.leave(number);
         });
-        *self.shared.sender.borrow_mut() = Some(sender.clone());
-        Ok(sender)
+        let connection = Connection { sender, number };
+        *self.shared.connection.borrow_mut() = Some(connection.clone());
+        Ok(connection)
     }
 
     async fn serve(&mut self, arrival: Arrival, could: Instant) {
@@ -106,7 +128,7 @@ impl Stream {
         worker.aim.borrow_mut().draw(&mut self.visitor);
         let begun = Instant::now();
         worker.record(|recorder| recorder.sent(&arrival, begun.saturating_duration_since(could)));
-        self.slot.under_way.set(Some((arrival, begun)));
+        self.slot.begin(arrival, begun);
         let deadline = begun + worker.plan.client.timeout.0;
         let outcome = match tokio::time::timeout_at(deadline.into(), self.exchange(&arrival)).await {
             Ok(outcome) => outcome,
@@ -128,20 +150,50 @@ impl Stream {
                 }
                 Err(failure) => Outcome::Failed(failure),
             };
-            recorder.timed(&arrival, begun, ended_at);
-            recorder.judged(&arrival, outcome, self.visitor.refused);
+            recorder.ended(&arrival, outcome, self.visitor.refused, Some((begun, ended_at)));
         });
     }
 
+    /// On the shared connection; once more on a new one when that takes no more requests (RFC 9113 6.8), as servers may
+    /// say at any time.
     async fn exchange(&self, arrival: &Arrival) -> Result<Answer, Failure> {
-        let mut sender = self.sender().await?.ready().await.map_err(|error| failure(&error))?;
+        let connection = self.connection().await?;
+        let number = connection.number;
+        match self.attempt(arrival, connection).await {
+            Err(Broken { failure, gone, unprocessed }) => {
+                if gone {
+                    self.shared.leave(number);
+                }
+                if !unprocessed {
+                    return Err(failure);
+                }
+            }
+            Ok(answer) => return Ok(answer),
+        }
+        self.worker.record(|recorder| recorder.resent(arrival));
+        let connection = self.connection().await?;
+        let number = connection.number;
+        self.attempt(arrival, connection).await.map_err(|Broken { failure, gone, .. }| {
+            if gone {
+                self.shared.leave(number);
+            }
+            failure
+        })
+    }
+
+    async fn attempt(&self, arrival: &Arrival, connection: Connection) -> Result<Answer, Broken> {
+        let mut sender = connection.sender.ready().await.map_err(|error| Broken::before_sending(&error))?;
         let class = &self.worker.classes[arrival.class];
-        let request = self.request(arrival)?;
+        let request = self.request(arrival).map_err(Broken::of_stream)?;
         let body = class.body_bytes().unwrap_or(0);
-        let (answer, sink) = sender.send_request(request, body == 0).map_err(|error| failure(&error))?;
+        let sent = sender.send_request(request, body == 0);
+        let (answer, sink) = sent.map_err(|error| Broken::before_sending(&error))?;
         let (sent, answered) = tokio::join!(send_body(sink, body), receive(answer));
         // A server may answer without reading the body; then the answer counts, not the body's fate.
-        answered.map_err(|error| sent.err().unwrap_or(error))
+        answered.map_err(|broken| match sent {
+            Err(failure) if !broken.unprocessed => Broken { failure, ..broken },
+            _ => broken,
+        })
     }
 
     fn request(&self, arrival: &Arrival) -> Result<http::Request<()>, Failure> {
@@ -181,17 +233,19 @@ async fn send_body(mut sink: h2::SendStream<Bytes>, mut left: u64) -> Result<(),
     Ok(())
 }
 
-async fn receive(answer: h2::client::ResponseFuture) -> Result<Answer, Failure> {
-    let (head, mut body) = answer.await.map_err(|error| failure(&error))?.into_parts();
+async fn receive(answer: h2::client::ResponseFuture) -> Result<Answer, Broken> {
+    let (head, mut body) = answer.await.map_err(|error| Broken::before_answer(&error))?.into_parts();
     let first_byte = Instant::now();
     let mut body_bytes = 0;
     while let Some(data) = body.data().await {
         let data = data.map_err(|error| match failure(&error) {
             Failure::Reset => Failure::Truncated,
             other => other,
-        })?;
+        });
+        let data = data.map_err(Broken::of_stream)?;
         body_bytes += data.len() as u64;
-        body.flow_control().release_capacity(data.len()).map_err(|error| failure(&error))?;
+        let released = body.flow_control().release_capacity(data.len());
+        released.map_err(|error| Broken::of_stream(failure(&error)))?;
     }
     let field = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let error = field("x-preview-error-code").map(|code| {
@@ -201,6 +255,33 @@ async fn receive(answer: h2::client::ResponseFuture) -> Result<Answer, Failure> 
         })
     });
     Ok(Answer { status: head.status.as_u16(), error, body_bytes, first_byte })
+}
+
+/// Why an exchange failed, and what that says of the connection and of the request.
+struct Broken {
+    failure: Failure,
+    /// The connection takes no more requests.
+    gone: bool,
+    /// The server has not begun with it: it may be sent again whatever it is.
+    unprocessed: bool,
+}
+
+impl Broken {
+    fn of_stream(failure: Failure) -> Self {
+        Self { failure, gone: false, unprocessed: false }
+    }
+
+    fn before_sending(error: &h2::Error) -> Self {
+        Self { failure: failure(error), gone: true, unprocessed: true }
+    }
+
+    /// Beyond the last stream of a GOAWAY, or refused (RFC 9113 8.7).
+    fn before_answer(error: &h2::Error) -> Self {
+        let went_away = error.is_go_away() && error.is_remote();
+        let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM);
+        let gone = went_away || error.is_io();
+        Self { failure: failure(error), gone, unprocessed: went_away || refused }
+    }
 }
 
 fn failure(error: &h2::Error) -> Failure {

@@ -158,7 +158,7 @@ async fn open(worker: &Worker) -> Result<Transport, (String, String)> {
     };
     let mut connection = worker.connect(&visitor.host).await.map_err(named)?;
     let mut request = Request::default();
-    let path = Class::WebSocket { messages: 1, bytes: 1 }.path();
+    let path = Class::WebSocket { messages: 1, bytes: 1, every: None }.path();
     visitor.write_head(&mut request.bytes, "GET", &path, None, &websocket::handshake_fields(random));
     let mut ignored = |_: &[u8]| {};
     let exchange = connection.exchange(&request, &mut ignored);

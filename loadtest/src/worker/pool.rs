@@ -26,12 +26,21 @@ struct Kept {
     connection: Option<Http1>,
     visitor: Visitor,
     request: Request,
+    /// The last request could not be sent for want of a connection.
+    unreachable: bool,
 }
 
 impl Kept {
     fn new(worker: Rc<Worker>) -> Self {
         let slot = worker.new_slot();
-        Self { worker, slot, connection: None, visitor: Visitor::default(), request: Request::default() }
+        Self {
+            worker,
+            slot,
+            connection: None,
+            visitor: Visitor::default(),
+            request: Request::default(),
+            unreachable: false,
+        }
     }
 
     async fn run(mut self, ready: mpsc::Sender<()>) {
@@ -42,6 +51,9 @@ impl Kept {
         drop(ready);
         while let Some((arrival, could)) = self.worker.arrival(&self.slot).await {
             self.serve(arrival, could).await;
+            if std::mem::take(&mut self.unreachable) {
+                self.worker.hold_off(&arrival).await;
+            }
         }
     }
 
@@ -65,7 +77,7 @@ impl Kept {
         self.request.add_body(class.body_bytes().unwrap_or(0));
         let begun = Instant::now();
         worker.record(|recorder| recorder.sent(&arrival, begun.saturating_duration_since(could)));
-        self.slot.under_way.set(Some((arrival, begun)));
+        self.slot.begin(arrival, begun);
         let (sent_at, outcome) = self.exchange(&arrival, begun).await;
         let ended_at = Instant::now();
         self.slot.under_way.set(None);
@@ -83,8 +95,7 @@ impl Kept {
                 }
                 Err(failure) => Outcome::Failed(failure),
             };
-            recorder.timed(&arrival, sent_at, ended_at);
-            recorder.judged(&arrival, outcome, self.visitor.refused);
+            recorder.ended(&arrival, outcome, self.visitor.refused, Some((sent_at, ended_at)));
         });
     }
 
@@ -106,7 +117,10 @@ impl Kept {
         }
         let connecting = Instant::now();
         match worker.connect(&self.visitor.host).await {
-            Err(failure) => (begun, Err(failure)),
+            Err(failure) => {
+                self.unreachable = true;
+                (begun, Err(failure))
+            }
             Ok(connection) => {
                 let connected = Instant::now();
                 worker.record(|recorder| recorder.extra(arrival, "connect", connected - connecting));

@@ -118,7 +118,7 @@ fn a_target_that_is_not_there_is_an_invalid_result_and_a_wrong_command_none() {
     let arguments = ["run", &url, "--rate", "20", "--for", "500ms", "--lag-max", "1s"];
     let (output_, text) = output(loadtest(&arguments).spawn().expect("it starts"));
     assert!(text.contains("connect refused"), "{text}");
-    assert_eq!(output_.status.code(), Some(0), "failing is what the target does: {text}");
+    assert_eq!(output_.status.code(), Some(3), "nothing was measured: {text}");
     for (arguments, said) in [
         (&["run", "ftp://x", "--rate", "1"][..], "neither http nor https"),
         (&["run", "http://127.0.0.1:1"], "--rate"),

@@ -4,12 +4,14 @@ use super::peer::{Answer, Server, codes, ok, plan, run, run_until};
 use loadtest::host::ProxySource;
 use loadtest::plan::{Class, Load};
 use loadtest::quantity::Span;
-use loadtest::result::heat_bucket;
+use loadtest::result::{RunResult, heat_bucket};
 use loadtest::run::{self, Observation};
+use rustix::process::{Pid, Signal, kill_process};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const MS: f64 = 1000.0;
 
@@ -139,6 +141,83 @@ fn lateness_of_its_own_makes_a_result_invalid() {
     assert!(!result.validity.valid && codes(&result) == ["send_lag"], "{:?}", result.validity);
 }
 
+/// The thread itself does nothing for a while at the phase's end: connections were free all the time.
+#[test]
+fn a_pause_of_its_own_at_the_end_is_not_the_targets() {
+    let server = Server::start(|_| ok());
+    let json = std::env::temp_dir().join(format!("loadtest-{}-paused.json", std::process::id()));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_loadtest"))
+        .args(["run", &server.url(), "--rate", "200", "--for", "2s", "--lag-max", "100ms", "-q", "--json"])
+        .arg(&json)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    let pid = Pid::from_child(&child);
+    let begun = Instant::now();
+    while server.requests.load(SeqCst) < 320 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "no load");
+        thread::sleep(Duration::from_millis(1));
+    }
+    kill_process(pid, Signal::STOP).expect("it lives");
+    // The pause itself: it lasts to well behind the end.
+    thread::sleep(Duration::from_millis(1000));
+    kill_process(pid, Signal::CONT).expect("it lives");
+    assert_eq!(child.wait().expect("it ends").code(), Some(3), "its own lateness makes it invalid");
+    let result: RunResult =
+        serde_json::from_slice(&std::fs::read(&json).expect("written")).expect("a result");
+    std::fs::remove_file(&json).expect("ours");
+    let total = result.phases[0].total();
+    assert_eq!((total.planned, total.sent, total.ok, total.unsent), (400, 400, 400, 0));
+    assert_eq!(codes(&result), ["send_lag"], "{:?}", result.validity);
+    assert!(total.response.max_ns() > 500_000_000, "and is in its times: {:?}", total.response.quantiles());
+}
+
+#[test]
+fn a_failure_has_no_time_unless_it_was_waited_for() {
+    let server = Server::start(|asked| match asked.number % 4 {
+        0 => Answer::Say(503, String::new()),
+        1 => Answer::Last(Vec::new()),
+        2 => {
+            thread::sleep(Duration::from_millis(400));
+            ok()
+        }
+        _ => {
+            thread::sleep(Duration::from_millis(20));
+            ok()
+        }
+    });
+    let mut plan = plan(&server.url(), Load::Hold { rate: 40.0 }, 2000);
+    plan.client.timeout = Span(Duration::from_millis(200));
+    plan.phases[0].mix = vec![(Class::Upload { bytes: 1 }, 1.0)];
+    let result = run(plan);
+    let total = result.phases[0].total();
+    assert_eq!((total.sent, total.ok), (80, 20), "{:?}", total.errors);
+    let count =
+        |code: &str| total.errors.iter().find(|error| error.code == code).map_or(0, |error| error.count);
+    assert_eq!((count("timeout"), total.failed), (20, 60), "{:?}", total.errors);
+    for hist in [&total.service, &total.response] {
+        assert_eq!(hist.count(), 40, "the good ones and those given up");
+        assert!(hist.quantiles().min_us >= 20.0 * MS, "{:?}", hist.quantiles());
+    }
+    let rate = result.phases[0].rate();
+    assert!((9.0..=10.5).contains(&rate), "only what ended as it should makes the rate: {rate}");
+}
+
+#[test]
+fn a_target_that_does_nothing_right_makes_no_valid_result_and_is_not_hammered() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}/", closed.local_addr().expect("bound"));
+    drop(closed);
+    let mut plan = plan(&url, Load::Closed, 1000);
+    plan.client.connections = 4;
+    let result = run(plan);
+    let total = result.phases[0].total();
+    assert_eq!((total.ok, total.response.count()), (0, 0));
+    assert!((4..=80).contains(&total.failed), "{}", total.failed);
+    assert!(!result.validity.valid && codes(&result) == ["nothing"], "{:?}", result.validity);
+}
+
 #[test]
 fn a_closed_loop_keeps_every_connection_busy_and_no_more() {
     let most = Arc::new(Mutex::new((0, 0)));
@@ -179,6 +258,24 @@ fn a_stop_leaves_a_true_partial_result() {
     assert!(result.meta.partial && result.validity.valid, "{:?}", result.validity);
     assert_eq!(total.ok, server.requests.load(SeqCst));
     assert!(phase.duration_s < 60.0 && phase.rate() > 10.0, "{} {}", phase.duration_s, phase.rate());
+}
+
+#[test]
+fn a_stop_between_two_sessions_blames_nobody() {
+    let server = Server::start(|_| Answer::Echo { corrupt_after: u32::MAX });
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut plan = plan(&server.url(), Load::Hold { rate: 400.0 }, 600_000);
+    plan.phases[0].mix = vec![("ws:1x8".parse().expect("a class"), 1.0)];
+    let (stopping, requests) = (stop.clone(), server.requests.clone());
+    thread::spawn(move || {
+        while requests.load(SeqCst) < 100 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        stopping.store(true, SeqCst);
+    });
+    let result = run_until(plan, &stop);
+    let total = result.phases[0].total();
+    assert_eq!((total.unsent, codes(&result)), (0, vec!["partial".to_owned()]), "{:?}", result.validity);
 }
 
 #[test]

@@ -34,6 +34,10 @@ pub enum Answer {
     Last(Vec<u8>),
     /// Answers 101 and echoes; after so many messages it corrupts one.
     Echo { corrupt_after: u32 },
+    /// Answers 101 and echoes; once, before so many messages have been answered, it takes so long.
+    EchoWithStall { before: u32, stall: Duration },
+    /// An event every so often, until the client leaves.
+    Events { every: Duration },
     /// Answers 101 and holds; cuts after so long.
     Hold { cut_after: Option<Duration> },
 }
@@ -128,14 +132,28 @@ fn serve(
             Answer::Last(bytes) => return stream.write_all(&bytes),
             Answer::Echo { corrupt_after } => {
                 stream.write_all(SWITCH)?;
-                return echo(&mut reader, &mut stream, corrupt_after);
+                return echo(&mut reader, &mut stream, corrupt_after, &mut |_| {});
+            }
+            Answer::EchoWithStall { before, stall } => {
+                stream.write_all(SWITCH)?;
+                return echo(&mut reader, &mut stream, u32::MAX, &mut |n| {
+                    if n == before {
+                        thread::sleep(stall);
+                    }
+                });
+            }
+            Answer::Events { every } => {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")?;
+                loop {
+                    stream.write_all(b"data: x\n\n")?;
+                    thread::sleep(every);
+                }
             }
             Answer::Hold { cut_after } => {
                 stream.write_all(SWITCH)?;
                 stream.set_read_timeout(cut_after)?;
-                let mut nothing = [0; 16];
                 // Until the client leaves, or the time is up.
-                return reader.read(&mut nothing).map(drop);
+                return std::io::copy(&mut reader, &mut std::io::sink()).map(drop);
             }
         }
     }
@@ -145,7 +163,12 @@ const SWITCH: &[u8] =
     b"HTTP/1.1 101 Switching Protocols\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
 
 /// Echoes short masked messages.
-fn echo(reader: &mut impl Read, stream: &mut TcpStream, corrupt_after: u32) -> std::io::Result<()> {
+fn echo(
+    reader: &mut impl Read,
+    stream: &mut TcpStream,
+    corrupt_after: u32,
+    before: &mut dyn FnMut(u32),
+) -> std::io::Result<()> {
     for n in 0.. {
         let mut head = [0; 6];
         reader.read_exact(&mut head)?;
@@ -159,6 +182,7 @@ fn echo(reader: &mut impl Read, stream: &mut TcpStream, corrupt_after: u32) -> s
         if n >= corrupt_after {
             payload[0] ^= 1;
         }
+        before(n);
         let mut frame = vec![0x82, payload.len() as u8];
         frame.extend_from_slice(&payload);
         stream.write_all(&frame)?;

@@ -65,6 +65,64 @@ fn events_are_timed_by_their_gaps_and_a_missing_one_is_a_failure() {
     assert_eq!(result.extra["event_gap"].count(), 10 * 3 + 10 * 2);
 }
 
+/// What a session's times measure has come early, and then nothing more.
+#[test]
+fn a_session_that_hangs_is_unfinished_however_well_it_began() {
+    let server = Server::start(|asked| match is(asked, "upgrade: websocket") {
+        true => Answer::Hold { cut_after: None },
+        false => Answer::Raw(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\ndata: x\n\n".into()),
+    });
+    for name in ["ws:7x32", "ws:7x32@20ms", "sse:4x20ms"] {
+        let mut plan = plan(&server.url(), Load::Hold { rate: 20.0 }, 1000);
+        plan.phases[0].mix = vec![(class(name), 1.0)];
+        plan.client.grace = Span(Duration::from_millis(200));
+        let result = run(plan);
+        let total = result.phases[0].total();
+        assert_eq!((total.sent, total.unfinished, total.ok, total.failed), (20, 20, 0, 0), "{name}");
+        assert_eq!(total.response.count(), 20, "{name}: each has one time");
+        assert!(codes(&result).contains(&"nothing".into()), "{name}: {:?}", result.validity);
+    }
+}
+
+#[test]
+fn a_session_that_goes_on_well_when_the_run_is_over_is_ended_and_no_error() {
+    let server = Server::start(|asked| match is(asked, "upgrade: websocket") {
+        true => Answer::Echo { corrupt_after: u32::MAX },
+        // The next one would be due long after the end, or is always soon to come.
+        false if asked.line.contains("every_ms=60000") => Answer::Events { every: Duration::from_secs(60) },
+        false => Answer::Events { every: Duration::from_millis(20) },
+    });
+    for name in ["ws:100000x8", "ws:100000x8@20ms", "sse:100000x20ms", "sse:9x60s"] {
+        let mut plan = plan(&server.url(), Load::Hold { rate: 20.0 }, 500);
+        plan.phases[0].mix = vec![(class(name), 1.0)];
+        plan.client.grace = Span(Duration::from_secs(20));
+        let begun = std::time::Instant::now();
+        let result = run(plan);
+        assert!(begun.elapsed() < Duration::from_secs(10), "{name}: the grace is not used up");
+        let total = result.phases[0].total();
+        assert_eq!((total.sent, total.ok, total.shortened), (10, 10, 10), "{name}: {:?}", total.errors);
+        assert!(result.validity.valid, "{name}: {:?}", result.validity);
+    }
+}
+
+/// Messages that wait for echoes hide a stall from all but one of them.
+#[test]
+fn messages_sent_as_planned_show_a_stall_and_messages_after_echoes_hide_it() {
+    const STALL: Duration = Duration::from_millis(400);
+    let server = Server::start(|_| Answer::EchoWithStall { before: 5, stall: STALL });
+    for (name, is_seen) in [("ws:20x8@20ms", true), ("ws:20x8", false)] {
+        let mut plan =
+            plan(&server.url(), Load::Burst { size: 1, every: Span(Duration::from_secs(5)) }, 2000);
+        plan.phases[0].mix = vec![(class(name), 1.0)];
+        let total = run(plan).phases[0].total();
+        let echoes = &total.extra["ws_echo"];
+        assert_eq!((total.ok, total.shortened, echoes.count()), (1, 0, 20), "{name}: {:?}", total.errors);
+        assert!(echoes.max_ns() >= STALL.as_nanos() as u64, "{name}: {:?}", echoes.quantiles());
+        // Fifteen of twenty were due in it or right after; they waited 200 ms on average.
+        assert_eq!(echoes.quantile_us(0.5) > 50_000.0, is_seen, "{name}: {:?}", echoes.quantiles());
+    }
+}
+
 #[test]
 fn a_page_loads_its_assets_over_six_connections() {
     let seen = Arc::new(Mutex::new((HashSet::new(), 0)));

@@ -20,6 +20,11 @@ struct Nginx {
 
 impl Nginx {
     fn start(name: &str) -> Self {
+        Self::with(name, 100_000)
+    }
+
+    /// `requests`: so many a connection.
+    fn with(name: &str, requests: u32) -> Self {
         let folder = std::env::temp_dir().join(format!("loadtest-nginx-{}-{name}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder");
         let CertifiedKey { cert, signing_key } =
@@ -37,7 +42,7 @@ impl Nginx {
              access_log {path}/access.log protocol;\n\
              client_body_temp_path {path}/body; proxy_temp_path {path}/proxy; fastcgi_temp_path {path}/fastcgi;\n\
              uwsgi_temp_path {path}/uwsgi; scgi_temp_path {path}/scgi; client_max_body_size 10m;\n\
-             keepalive_requests 100000;\n\
+             keepalive_requests {requests};\n\
              ssl_certificate {path}/cert.pem; ssl_certificate_key {path}/key.pem;\n\
              server {{ listen 127.0.0.1:{tls} ssl http2; listen 127.0.0.1:{clear} http2;\n\
              location / {{ return 200 'hello'; }}\n\
@@ -140,4 +145,26 @@ fn http_2_over_tls_and_in_the_clear() {
     let lines = nginx.requests();
     let count = |start: &str| lines.iter().filter(|line| line.starts_with(start)).count();
     assert_eq!((count("HTTP/2.0 GET 200"), count("HTTP/2.0 POST 200")), (100, 100), "{lines:?}");
+}
+
+/// A server may say at any time that a connection takes no more requests (RFC 9113 6.8); nginx does after so many.
+#[test]
+fn http_2_connections_that_go_away_are_replaced_and_nothing_is_lost() {
+    let nginx = Nginx::with("goaway", 40);
+    for load in [Load::Closed, Load::Hold { rate: 400.0 }] {
+        let mut plan = nginx.plan("http", "path:/hello");
+        plan.target.http2 = true;
+        (plan.phases[0].load, plan.client.streams) = (load, 4);
+        let result = run(plan);
+        let total = result.phases[0].total();
+        assert!(
+            total.ok >= 150 && total.failed + total.unfinished == 0,
+            "{load:?}: {} {:?}",
+            total.ok,
+            total.errors
+        );
+        assert!(result.phases[0].timeline.points.iter().all(|point| point.connections <= 4), "{load:?}");
+    }
+    let served = nginx.requests().iter().filter(|line| line.starts_with("HTTP/2.0 GET 200")).count();
+    assert!(served >= 300, "{served}");
 }

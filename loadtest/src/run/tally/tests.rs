@@ -120,7 +120,7 @@ fn only_errors_of_its_own_making_make_the_result_invalid() {
     let plan = plan(Load::Hold { rate: 20.0 });
     for (source, codes_) in [(Failure::OWN_SOURCE, &["client_limit"][..]), ("client", &[])] {
         let mut tally = Tally::new(&plan, 1);
-        let mut class = ClassResult { failed: 1, ..ClassResult::default() };
+        let mut class = ClassResult { ok: 1, failed: 1, ..ClassResult::default() };
         class.count_error("AUTH_REQUIRED", source, 1);
         let done = Done { classes: vec![vec![class]], lag: vec![Hist::default()], idle: vec![None] };
         tally.take(0, Report::Done(Box::new(done))).expect("planned");
