@@ -1,11 +1,12 @@
 //! Pooled memory of a shard: small buffers for heads and trickles, large ones for bulk, pipes for splice.
 //!
-//! Everything is handed out by value and given back; what is not given back is simply freed. Bounded: beyond the
-//! bounds things are made and dropped, never waited for.
+//! Nothing is waited for: beyond what may be kept, small buffers are made and freed; pipes and bulk buffers are lent, and whoever
+//! finds all of them lent does without.
 
 use rustix::pipe::PipeFlags;
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
 
 /// A small buffer: ordinary heads and messages fit.
@@ -22,6 +23,7 @@ pub struct Buffers {
     bulk: RefCell<Vec<Vec<u8>>>,
     pipes: RefCell<Vec<Pipe>>,
     bulk_max: usize,
+    bulk_out: Cell<usize>,
     pipes_max: usize,
     pipes_out: Cell<usize>,
     /// How many small buffers have lain here all the time since the last trim.
@@ -40,6 +42,37 @@ pub struct Lease<'a> {
     buffers: &'a Buffers,
     /// Gone only while `give_back` runs.
     pipe: Option<Pipe>,
+}
+
+/// A buffer for much on loan, empty at first: a bulk buffer, or a small one where as many of those are lent as may be. A peer
+/// that stands still holds what is in it, so their number bounds the memory that such peers cost.
+pub struct Loan<'a> {
+    buffers: &'a Buffers,
+    buf: Vec<u8>,
+    is_bulk: bool,
+}
+
+impl Deref for Loan<'_> {
+    type Target = Vec<u8>;
+
+    fn deref(&self) -> &Vec<u8> {
+        &self.buf
+    }
+}
+
+impl DerefMut for Loan<'_> {
+    fn deref_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.buf
+    }
+}
+
+impl Drop for Loan<'_> {
+    fn drop(&mut self) {
+        if self.is_bulk {
+            self.buffers.bulk_out.set(self.buffers.bulk_out.get() - 1);
+        }
+        self.buffers.give(std::mem::take(&mut self.buf));
+    }
 }
 
 /// Room for more of a head that does not fit yet; the parser bounds how far this goes.
@@ -84,6 +117,7 @@ impl Buffers {
             bulk: RefCell::default(),
             pipes: RefCell::default(),
             bulk_max,
+            bulk_out: Cell::new(0),
             pipes_max,
             pipes_out: Cell::new(0),
             small_unused: Cell::new(0),
@@ -99,12 +133,16 @@ impl Buffers {
         buf.unwrap_or_else(|| Vec::with_capacity(SMALL))
     }
 
-    /// Empty, with [`BULK`] capacity.
-    pub fn bulk(&self) -> Vec<u8> {
+    /// With [`BULK`] capacity, or [`SMALL`] where too many of those are lent.
+    pub fn large(&self) -> Loan<'_> {
+        if self.bulk_out.get() >= self.bulk_max {
+            return Loan { buffers: self, buf: self.small(), is_bulk: false };
+        }
+        self.bulk_out.set(self.bulk_out.get() + 1);
         let mut bulk = self.bulk.borrow_mut();
-        let buf = bulk.pop();
+        let buf = bulk.pop().unwrap_or_else(|| Vec::with_capacity(BULK));
         self.bulk_unused.set(self.bulk_unused.get().min(bulk.len()));
-        buf.unwrap_or_else(|| Vec::with_capacity(BULK))
+        Loan { buffers: self, buf, is_bulk: true }
     }
 
     /// Takes back any buffer; one that grew beyond its kind or finds its place taken is freed.
@@ -190,6 +228,20 @@ mod tests {
         buffers.give(buf);
         assert!(buffers.small().is_empty());
         buffers.give(Vec::with_capacity(BULK * 2));
-        assert_eq!(buffers.bulk().capacity(), BULK);
+        assert_eq!(buffers.large().capacity(), BULK);
+    }
+
+    #[test]
+    fn bulk_buffers_are_bounded_and_whoever_comes_later_has_small_ones() {
+        let buffers = Buffers::new(2, 1);
+        let mut lent = [0; 3].map(|_| buffers.large());
+        assert_eq!(lent.each_ref().map(|buf| buf.capacity()), [BULK, BULK, SMALL]);
+        lent[0].extend_from_slice(b"secret of another request");
+        drop(lent);
+        let lent = [0; 3].map(|_| buffers.large());
+        assert_eq!(
+            lent.each_ref().map(|buf| (buf.len(), buf.capacity())),
+            [(0, BULK), (0, BULK), (0, SMALL)]
+        );
     }
 }

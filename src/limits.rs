@@ -41,7 +41,7 @@ pub struct Limits {
     pub questions_max: usize,
     /// Pipes for splice kept per shard. Each is 1 MiB of kernel address space, filled only while in use.
     pub pipes_max: usize,
-    /// Bulk buffers (256 KiB) kept per shard.
+    /// Bulk buffers (256 KiB) per shard; whoever finds none has a small one.
     pub bulk_buffers_max: usize,
 }
 
@@ -66,7 +66,7 @@ impl Default for Limits {
             verdict_cache_max: 100_000,
             questions_max: 4096,
             pipes_max: 64,
-            bulk_buffers_max: 32,
+            bulk_buffers_max: 64,
         }
     }
 }

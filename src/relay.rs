@@ -29,7 +29,7 @@ pub const SPLICE_MIN: u64 = 16 * 1024;
 /// Full reads in a row that turn an open-ended lane to splice.
 pub const FULL_READS: u32 = 3;
 /// Bytes moved without a wait before the other connections of the shard get their turn.
-pub const TURN: u64 = 4 << 20;
+pub const TURN: u64 = 1 << 20;
 /// What every read counts for in a turn at least: as many bytes as are moved in the time of its calls.
 const READ_WEIGHT: u64 = 16 * 1024;
 /// What a chunk counts for beside its bytes: likewise, of its framing.
@@ -197,15 +197,12 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
     /// Sends `first`, then moves exactly `length` bytes.
     pub async fn exact(&self, first: &[u8], length: u64) -> Result<(), Fault> {
         let mut left = length;
-        if left >= SPLICE_MIN
-            && let Some(pipe) = self.pipe()?
-        {
+        if left >= SPLICE_MIN {
             // Apart: what it needs is for large bodies alone.
-            return Box::pin(self.spliced(pipe, first, left)).await;
+            return Box::pin(self.exact_large(first, left)).await;
         }
         self.send(first).await?;
-        let small = left <= SMALL as u64;
-        let mut buf = if small { self.means.buffers.small() } else { self.means.buffers.bulk() };
+        let mut buf = self.means.buffers.small();
         let mut unpaused = 0;
         while left > 0 {
             buf.clear();
@@ -218,6 +215,37 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
             self.take_turns(&mut unpaused, n as u64).await?;
         }
         self.means.buffers.give(buf);
+        Ok(())
+    }
+
+    /// Through a pipe as soon as there is one; up to then by copying.
+    async fn exact_large(&self, first: &[u8], length: u64) -> Result<(), Fault> {
+        let (mut first, mut left, mut unpaused) = (first, length, 0);
+        while left > 0 {
+            if left >= SPLICE_MIN
+                && let Some(pipe) = self.pipe()?
+            {
+                return self.spliced(pipe, first, left).await;
+            }
+            self.send(first).await?;
+            first = b"";
+            // Held while the sink is waited for, not while the source is.
+            let mut buf = self.means.buffers.large();
+            let max = usize::try_from(left).unwrap_or(usize::MAX);
+            match self.source.try_recv_at_most(&mut buf, max).map_err(Fault::SourceBroke)? {
+                Moved::End => return Err(Fault::SourceEnded),
+                Moved::NotReady => {
+                    drop(buf);
+                    self.wait_readable().await?;
+                }
+                Moved::Bytes(n) => {
+                    self.send(&buf).await?;
+                    drop(buf);
+                    left -= n as u64;
+                    self.take_turns(&mut unpaused, n as u64).await?;
+                }
+            }
+        }
         Ok(())
     }
 

@@ -324,8 +324,7 @@ async fn catch_up<C, S: Stream, D: Stream>(
     Ok(pace)
 }
 
-/// For as long as the source has more ready (or ended, which the next read will see). Whoever has a pipe may have a
-/// large buffer too, so these are bounded as the pipes are.
+/// For as long as the source has more ready (or ended, which the next read will see).
 ///
 /// Frames are followed: only what lies inside of one is spliced, headers and small frames are copied.
 async fn rush<C, S: Stream, D: Stream>(
@@ -334,20 +333,18 @@ async fn rush<C, S: Stream, D: Stream>(
     pipe: Lease<'_>,
 ) -> Result<(), Fault> {
     let mut unpaused = 0;
-    let mut buf = Vec::new();
+    let mut loan = None;
     while lane.way == Way::Up || lane.means.watch.revoked().is_none() {
         let mut frames = course.tunnel.frames.get();
         let unseen = if lane.way == Way::Up { u64::MAX } else { frames.unseen() };
         let moved = if unseen >= SPLICE_IN_FRAME_MIN {
             lane.fill(&pipe, unseen.min(PIPE as u64))
         } else {
-            if buf.capacity() == 0 {
-                buf = lane.means.buffers.bulk();
-            }
+            let buf = loan.get_or_insert_with(|| lane.means.buffers.large());
             buf.clear();
             let to_header = usize::try_from(unseen + HEADER_READ).unwrap_or(BULK);
             let large_ones = frames.payload() >= SPLICE_IN_FRAME_MIN;
-            lane.source.try_recv_at_most(&mut buf, if large_ones { to_header } else { BULK })
+            lane.source.try_recv_at_most(buf, if large_ones { to_header } else { BULK })
         };
         let n = match moved.map_err(Fault::SourceBroke)? {
             Moved::Bytes(n) => n as u64,
@@ -360,15 +357,14 @@ async fn rush<C, S: Stream, D: Stream>(
                 course.tunnel.frames.set(frames);
             }
             lane.drain(&pipe, n).await?;
-        } else {
-            course.passes(lane.way, &buf);
-            lane.send(&buf).await?;
+        } else if let Some(buf) = &loan {
+            course.passes(lane.way, buf);
+            lane.send(buf).await?;
             weight = COPIED_WEIGHT * n;
         }
         lane.take_turns(&mut unpaused, weight).await?;
     }
     pipe.give_back();
-    lane.means.buffers.give(buf);
     Ok(())
 }
 
