@@ -1,8 +1,12 @@
-//! Load from several hosts: agents wait for a coordinator, run its plan's parts and report as threads of its own.
+//! Load from several hosts: agents wait for a coordinator, run its plan's parts and report as threads of their own.
 //!
 //! One TCP connection each, JSON by lines. Both sides know a key; it never travels: the agent asks with a nonce, the
-//! coordinator answers with an HMAC over it and the plan. The plan itself (with the key that signs cookies, if any) travels
-//! in the clear: the network between them must be a trusted one. An agent runs no commands.
+//! coordinator answers with an HMAC over it and over its order's digest, and sends the order when the agent has taken it.
+//! The order itself (with the key that signs cookies, if any) travels in the clear: the network between them must be a
+//! trusted one. An agent runs no commands.
+//!
+//! An agent makes one load at a time and says so to others. Who has not shown the key yet may send one short line within
+//! [`ANSWER_MAX`], and holds nobody else up meanwhile.
 
 use crate::plan::{Plan, Share};
 use crate::result::ClientHost;
@@ -10,23 +14,34 @@ use crate::run::{Crew, Local};
 use crate::worker::Report;
 use hmac::{Hmac, Mac as _};
 use serde::{Deserialize, Serialize};
-use sha2::Sha256;
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream, ToSocketAddrs as _};
-use std::sync::Arc;
+use sha2::{Digest as _, Sha256};
+use std::collections::{BTreeSet, VecDeque};
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Longest line: the results of a thread with many phases and classes.
-const LINE_MAX: u64 = 64 << 20;
-/// Both must be up to this; results go with the version.
-const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Longest report: the results of a thread with many phases and classes.
+const REPORT_BYTES_MAX: usize = 64 << 20;
+/// Longest order: a plan with many source addresses.
+const ORDER_BYTES_MAX: usize = 16 << 20;
+/// Everything else, and all that is read from somebody who has not shown the key.
+const LINE_BYTES_MAX: usize = 64 << 10;
+/// Both must be up to this; results go with the version. Behind the slash: what they say to each other.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/2");
 /// For what is answered at once.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// An agent tells each second.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// How long the next coordinator waits for a load that is just ending.
+const BUSY_WAIT: Duration = Duration::from_secs(3);
+/// Peers that have not shown the key, at a time; beyond it the one that has been there longest goes.
+const STRANGERS_MAX: usize = 16;
+/// A peer's host that is gone without a word is noticed after about half a minute.
+const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// Agent to coordinator.
 #[derive(Serialize, Deserialize)]
@@ -35,6 +50,8 @@ enum FromAgent {
         version: String,
         nonce: String,
     },
+    /// The key is right and the agent free: send the order.
+    Welcome,
     /// The plan is taken: so many threads will report.
     Crew {
         threads: u32,
@@ -50,24 +67,35 @@ enum FromAgent {
 /// Coordinator to agent.
 #[derive(Serialize, Deserialize)]
 enum ToAgent {
-    Plan { order: String, proof: String },
-    Start { after_ms: u64 },
+    /// SHA-256 of the order to come, and the proof over it.
+    Claim {
+        digest: String,
+        proof: String,
+    },
+    /// An [`Order`] as JSON.
+    Order(String),
+    Start {
+        after_ms: u64,
+    },
     Stop,
 }
 
-/// What the proof is over.
 #[derive(Serialize, Deserialize)]
 struct Order {
     plan: Plan,
     share: Share,
 }
 
-fn proof(key: &str, nonce: &str, order: &str) -> Hmac<Sha256> {
+fn proof(key: &str, nonce: &str, digest: &str) -> Hmac<Sha256> {
     let mut mac = Hmac::<Sha256>::new_from_slice(key.as_bytes()).expect("HMAC takes keys of any length");
     mac.update(nonce.as_bytes());
     mac.update(b"\0");
-    mac.update(order.as_bytes());
+    mac.update(digest.as_bytes());
     mac
+}
+
+fn digest(order: &str) -> String {
+    hex(&Sha256::digest(order.as_bytes()))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -80,75 +108,234 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     digits.then(|| (0..text.len()).step_by(2).map(pair).collect())?
 }
 
+/// A connection to the other side, message by message.
+struct Channel {
+    stream: TcpStream,
+    reader: BufReader<TcpStream>,
+}
+
+impl Channel {
+    fn new(stream: TcpStream) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(ANSWER_MAX))?;
+        let probes =
+            socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(2);
+        socket2::SockRef::from(&stream).set_tcp_keepalive(&probes)?;
+        Ok(Self { reader: BufReader::new(stream.try_clone()?), stream })
+    }
+
+    fn send<T: Serialize>(&mut self, message: &T) -> io::Result<()> {
+        send(&mut self.stream, message)
+    }
+
+    /// The next message, the whole of it within so long.
+    fn receive<T: for<'de> Deserialize<'de>>(&mut self, bytes_max: usize, within: Duration) -> io::Result<T> {
+        receive(&mut self.reader, bytes_max, Some(within))
+    }
+}
+
 fn send<T: Serialize>(stream: &mut TcpStream, message: &T) -> io::Result<()> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
     stream.write_all(&line)
 }
 
-fn receive<T: for<'de> Deserialize<'de>>(reader: &mut BufReader<TcpStream>) -> io::Result<T> {
-    let mut line = String::new();
-    reader.by_ref().take(LINE_MAX).read_line(&mut line)?;
-    if !line.ends_with('\n') {
-        return Err(io::ErrorKind::UnexpectedEof.into());
+/// A line, however slowly its bytes come: the whole of it `within` so long (`None`: whenever).
+fn receive<T: for<'de> Deserialize<'de>>(
+    reader: &mut BufReader<TcpStream>,
+    bytes_max: usize,
+    within: Option<Duration>,
+) -> io::Result<T> {
+    let silent = |within: Duration| {
+        io::Error::new(io::ErrorKind::TimedOut, format!("did not answer within {} s", within.as_secs()))
+    };
+    let deadline = within.map(|within| (Instant::now() + within, within));
+    let mut line = Vec::new();
+    loop {
+        let left = deadline.map(|(at, within)| (at.saturating_duration_since(Instant::now()), within));
+        if let Some((Duration::ZERO, within)) = left {
+            return Err(silent(within));
+        }
+        reader.get_ref().set_read_timeout(left.map(|(left, _)| left))?;
+        let read = match reader.fill_buf() {
+            Ok([]) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed")),
+            Ok(read) => read,
+            // The clock is looked at above.
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let end = memchr::memchr(b'\n', read);
+        let taken = end.map_or(read.len(), |end| end + 1);
+        line.extend_from_slice(&read[..taken]);
+        reader.consume(taken);
+        if line.len() > bytes_max {
+            return Err(io::Error::other(format!("a message is longer than {bytes_max} bytes")));
+        }
+        if end.is_some() {
+            return Ok(serde_json::from_slice(&line)?);
+        }
     }
-    Ok(serde_json::from_str(&line)?)
 }
 
-/// Serves coordinators one after the other. `once`: only one. Tells each refusal and end on stderr.
+/// Serves coordinators one after the other; those that come meanwhile are told that the agent is busy. `once`: ends after the
+/// first load. Tells each refusal and end on stderr.
 pub fn serve(listener: &TcpListener, key: &str, once: bool) -> io::Result<()> {
-    loop {
-        let (stream, peer) = listener.accept()?;
+    let agent = Agent {
+        listener,
+        key,
+        once,
+        over: AtomicBool::new(false),
+        strangers: Mutex::default(),
+        busy: Mutex::default(),
+        freed: Condvar::new(),
+    };
+    thread::scope(|scope| {
+        loop {
+            let (stream, peer) = match listener.accept() {
+                Ok(accepted) => accepted,
+                Err(_) if agent.over.load(Relaxed) => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            agent.admit(&stream, peer)?;
+            let agent = &agent;
+            scope.spawn(move || agent.attend(stream, peer));
+        }
+    })
+}
+
+struct Agent<'a> {
+    listener: &'a TcpListener,
+    key: &'a str,
+    once: bool,
+    over: AtomicBool,
+    /// Who has not shown the key yet, the longest there first.
+    strangers: Mutex<VecDeque<(SocketAddr, TcpStream)>>,
+    /// Whose load is being made.
+    busy: Mutex<Option<SocketAddr>>,
+    freed: Condvar,
+}
+
+impl Agent<'_> {
+    /// Notes a stranger, and ends the one that has been there longest when there are too many.
+    fn admit(&self, stream: &TcpStream, peer: SocketAddr) -> io::Result<()> {
         eprintln!("{peer}: connected");
-        match serve_one(stream, key) {
+        let mut strangers = lock(&self.strangers);
+        if strangers.len() >= STRANGERS_MAX
+            && let Some((_, oldest)) = strangers.pop_front()
+        {
+            // One that is gone already is what is wanted.
+            drop(oldest.shutdown(Shutdown::Both));
+        }
+        strangers.push_back((peer, stream.try_clone()?));
+        Ok(())
+    }
+
+    fn is_known(&self, peer: SocketAddr) {
+        lock(&self.strangers).retain(|(stranger, _)| *stranger != peer);
+    }
+
+    fn attend(&self, stream: TcpStream, peer: SocketAddr) {
+        let outcome = Channel::new(stream).and_then(|mut channel| {
+            let claimed = self.claim(&mut channel);
+            self.is_known(peer);
+            let digest = claimed?;
+            if let Err(other) = self.occupy(peer) {
+                let busy = format!("is busy with another run, for {other}: try again when that is over");
+                channel.send(&FromAgent::Refused(busy.clone()))?;
+                return Err(io::Error::other(format!("refused: {busy}")));
+            }
+            let outcome = self.welcome(channel, &digest);
+            self.free();
+            outcome
+        });
+        match outcome {
             Ok(()) => eprintln!("{peer}: done"),
             Err(error) => eprintln!("{peer}: {error}"),
         }
-        if once {
-            return Ok(());
+    }
+
+    /// Lets a stranger show the key; gives out its order's digest.
+    fn claim(&self, channel: &mut Channel) -> io::Result<String> {
+        let nonce = hex(&rand::random::<[u8; 16]>());
+        channel.send(&FromAgent::Hello { version: VERSION.into(), nonce: nonce.clone() })?;
+        let ToAgent::Claim { digest, proof: shown } = channel.receive(LINE_BYTES_MAX, ANSWER_MAX)? else {
+            return Err(io::Error::other("is no coordinator"));
+        };
+        let shown = unhex(&shown).unwrap_or_default();
+        if proof(self.key, &nonce, &digest).verify_slice(&shown).is_err() {
+            channel.send(&FromAgent::Refused("the key is another one".into()))?;
+            return Err(io::Error::other("refused: the key is another one"));
         }
+        Ok(digest)
+    }
+
+    /// `Err` says who is being served.
+    fn occupy(&self, peer: SocketAddr) -> Result<(), SocketAddr> {
+        let free = self.freed.wait_timeout_while(lock(&self.busy), BUSY_WAIT, |busy| busy.is_some());
+        let mut busy = free.map_or_else(|poisoned| poisoned.into_inner().0, |(busy, _)| busy);
+        match *busy {
+            Some(other) => Err(other),
+            None => {
+                *busy = Some(peer);
+                Ok(())
+            }
+        }
+    }
+
+    fn free(&self) {
+        *lock(&self.busy) = None;
+        self.freed.notify_one();
+        if self.once {
+            self.over.store(true, Relaxed);
+            lock(&self.strangers).drain(..).for_each(|(_, stream)| drop(stream.shutdown(Shutdown::Both)));
+            // Ends the wait in `accept`, as Linux has it.
+            drop(socket2::SockRef::from(self.listener).shutdown(Shutdown::Both));
+        }
+    }
+
+    /// Takes the order, and makes the load.
+    fn welcome(&self, mut channel: Channel, promised: &str) -> io::Result<()> {
+        channel.send(&FromAgent::Welcome)?;
+        let order = match channel.receive(ORDER_BYTES_MAX, ANSWER_MAX)? {
+            ToAgent::Order(order) if digest(&order) == promised => order,
+            _ => return Err(io::Error::other("the order is not the one the key was shown for")),
+        };
+        let Order { plan, share } = serde_json::from_str(&order)?;
+        let (reports, inbox) = mpsc::channel();
+        let crew = match Local::spawn(&Arc::new(plan), share, reports) {
+            Ok(crew) => crew,
+            Err(error) => {
+                channel.send(&FromAgent::Refused(error.clone()))?;
+                return Err(io::Error::other(error));
+            }
+        };
+        channel.send(&FromAgent::Crew { threads: crew.threads(), hosts: crew.hosts() })?;
+        make_load(channel, crew, &inbox)
     }
 }
 
-fn serve_one(mut stream: TcpStream, key: &str) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(ANSWER_MAX))?;
-    stream.set_write_timeout(Some(ANSWER_MAX))?;
-    let mut reader = BufReader::new(stream.try_clone()?);
-    let nonce = hex(&rand::random::<[u8; 16]>());
-    send(&mut stream, &FromAgent::Hello { version: VERSION.into(), nonce: nonce.clone() })?;
-    let ToAgent::Plan { order, proof: shown } = receive(&mut reader)? else {
-        return Err(io::Error::other("no plan"));
-    };
-    let shown = unhex(&shown).unwrap_or_default();
-    if proof(key, &nonce, &order).verify_slice(&shown).is_err() {
-        send(&mut stream, &FromAgent::Refused("the key is another one".into()))?;
-        return Err(io::Error::other("refused: the key is another one"));
-    }
-    let Order { plan, share } = serde_json::from_str(&order)?;
-    let (reports, inbox) = channel();
-    let mut crew = match Local::spawn(&Arc::new(plan), share, reports) {
-        Ok(crew) => crew,
-        Err(error) => {
-            send(&mut stream, &FromAgent::Refused(error.clone()))?;
-            return Err(io::Error::other(error));
-        }
-    };
-    let threads = crew.threads();
-    send(&mut stream, &FromAgent::Crew { threads, hosts: crew.hosts() })?;
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is inside is whole between any two statements.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Passes orders to the crew and its reports to the coordinator, until all threads have ended.
+fn make_load(channel: Channel, mut crew: Local, inbox: &Receiver<(u32, Report)>) -> io::Result<()> {
+    let Channel { mut stream, mut reader } = channel;
     // Orders come while reports go. A coordinator that is gone is one that says stop.
-    reader.get_ref().set_read_timeout(None)?;
-    let (orders, order_inbox) = channel();
+    let (orders, order_inbox) = mpsc::channel();
     let listening = thread::spawn(move || {
         loop {
-            let order = receive(&mut reader).unwrap_or(ToAgent::Stop);
+            let order = receive(&mut reader, LINE_BYTES_MAX, None).unwrap_or(ToAgent::Stop);
             let last = matches!(order, ToAgent::Stop);
             if orders.send(order).is_err() || last {
                 return;
             }
         }
     });
-    let mut left = threads;
+    let mut left = crew.threads();
     let outcome = loop {
         while let Ok(order) = order_inbox.try_recv() {
             match order {
@@ -156,7 +343,7 @@ fn serve_one(mut stream: TcpStream, key: &str) -> io::Result<()> {
                     drop(crew.start(Duration::from_millis(after_ms.min(60_000))));
                 }
                 ToAgent::Stop => crew.stop(),
-                ToAgent::Plan { .. } => {}
+                ToAgent::Claim { .. } | ToAgent::Order(_) => {}
             }
         }
         match inbox.recv_timeout(Duration::from_millis(5)) {
@@ -170,12 +357,12 @@ fn serve_one(mut stream: TcpStream, key: &str) -> io::Result<()> {
                     break Ok(());
                 }
             }
-            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Timeout) => {}
             Err(error) => break Err(io::Error::other(error)),
         }
     };
     // Ends the listening thread's read.
-    drop(stream.shutdown(std::net::Shutdown::Both));
+    drop(stream.shutdown(Shutdown::Both));
     drop(listening.join());
     outcome
 }
@@ -215,21 +402,23 @@ impl Remote {
         reports: Sender<(u32, Report)>,
     ) -> io::Result<()> {
         let address = name.to_socket_addrs()?.next().ok_or(io::ErrorKind::AddrNotAvailable)?;
-        let mut stream = TcpStream::connect_timeout(&address, ANSWER_MAX)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(ANSWER_MAX))?;
-        stream.set_write_timeout(Some(ANSWER_MAX))?;
-        let mut reader = BufReader::new(stream.try_clone()?);
-        let FromAgent::Hello { version, nonce } = receive(&mut reader)? else {
+        let mut channel = Channel::new(TcpStream::connect_timeout(&address, ANSWER_MAX)?)?;
+        let FromAgent::Hello { version, nonce } = channel.receive(LINE_BYTES_MAX, ANSWER_MAX)? else {
             return Err(io::Error::other("is no agent"));
         };
         if version != VERSION {
             return Err(io::Error::other(format!("has version {version}, this is {VERSION}")));
         }
         let order = serde_json::to_string(&Order { plan: plan.clone(), share })?;
-        let proof = hex(&proof(key, &nonce, &order).finalize().into_bytes());
-        send(&mut stream, &ToAgent::Plan { order, proof })?;
-        let (threads, hosts) = match receive(&mut reader)? {
+        let digest = digest(&order);
+        let proof = hex(&proof(key, &nonce, &digest).finalize().into_bytes());
+        channel.send(&ToAgent::Claim { digest, proof })?;
+        match channel.receive(LINE_BYTES_MAX, ANSWER_MAX)? {
+            FromAgent::Welcome => channel.send(&ToAgent::Order(order))?,
+            FromAgent::Refused(reason) => return Err(io::Error::other(reason)),
+            _ => return Err(io::Error::other("is no agent")),
+        }
+        let (threads, hosts) = match channel.receive(LINE_BYTES_MAX, ANSWER_MAX)? {
             FromAgent::Crew { threads, hosts } if threads <= 1024 => (threads, hosts),
             FromAgent::Refused(reason) => return Err(io::Error::other(reason)),
             _ => return Err(io::Error::other("is no agent")),
@@ -237,20 +426,35 @@ impl Remote {
         let first = self.threads;
         self.threads += threads;
         self.hosts.extend(hosts);
-        reader.get_ref().set_read_timeout(Some(SILENCE_MAX))?;
+        let Channel { stream, mut reader } = channel;
         let (name, over) = (name.to_owned(), self.over.clone());
         thread::spawn(move || {
-            let mut left = threads;
-            while left > 0 {
-                let report = match receive(&mut reader) {
-                    Ok(FromAgent::Report { thread, report }) if thread < threads => (first + thread, report),
-                    Ok(_) => (first, Report::Failed(format!("agent {name}: not understood"))),
-                    Err(error) => (first, Report::Failed(format!("agent {name}: {error}"))),
+            // Those that have yet to end.
+            let mut working: BTreeSet<u32> = (0..threads).collect();
+            while !working.is_empty() {
+                let why = match receive(&mut reader, REPORT_BYTES_MAX, Some(SILENCE_MAX)) {
+                    Ok(FromAgent::Report { thread, report }) if working.contains(&thread) => {
+                        let report = match report {
+                            Report::Failed(error) => Report::Failed(format!("agent {name}: {error}")),
+                            report => report,
+                        };
+                        if matches!(report, Report::Done(_) | Report::Failed(_)) {
+                            working.remove(&thread);
+                        }
+                        if over.load(Relaxed) || reports.send((first + thread, report)).is_err() {
+                            return;
+                        }
+                        continue;
+                    }
+                    Ok(_) => "not understood".into(),
+                    Err(error) => error.to_string(),
                 };
-                left -= u32::from(matches!(report.1, Report::Done(_)));
-                let failed = matches!(report.1, Report::Failed(_));
-                if over.load(Relaxed) || reports.send(report).is_err() || failed {
-                    return;
+                for thread in std::mem::take(&mut working) {
+                    if over.load(Relaxed) {
+                        return;
+                    }
+                    // Nobody may be listening any more.
+                    drop(reports.send((first + thread, Report::Failed(format!("agent {name}: {why}")))));
                 }
             }
         });
@@ -289,7 +493,7 @@ impl Drop for Remote {
         self.over.store(true, Relaxed);
         for agent in &self.agents {
             // Also ends the reading thread.
-            drop(agent.shutdown(std::net::Shutdown::Both));
+            drop(agent.shutdown(Shutdown::Both));
         }
     }
 }

@@ -387,6 +387,8 @@ impl Crew for Local {
 
     fn stop(&mut self) {
         self.stop.store(true, Relaxed);
+        // Before the start, threads wait for it and look at nothing else.
+        self.starts.clear();
     }
 
     fn hosts(&self) -> Vec<crate::result::ClientHost> {

@@ -486,7 +486,7 @@ pub struct AgentArgs {
     /// File with the key coordinators must know: whoever has it decides where this host's load goes
     #[arg(long, value_name = "FILE")]
     pub key_file: PathBuf,
-    /// Serve one coordinator and end
+    /// Make one load and end
     #[arg(long)]
     pub once: bool,
 }

@@ -1,13 +1,17 @@
 //! Load from several processes' worth of agents, over real connections.
 
 use super::peer::{Server, ok, plan};
+use crate::free_port::free_port;
 use loadtest::agent;
 use loadtest::plan::Load;
+use loadtest::result::RunResult;
 use loadtest::run::{Agents, Observation, run_on};
-use std::net::TcpListener;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 const KEY: &str = "a key both sides know";
 
@@ -17,13 +21,25 @@ fn agent() -> (String, JoinHandle<()>) {
     (name, thread::spawn(move || agent::serve(&listener, KEY, true).expect("it serves")))
 }
 
-fn on(
+/// One that serves one coordinator after the other.
+fn lasting_agent() -> (String, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let name = listener.local_addr().expect("bound").to_string();
+    (name, thread::spawn(move || agent::serve(&listener, KEY, false).expect("it serves")))
+}
+
+fn on(names: Vec<String>, key: &str, server: &Server, stop: &Arc<AtomicBool>) -> Result<RunResult, String> {
+    load(names, key, server, stop, 1000)
+}
+
+fn load(
     names: Vec<String>,
     key: &str,
     server: &Server,
     stop: &Arc<AtomicBool>,
-) -> Result<loadtest::result::RunResult, String> {
-    let mut plan = plan(&server.url(), Load::Hold { rate: 200.0 }, 1000);
+    length_ms: u64,
+) -> Result<RunResult, String> {
+    let mut plan = plan(&server.url(), Load::Hold { rate: 200.0 }, length_ms);
     plan.client.connections = 8;
     let agents = Agents { names, key: key.into() };
     run_on(&agents, &Arc::new(plan), &Observation::default(), stop, &mut |_| {})
@@ -49,8 +65,74 @@ fn an_agent_refuses_another_key_and_sends_nothing() {
     let (name, handle) = agent();
     let error = on(vec![name.clone()], "another key", &server, &Arc::default()).expect_err("refused");
     assert!(error.contains(&name) && error.contains("key"), "{error}");
-    handle.join().expect("an agent ends well");
     assert_eq!(server.connections.load(SeqCst), 0);
+    assert!(!handle.is_finished(), "who does not know the key ends no agent");
+    on(vec![name], KEY, &server, &Arc::default()).expect("the right key opens it");
+    handle.join().expect("an agent ends well");
+}
+
+#[test]
+fn an_agent_is_free_again_when_another_one_could_not_be_reached() {
+    let server = Server::start(|_| ok());
+    let (name, handle) = lasting_agent();
+    let absent = format!("127.0.0.1:{}", free_port());
+    let error =
+        on(vec![name.clone(), absent.clone()], KEY, &server, &Arc::default()).expect_err("one is absent");
+    assert!(error.contains(&absent), "{error}");
+    let result = on(vec![name], KEY, &server, &Arc::default()).expect("it runs");
+    assert_eq!(result.phases[0].total().ok, 200);
+    assert!(!handle.is_finished());
+}
+
+#[test]
+fn a_busy_agent_says_so() {
+    let server = Server::start(|_| ok());
+    let (name, _) = lasting_agent();
+    let stop: Arc<AtomicBool> = Arc::default();
+    thread::scope(|scope| {
+        let first = scope.spawn(|| load(vec![name.clone()], KEY, &server, &stop, 60_000));
+        while server.requests.load(SeqCst) == 0 {
+            thread::yield_now();
+        }
+        let error = on(vec![name.clone()], KEY, &server, &Arc::default()).expect_err("it is busy");
+        stop.store(true, SeqCst);
+        assert!(error.contains(&name) && error.contains("busy with another run"), "{error}");
+        assert!(first.join().expect("no panic").expect("undisturbed").meta.partial);
+    });
+}
+
+#[test]
+fn an_agent_that_says_nothing_is_called_that() {
+    // Accepts in the kernel, and nobody says hello.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let name = silent.local_addr().expect("bound").to_string();
+    let server = Server::start(|_| ok());
+    let error = on(vec![name.clone()], KEY, &server, &Arc::default()).expect_err("silent");
+    assert_eq!(error, format!("agent {name}: did not answer within 10 s"));
+}
+
+#[test]
+fn strangers_hold_nobody_up_and_may_not_say_much() {
+    let server = Server::start(|_| ok());
+    let (name, _) = lasting_agent();
+    let strangers: Vec<_> = (0..40).map(|_| TcpStream::connect(&name).expect("it listens")).collect();
+    let begun = Instant::now();
+    on(vec![name.clone()], KEY, &server, &Arc::default()).expect("it runs beside silent peers");
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    // Of the forty most were sent away for the others' sake.
+    let gone = |mut stream: &TcpStream| {
+        stream.set_nonblocking(true).expect("a socket");
+        let mut hello = [0; 4096];
+        let end = std::iter::from_fn(|| Some(stream.read(&mut hello))).find(|read| !matches!(read, Ok(1..)));
+        !matches!(end, Some(Err(error)) if error.kind() == std::io::ErrorKind::WouldBlock)
+    };
+    assert!(strangers.iter().filter(|stream| gone(stream)).count() >= 24);
+    // A first line without end is not read to its end.
+    let mut talker = TcpStream::connect(&name).expect("it listens");
+    talker.set_write_timeout(Some(Duration::from_secs(20))).expect("a socket");
+    let cut =
+        std::iter::repeat_with(|| talker.write_all(&[b'x'; 64 * 1024])).take(1024).find_map(Result::err);
+    assert!(cut.is_some_and(|error| error.kind() != std::io::ErrorKind::WouldBlock), "64 MiB were taken");
 }
 
 #[test]
