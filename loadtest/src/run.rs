@@ -6,7 +6,7 @@ use crate::agent::Remote;
 use crate::calls::{CallCounter, Calls};
 use crate::host::{self, Meter, ProxySource, Usage};
 use crate::plan::{Plan, Share};
-use crate::result::{CallUse, ProxyUse, Reason, RunResult, ServerCounters};
+use crate::result::{CallUse, ProxyUse, Reason, RunResult, ServerCounters, Validity};
 use crate::scrape::Scraper;
 use crate::transport::Place;
 use crate::worker::{self, Assignment, Report};
@@ -130,8 +130,10 @@ impl Conductor<'_> {
         let mut ticks = ticks(self.plan).into_iter().peekable();
         let churn = crate::churn::spawn(self.plan, start, self.stop);
         let mut told_to_stop = false;
+        let mut lost = Lost::default();
         while !tally.is_complete() {
-            if self.stop.load(Relaxed) && !told_to_stop {
+            let ending = self.stop.load(Relaxed) || lost.threads > 0;
+            if ending && !told_to_stop {
                 told_to_stop = true;
                 self.crew.stop();
             }
@@ -139,6 +141,10 @@ impl Conductor<'_> {
                 (start + tick.at).saturating_duration_since(Instant::now()).min(Duration::from_millis(100))
             });
             match self.reports.recv_timeout(wait) {
+                Ok((_, Report::Failed(why))) => {
+                    tally.thread_lost();
+                    lost.add(why);
+                }
                 Ok((thread, report)) => tally.take(thread, report)?,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => {
@@ -156,7 +162,11 @@ impl Conductor<'_> {
                 watch(&tally.moment(start.elapsed()));
             }
         }
-        let partial = self.stop.load(Relaxed) && start.elapsed() < length(self.plan);
+        if lost.threads == threads {
+            return Err(lost.causes.join("\n"));
+        }
+        let stopped = self.stop.load(Relaxed) || lost.threads > 0;
+        let partial = stopped && start.elapsed() < length(self.plan);
         scrape_end.store(true, Relaxed);
         let server = scraping.and_then(|thread| thread.join().ok());
         let churn = churn.into_iter().filter_map(|thread| thread.join().ok()).flatten().collect();
@@ -166,6 +176,7 @@ impl Conductor<'_> {
             tally.finish(self.plan, self.crew.hosts(), started_at, partial, server, proxy, churn);
         let refused = refused.map(|message| Reason { code: "calls".into(), message, fatal: false });
         result.validity.reasons.extend(refused);
+        result.validity = Validity::of([lost.reasons(), result.validity.reasons].concat());
         Ok(result)
     }
 
@@ -185,6 +196,35 @@ impl Conductor<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// Threads that ended without their results after the load had begun. The rest is stopped then: it is no longer the load
+/// that was asked for.
+#[derive(Default)]
+struct Lost {
+    threads: u32,
+    /// Each once: an agent that is gone takes all its threads with it.
+    causes: Vec<String>,
+}
+
+impl Lost {
+    fn add(&mut self, why: String) {
+        self.threads += 1;
+        if !self.causes.contains(&why) {
+            self.causes.push(why);
+        }
+    }
+
+    fn reasons(self) -> Vec<Reason> {
+        let reason = |why| Reason {
+            code: "client_lost".into(),
+            message: format!(
+                "{why}: lost during the run, which was ended; its requests are in the figures over time, not in the totals"
+            ),
+            fatal: true,
+        };
+        self.causes.into_iter().map(reason).collect()
     }
 }
 

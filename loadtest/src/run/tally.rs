@@ -100,6 +100,11 @@ impl<'a> Tally<'a> {
         self.done == self.threads
     }
 
+    /// A thread is gone without its results: nobody waits for it any more.
+    pub fn thread_lost(&mut self) {
+        self.threads -= 1;
+    }
+
     pub fn take(&mut self, thread: u32, report: Report) -> Result<(), String> {
         match report {
             Report::Ready => {}

@@ -6,8 +6,9 @@ use loadtest::agent;
 use loadtest::plan::Load;
 use loadtest::result::RunResult;
 use loadtest::run::{Agents, Observation, run_on};
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::{self, JoinHandle};
@@ -133,6 +134,39 @@ fn strangers_hold_nobody_up_and_may_not_say_much() {
     let cut =
         std::iter::repeat_with(|| talker.write_all(&[b'x'; 64 * 1024])).take(1024).find_map(Result::err);
     assert!(cut.is_some_and(|error| error.kind() != std::io::ErrorKind::WouldBlock), "64 MiB were taken");
+}
+
+/// What the others measured until then is worth having, and must not be taken for the whole.
+#[test]
+fn the_loss_of_an_agent_leaves_a_partial_result_that_is_not_valid() {
+    let server = Server::start(|_| ok());
+    let (stays, _) = lasting_agent();
+    let key_file = std::env::temp_dir().join(format!("loadtest-agent-key-{}", std::process::id()));
+    std::fs::write(&key_file, KEY).expect("written");
+    let mut dies = Command::new(env!("CARGO_BIN_EXE_loadtest"))
+        .args(["agent", "--listen", "127.0.0.1:0", "--key-file", key_file.to_str().expect("UTF-8")])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    let mut line = String::new();
+    BufReader::new(dies.stdout.take().expect("piped")).read_line(&mut line).expect("its address");
+    let name = line.trim().strip_prefix("agent on ").expect("its address").to_owned();
+    let result = thread::scope(|scope| {
+        let run = scope.spawn(|| load(vec![stays, name.clone()], KEY, &server, &Arc::default(), 60_000));
+        while server.requests.load(SeqCst) < 100 {
+            thread::yield_now();
+        }
+        dies.kill().expect("it lives");
+        run.join().expect("no panic").expect("a result of what there is")
+    });
+    dies.wait().expect("it ended");
+    std::fs::remove_file(&key_file).expect("ours");
+    let lost = result.validity.reasons.iter().find(|reason| reason.code == "client_lost").expect("told");
+    assert!(lost.fatal && lost.message.contains(&name) && !result.validity.valid, "{lost:?}");
+    let (ok, sent) = (result.phases[0].total().ok, server.requests.load(SeqCst));
+    assert!(result.meta.partial && ok >= 40 && ok < sent, "{ok} of {sent}");
+    assert!(result.phases[0].duration_s < 60.0);
 }
 
 #[test]
