@@ -60,6 +60,10 @@ pub struct Client {
     pub lag_max: Option<Span>,
 }
 
+/// Longest load, all phases together, and longest wait for an answer. What is kept of a load does not grow with its length;
+/// this keeps clocks and their arithmetic in range, and mistyped lengths out.
+pub const LENGTH_MAX: Duration = Duration::from_secs(31 * 24 * 3600);
+
 /// Lateness that does not matter, whatever is measured.
 const LAG_ALWAYS_FINE: Duration = Duration::from_millis(2);
 /// The part of a response time that may be the load generator's lateness.
@@ -285,6 +289,15 @@ impl Plan {
             "auth cookie: --proxy-key-file must name the proxy's API key, which signs cookies",
         );
         need(!self.phases.is_empty(), "phases: at least one");
+        let length = self.phases.iter().fold(Duration::ZERO, |sum, phase| sum.saturating_add(phase.length.0));
+        need(
+            length <= LENGTH_MAX,
+            "phases: together longer than 31 days, the longest a load may be: lower their `for` or --time-scale",
+        );
+        need(
+            self.client.timeout.0.max(self.client.grace.0) <= LENGTH_MAX,
+            "timeout and grace: at most 31 days",
+        );
         let one_only = workload.fresh > 0.0
             || self
                 .phases
@@ -361,6 +374,12 @@ mod tests {
         }
         assert!(plan(Load::Burst { size: 1, every: Span::default() }, "get").mistakes()[0].contains("burst"));
         assert!(plan(Load::Hold { rate: -1.0 }, "get").mistakes()[0].contains("rates"));
+        let mut long = plan(Load::Soak { rate: 1.0 }, "get");
+        long.phases[0].length = Span(LENGTH_MAX);
+        assert_eq!(long.mistakes(), Vec::<String>::new());
+        long.phases.push(long.phases[0].clone());
+        long.phases[1].length = Span(Duration::MAX);
+        assert!(long.mistakes()[0].contains("31 days"));
     }
 
     #[test]

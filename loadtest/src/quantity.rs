@@ -72,6 +72,14 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text).map_err(|error| format!("`{text}`: {error}"))
 }
 
+/// A [`duration`] of a load, or of a wait in it.
+pub fn length(text: &str) -> Result<Span, String> {
+    let length = duration(text)?;
+    let ok = length <= crate::plan::LENGTH_MAX;
+    ok.then_some(Span(length))
+        .ok_or_else(|| format!("`{text}` is longer than 31 days, the longest a load may be"))
+}
+
 /// A duration that scenarios write as text.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Span(pub Duration);

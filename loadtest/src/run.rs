@@ -127,7 +127,7 @@ impl Conductor<'_> {
         let start = Instant::now() + HEADSTART;
         self.crew.start(HEADSTART)?;
         let mut tally = Tally::new(self.plan, threads);
-        let mut ticks = ticks(self.plan).into_iter().peekable();
+        let mut ticks = ticks(self.plan).peekable();
         let churn = crate::churn::spawn(self.plan, start, self.stop);
         let mut told_to_stop = false;
         let mut lost = Lost::default();
@@ -238,20 +238,21 @@ struct Tick {
     early: bool,
 }
 
-fn ticks(plan: &Plan) -> Vec<Tick> {
-    let mut ticks = Vec::new();
-    let mut begin = Duration::ZERO;
-    for (phase, planned) in plan.phases.iter().enumerate() {
-        let length = planned.length.0;
-        ticks.push(Tick { at: begin, phase, second: None, early: true });
+/// Made as they are needed: a load of days has many.
+fn ticks(plan: &Plan) -> impl Iterator<Item = Tick> {
+    let begins = plan.phases.iter().scan(Duration::ZERO, |end, planned| {
+        let begin = *end;
+        *end += planned.length.0;
+        Some((begin, planned.length.0))
+    });
+    begins.enumerate().flat_map(|(phase, (begin, length))| {
         let whole = (length.as_secs_f64().ceil() as u32).max(1);
-        for second in 0..whole {
+        let seconds = (0..whole).map(move |second| {
             let at = begin + length.min(Duration::from_secs(u64::from(second) + 1));
-            ticks.push(Tick { at, phase, second: Some(second), early: second < whole / 10 });
-        }
-        begin += length;
-    }
-    ticks
+            Tick { at, phase, second: Some(second), early: second < whole / 10 }
+        });
+        std::iter::once(Tick { at: begin, phase, second: None, early: true }).chain(seconds)
+    })
 }
 
 fn length(plan: &Plan) -> Duration {

@@ -160,10 +160,10 @@ pub struct LoadArgs {
     #[arg(long, help_heading = "Load")]
     pub poisson: bool,
     /// Longest wait for an answer
-    #[arg(long, default_value = "30s", help_heading = "Load")]
+    #[arg(long, value_parser = quantity::length, default_value = "30s", help_heading = "Load")]
     pub timeout: Span,
     /// How long answers may still come when the load is over
-    #[arg(long, default_value = "5s", help_heading = "Load")]
+    #[arg(long, value_parser = quantity::length, default_value = "5s", help_heading = "Load")]
     pub grace: Span,
 
     #[command(flatten)]
@@ -324,11 +324,11 @@ pub struct PaceArgs {
     /// latencies say nothing about users
     #[arg(long, help_heading = "Load")]
     pub closed: bool,
-    /// How long to measure
-    #[arg(long = "for", value_name = "TIME", default_value = "10s", help_heading = "Load")]
+    /// How long to measure, at most 31 days
+    #[arg(long = "for", value_parser = quantity::length, value_name = "TIME", default_value = "10s", help_heading = "Load")]
     pub length: Span,
     /// A time before that does not count
-    #[arg(long, value_name = "TIME", default_value = "0s", help_heading = "Load")]
+    #[arg(long, value_parser = quantity::length, value_name = "TIME", default_value = "0s", help_heading = "Load")]
     pub warmup: Span,
     /// WebSockets to open and hold meanwhile: 10k, 100k
     #[arg(long, value_parser = quantity::count, value_name = "N", help_heading = "Load")]
@@ -386,7 +386,7 @@ pub struct FindMaxArgs {
     #[arg(long, value_parser = quantity::rate, default_value = "1M", help_heading = "Search")]
     pub to: f64,
     /// How long each rate is held
-    #[arg(long, value_name = "TIME", default_value = "5s", help_heading = "Search")]
+    #[arg(long, value_parser = quantity::length, value_name = "TIME", default_value = "5s", help_heading = "Search")]
     pub step: Span,
     /// Stop when what holds and what does not are as near
     #[arg(long, value_parser = quantity::share, default_value = "5%", help_heading = "Search")]

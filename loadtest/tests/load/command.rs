@@ -57,6 +57,26 @@ fn ctrl_c_ends_a_run_with_a_valid_partial_report() {
     assert!(text.contains("ended before its time"), "{text}");
 }
 
+/// A list of a month's seconds alone would be more than 100 MB.
+#[test]
+fn memory_does_not_grow_with_the_length_of_the_plan() {
+    let server = Server::start(|_| ok());
+    let arguments = ["run", &server.url(), "--rate", "20", "--for", "31d", "--lag-max", "1s", "-q"];
+    let child = loadtest(&arguments).spawn().expect("it starts");
+    let begun = Instant::now();
+    while server.requests.load(SeqCst) < 10 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "no load");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).expect("it lives");
+    kill_process(Pid::from_child(&child), Signal::INT).expect("it lives");
+    let (output, text) = output(child);
+    assert!(output.status.success(), "{text}");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux says it");
+    let peak_kb: u64 = peak.trim().trim_end_matches(" kB").parse().expect("a number");
+    assert!(peak_kb < 64 * 1024, "{peak_kb} kB");
+}
+
 #[test]
 fn the_proxy_s_cpu_and_counters_are_in_the_report() {
     let server = Server::start(|asked| match asked.line.as_str() {
@@ -122,6 +142,10 @@ fn a_target_that_is_not_there_is_an_invalid_result_and_a_wrong_command_none() {
     for (arguments, said) in [
         (&["run", "ftp://x", "--rate", "1"][..], "neither http nor https"),
         (&["run", "http://127.0.0.1:1"], "--rate"),
+        (
+            &["run", "http://127.0.0.1:1", "--rate", "1", "--for", "999999999999h"],
+            "'--for <TIME>': `999999999999h` is longer than 31 days",
+        ),
         (
             &["run", "http://127.0.0.1:1", "--rate", "1", "--auth", "cookie:1", "--domain", "x"],
             "--proxy-key-file",
