@@ -103,7 +103,14 @@ impl fmt::Display for Threshold {
 /// Checks all thresholds and writes what was found into the result. Whether all hold.
 pub fn check(result: &mut RunResult, thresholds: &[Threshold]) -> bool {
     let totals = Totals::of(result);
-    result.assertions.extend(thresholds.iter().map(|threshold| threshold.check(&totals)));
+    let nothing_held = result.search.as_ref().is_some_and(|search| search.rate.is_none());
+    result.assertions.extend(thresholds.iter().map(|threshold| match nothing_held {
+        // Counts of nothing would be 0, and below any bound.
+        true if threshold.measure.what != What::Valid => {
+            Assertion { text: threshold.text.clone(), found: "no rate held".into(), holds: false }
+        }
+        _ => threshold.check(&totals),
+    }));
     result.assertions.iter().all(|assertion| assertion.holds)
 }
 

@@ -1,7 +1,8 @@
 //! What can be said about a run in one number: its name, its unit and which way is better.
 //!
 //! Thresholds, comparisons and summaries all read results through here, so `p99` means the same everywhere: the response
-//! time, of all classes together, over all phases but warm-ups. Pure.
+//! time, of all classes together, over all phases but warm-ups; of a search for the highest rate, over the step of the
+//! rate that was found. Pure.
 
 use crate::result::{ClassResult, Hist, RunResult};
 use std::collections::BTreeMap;
@@ -13,8 +14,10 @@ pub struct Totals {
     pub classes: BTreeMap<String, ClassResult>,
     /// How late requests left by the load generator's own doing.
     pub send_lag: Hist,
-    /// Of the measured phases.
+    /// Of the judged phases.
     pub duration_s: f64,
+    /// What a search found: its rate.
+    found_rate: Option<f64>,
     /// CPU seconds of the proxy and the answers they were spent on, over the phases in which it was watched. What counts
     /// as an answer (echoes and events do) is the run's to say.
     proxy_cpu: Option<(f64, f64)>,
@@ -43,6 +46,7 @@ impl Totals {
             classes: BTreeMap::new(),
             send_lag: Hist::default(),
             duration_s: 0.0,
+            found_rate: result.search.as_ref().and_then(|search| search.rate),
             proxy_cpu: None,
             calls: None,
             memory_max_bytes: None,
@@ -50,7 +54,7 @@ impl Totals {
             ended_in_all: result.phases.iter().map(|phase| phase.total().ended()).sum(),
             valid: result.validity.valid,
         };
-        for phase in result.measured() {
+        for phase in result.judged() {
             totals.duration_s += phase.duration_s;
             totals.send_lag.merge(&phase.client.send_lag);
             for (name, class) in &phase.classes {
@@ -148,7 +152,7 @@ pub enum What {
     /// How late requests left by the load generator's own doing.
     Lag(Statistic),
     Errors,
-    /// Requests that ended, per second.
+    /// Requests that ended, per second; of a search the rate it found.
     Rate,
     /// CPU of the proxy per answer.
     Cpu,
@@ -283,6 +287,8 @@ impl Measure {
             }
             What::Lag(at) => at.of(&totals.send_lag),
             What::Errors => Totals::error_share(class),
+            // What a search found is the rate that was sent, not what of it had ended when the step did.
+            What::Rate if self.class.is_none() && totals.found_rate.is_some() => totals.found_rate,
             What::Rate => share(class.ok as f64, totals.duration_s),
             What::Cpu => totals.cpu_us(),
             What::Calls => totals.calls(),

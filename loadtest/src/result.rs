@@ -378,6 +378,14 @@ pub struct SearchStep {
     pub invalid: bool,
 }
 
+impl Search {
+    /// Which step is the one with the highest rate that held. Steps are the run's measured phases, in their order.
+    fn found(&self) -> Option<usize> {
+        let held = self.steps.iter().enumerate().filter(|(_, step)| step.held);
+        held.max_by(|(_, a), (_, b)| a.rate.total_cmp(&b.rate)).map(|(step, _)| step)
+    }
+}
+
 /// Bounds of the heat map: bucket n ends at `HEAT_BASE_NS * 2^((n + 1) / 4)`, a quarter of an octave wide each.
 pub const HEAT_BASE_NS: f64 = 16_000.0;
 /// From 16 microseconds to about two minutes.
@@ -587,6 +595,14 @@ impl RunResult {
             }
         }
         self.validity.valid &= later.validity.valid;
+    }
+
+    /// The phases whose figures stand for the run: those that count; of a search the step of the rate it found, and none
+    /// where no rate held.
+    pub fn judged(&self) -> impl Iterator<Item = &PhaseResult> {
+        let found = self.search.as_ref().map(Search::found);
+        let stands = move |step: usize| found.is_none_or(|found| found == Some(step));
+        self.measured().enumerate().filter(move |(step, _)| stands(*step)).map(|(_, phase)| phase)
     }
 
     /// The phases that count: all but warm-ups.

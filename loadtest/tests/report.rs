@@ -232,6 +232,79 @@ fn a_markdown_summary_has_figures_thresholds_and_errors() {
     }
 }
 
+/// A search of three steps: two rates that held and one that did not.
+fn searched() -> RunResult {
+    let mut result = run(&Recipe { rate: 1000, seconds: 4, ..Recipe::default() });
+    for (rate, median_us) in [(4000, 90_000.0), (2000, 800.0)] {
+        result.append(run(&Recipe { rate, seconds: 4, median_us, ..Recipe::default() }));
+    }
+    let step = |rate: f64, held| SearchStep { rate, achieved: rate - 1.0, held, ..SearchStep::default() };
+    let steps = vec![step(1000.0, true), step(4000.0, false), step(2000.0, true)];
+    result.search = Some(Search { bound: "p99 <= 20ms".into(), rate: Some(2000.0), steps });
+    result
+}
+
+#[test]
+fn the_rate_found_and_its_step_stand_for_a_search() {
+    let mut result = searched();
+    let step = &result.phases[5];
+    assert_eq!(step.planned_rate, Some((2000.0, 2000.0)));
+    let p99_us = step.total().response.quantile_us(0.99);
+    let thresholds = format!(
+        "rate>=2000,rate<2000.5,p99>={}us,p99<={}us,sent<=8000,upload/rate<300",
+        p99_us - 1.0,
+        p99_us + 1.0
+    );
+    let outputs = Outputs { assert: vec![thresholds.parse().expect("good")], ..Outputs::default() };
+    let holds = outputs.finish(&mut result).expect("nothing to write");
+    assert!(holds, "{:?}", result.assertions);
+    let markdown = report::markdown(&result);
+    for text in [
+        "Highest rate with p99 &lt;= 20ms: **2,000/s**",
+        "| **all** | 2,000/s |",
+        "| 4,000/s | 3,999/s |",
+        "| did not hold |",
+    ] {
+        assert!(markdown.contains(text), "{text}\n{markdown}");
+    }
+    let html = report::html(&result);
+    assert!(html.contains("<b>2,000/s</b> held with p99 &lt;= 20ms.") && html.contains("planned 2,000/s"));
+}
+
+#[test]
+fn no_threshold_holds_where_no_rate_did() {
+    let mut result = searched();
+    let search = result.search.as_mut().expect("a search");
+    search.rate = None;
+    search.steps.iter_mut().for_each(|step| step.held = false);
+    let outputs = Outputs {
+        assert: vec!["rate>1,failed<5,p99<60m,valid".parse().expect("good")],
+        ..Outputs::default()
+    };
+    assert_eq!(outputs.finish(&mut result).ok(), Some(false));
+    let holds: Vec<_> = result.assertions.iter().map(|assertion| assertion.holds).collect();
+    assert_eq!(
+        (holds, result.assertions[1].found.as_str()),
+        (vec![false, false, false, true], "no rate held")
+    );
+    assert!(report::markdown(&result).contains("**not even the lowest held**"));
+}
+
+#[test]
+fn a_markdown_summary_of_several_phases_has_a_row_for_each() {
+    let markdown = report::markdown(&run(&Recipe { rate: 500, seconds: 4, ..Recipe::default() }));
+    for text in [
+        "| phase | kind |",
+        "| warm-up (not measured) | hold | 2 | 500/s | 500/s |",
+        "| hold | hold | 4 | 500/s | 500/s |",
+    ] {
+        assert!(markdown.contains(text), "{text}\n{markdown}");
+    }
+    let mut single = run(&Recipe { seconds: 1, ..Recipe::default() });
+    single.phases.remove(0);
+    assert!(!report::markdown(&single).contains("| phase |"));
+}
+
 #[test]
 fn saved_results_are_read_back_and_others_refused_with_their_name() {
     let folder = std::env::temp_dir().join(format!("loadtest-report-{}", std::process::id()));

@@ -55,7 +55,7 @@ struct Sum {
 
 impl Seconds {
     pub fn of(result: &RunResult) -> Self {
-        let phases: Vec<&PhaseResult> = result.measured().collect();
+        let phases: Vec<&PhaseResult> = result.judged().collect();
         let alike = |phase: &&PhaseResult| {
             phases
                 .first()

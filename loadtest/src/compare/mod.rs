@@ -305,7 +305,7 @@ fn cautions(a: &RunResult, b: &RunResult, seconds_a: &Seconds, seconds_b: &Secon
     let (config_a, config_b) = (&a.config, &b.config);
     let rates = |result: &RunResult| {
         let rates: Vec<String> = result
-            .measured()
+            .judged()
             .map(|phase| phase.planned_rate.map_or("closed".into(), |(from, to)| format!("{from} to {to}/s")))
             .collect();
         rates.join(", ")

@@ -1,11 +1,14 @@
 //! The Markdown summary: what fits into a CI job's page or a pull request.
 
 use crate::measure::{Totals, bytes_text, number_text, share_text, time_text};
-use crate::result::{ClassResult, ErrorCount, RunResult};
+use crate::report::planned_rate_text;
+use crate::result::{ClassResult, ErrorCount, PhaseResult, RunResult, Search};
 use std::fmt::Write as _;
 
 /// Most rows of the table of errors.
 const ERRORS_MAX: usize = 20;
+/// Most rows of the tables of phases and steps.
+const PHASES_MAX: usize = 100;
 
 pub fn text(result: &RunResult) -> String {
     let totals = Totals::of(result);
@@ -34,6 +37,17 @@ pub fn text(result: &RunResult) -> String {
             let _ = writeln!(text, "| `{}` | {} | {sign} |", code(&assertion.text), escape(&assertion.found));
         }
         text.push('\n');
+    }
+    if let Some(search) = &result.search {
+        let bound = escape(&search.bound);
+        let _ = match search.rate {
+            Some(rate) => writeln!(
+                text,
+                "Highest rate with {bound}: **{}/s**. The figures by class, and the thresholds', are of its step.\n",
+                number_text(rate)
+            ),
+            None => writeln!(text, "Highest rate with {bound}: **not even the lowest held**.\n"),
+        };
     }
     text.push_str(
         "| class | rate | p50 | p90 | p99 | p99.9 | max | errors |\n|---|--:|--:|--:|--:|--:|--:|--:|\n",
@@ -65,7 +79,59 @@ pub fn text(result: &RunResult) -> String {
         let _ = writeln!(text, "Bytes spliced: {}{copied}.", share_text(spliced));
     }
     errors(&mut text, &totals.all.errors);
+    match &result.search {
+        Some(search) => steps(&mut text, search),
+        None => phases(&mut text, &result.phases),
+    }
     text
+}
+
+/// Only where there is more than one: the table by class says the same of a single one.
+fn phases(text: &mut String, phases: &[PhaseResult]) {
+    if phases.len() < 2 {
+        return;
+    }
+    text.push_str("\n| phase | kind | seconds | planned | rate | p50 | p99 | max | errors | proxy CPU |\n");
+    text.push_str("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|\n");
+    for phase in phases.iter().take(PHASES_MAX) {
+        let total = phase.total();
+        let warmup = if phase.warmup { " (not measured)" } else { "" };
+        let [p50, p99, max] =
+            [0.5, 0.99, 1.0].map(|quantile| time_text(total.response.quantile_us(quantile)));
+        let _ = writeln!(
+            text,
+            "| {}{warmup} | {} | {} | {} | {}/s | {p50} | {p99} | {max} | {} | {} |",
+            escape(&phase.name),
+            escape(&phase.kind),
+            number_text((phase.duration_s * 10.0).round() / 10.0),
+            planned_rate_text(phase.planned_rate),
+            number_text(phase.rate()),
+            Totals::error_share(&total).map_or("–".into(), share_text),
+            phase.proxy.as_ref().map_or("–".into(), |proxy| format!("{:.1} µs", proxy.cpu_us_per_request)),
+        );
+    }
+    if phases.len() > PHASES_MAX {
+        let _ = writeln!(text, "| {} more | | | | | | | | | |", phases.len() - PHASES_MAX);
+    }
+}
+
+fn steps(text: &mut String, search: &Search) {
+    text.push_str("\n| rate | ended | p99 | errors | |\n|--:|--:|--:|--:|---|\n");
+    for step in search.steps.iter().take(PHASES_MAX) {
+        let word = match (step.held, step.invalid) {
+            (true, _) => "held",
+            (false, false) => "did not hold",
+            (false, true) => "did not hold, the load generator was in the way",
+        };
+        let _ = writeln!(
+            text,
+            "| {}/s | {}/s | {} | {} | {word} |",
+            number_text(step.rate),
+            number_text(step.achieved),
+            time_text(step.p99_us),
+            share_text(step.error_share)
+        );
+    }
 }
 
 fn class_row(text: &mut String, name: &str, class: &ClassResult, duration_s: f64) {

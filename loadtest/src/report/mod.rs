@@ -12,6 +12,7 @@ mod run_page;
 mod scale;
 
 use crate::assertion::{self, Thresholds};
+use crate::measure::number_text;
 use crate::result::{FORMAT, RunResult};
 use clap::Args;
 use std::fs::File;
@@ -78,6 +79,15 @@ impl Outputs {
             write_file(path, |out| out.write_all(markdown::text(result).as_bytes()))?;
         }
         Ok(holds)
+    }
+}
+
+/// What a phase planned, at its begin and end.
+fn planned_rate_text(planned: Option<(f64, f64)>) -> String {
+    match planned {
+        None => "–".into(),
+        Some((from, to)) if from == to => format!("{}/s", number_text(to)),
+        Some((from, to)) => format!("{} to {}/s", number_text(from), number_text(to)),
     }
 }
 

@@ -5,7 +5,8 @@ use super::columns::{Column, columns};
 use super::figures::{self, COLUMNS_MAX};
 use super::page::{bad_card, bar, card, figure, page};
 use crate::measure::{Totals, bytes_text, number_text, share_text, time_text};
-use crate::result::{ClassResult, Hist, PhaseResult, RunResult, ServerCounters};
+use crate::report::planned_rate_text;
+use crate::result::{ClassResult, Hist, PhaseResult, RunResult, Search, ServerCounters};
 use maud::{Markup, html};
 
 /// Most rows of tables whose length a run decides.
@@ -62,6 +63,9 @@ fn summary(result: &RunResult, totals: &Totals) -> Markup {
     let of = format!("of {}", number_text((all.ok + bad) as f64));
     let errors = Totals::error_share(all).map_or("–".into(), share_text);
     html! {
+        @if let Some(search) = &result.search {
+            p { (found_text(search)) " Figures without a time are of that rate's step." }
+        }
         div.cards {
             (card("rate", &format!("{}/s", number_text(rate)), &planned_text(result)))
             (card("p50", &response(0.5), "response time"))
@@ -84,7 +88,7 @@ fn summary(result: &RunResult, totals: &Totals) -> Markup {
 
 fn planned_text(result: &RunResult) -> String {
     let rates: Vec<f64> =
-        result.measured().filter_map(|phase| phase.planned_rate).flat_map(|(from, to)| [from, to]).collect();
+        result.judged().filter_map(|phase| phase.planned_rate).flat_map(|(from, to)| [from, to]).collect();
     let least = rates.iter().copied().fold(f64::INFINITY, f64::min);
     let most = rates.iter().copied().fold(0.0, f64::max);
     match () {
@@ -324,11 +328,6 @@ fn phases(result: &RunResult) -> Markup {
 
 fn phase_row(phase: &PhaseResult) -> Markup {
     let total = phase.total();
-    let planned = match phase.planned_rate {
-        None => "–".into(),
-        Some((from, to)) if from == to => format!("{}/s", number_text(to)),
-        Some((from, to)) => format!("{} to {}/s", number_text(from), number_text(to)),
-    };
     let cpu =
         phase.proxy.as_ref().map_or("–".into(), |proxy| format!("{:.1} µs", proxy.cpu_us_per_request));
     html! {
@@ -336,7 +335,7 @@ fn phase_row(phase: &PhaseResult) -> Markup {
             td { (phase.name) @if phase.warmup { " " span.quiet { "not measured" } } }
             td { (phase.kind) }
             td.n { (number_text((phase.duration_s * 10.0).round() / 10.0)) }
-            td.n { (planned) }
+            td.n { (planned_rate_text(phase.planned_rate)) }
             td.n { (number_text(phase.rate())) "/s" }
             @for quantile in [0.5, 0.99, 1.0] { td.n { (time_text(total.response.quantile_us(quantile))) } }
             td.n { (Totals::error_share(&total).map_or("–".into(), share_text)) }
@@ -400,12 +399,7 @@ fn search(result: &RunResult) -> Markup {
     html! {
         @if let Some(search) = &result.search {
             h2 { "Highest rate with " (search.bound) }
-            p {
-                @match search.rate {
-                    Some(rate) => { b { (number_text(rate)) "/s" } " held." },
-                    None => "Not even the lowest rate held.",
-                }
-            }
+            p { (found_text(search)) }
             div.box { table {
                 tr { th.n { "rate" } th.n { "achieved" } th.n { "p99" } th.n { "errors" } th { "" } }
                 @for step in &search.steps {
@@ -420,6 +414,15 @@ fn search(result: &RunResult) -> Markup {
                     }
                 }
             } }
+        }
+    }
+}
+
+fn found_text(search: &Search) -> Markup {
+    html! {
+        @match search.rate {
+            Some(rate) => { b { (number_text(rate)) "/s" } " held with " (search.bound) "." },
+            None => "Not even the lowest rate held.",
         }
     }
 }
