@@ -3,6 +3,7 @@
 use crate::plan::{Load, Phase, Plan};
 use crate::quantity::Span;
 use crate::result::{PhaseResult, Reason, RunResult, Search, SearchStep, Validity};
+use crate::scrape;
 use std::time::Duration;
 
 /// What to look for.
@@ -156,6 +157,7 @@ fn finish(mut whole: RunResult, search: Search, bound: &Bound) -> RunResult {
             fatal: false,
         });
     }
+    reasons.extend(whole.server.as_ref().and_then(scrape::note));
     whole.validity = Validity::of(reasons);
     whole.search = Some(search);
     whole

@@ -316,8 +316,11 @@ pub struct ServerSample {
 }
 
 impl ServerCounters {
-    /// What each counter gained, for those that moved.
+    /// What each counter gained, for those that moved; nothing if the page was not read before the load.
     pub fn gained(&self) -> BTreeMap<&str, f64> {
+        if self.before.is_empty() {
+            return BTreeMap::new();
+        }
         let before = |name: &String| self.before.get(name).copied().unwrap_or(0.0);
         let moved = self.after.iter().map(|(name, after)| (name.as_str(), after - before(name)));
         moved.filter(|(_, gain)| *gain != 0.0).collect()

@@ -7,7 +7,7 @@ use crate::calls::{CallCounter, Calls};
 use crate::host::{self, Meter, ProxySource, Usage};
 use crate::plan::{Plan, Share};
 use crate::result::{CallUse, ProxyUse, Reason, RunResult, ServerCounters, Validity};
-use crate::scrape::Scraper;
+use crate::scrape::{self, Scraper};
 use crate::transport::Place;
 use crate::worker::{self, Assignment, Report};
 use std::sync::Arc;
@@ -176,6 +176,7 @@ impl Conductor<'_> {
             tally.finish(self.plan, self.crew.hosts(), started_at, partial, server, proxy, churn);
         let refused = refused.map(|message| Reason { code: "calls".into(), message, fatal: false });
         result.validity.reasons.extend(refused);
+        result.validity.reasons.extend(result.server.as_ref().and_then(scrape::note));
         result.validity = Validity::of([lost.reasons(), result.validity.reasons].concat());
         Ok(result)
     }

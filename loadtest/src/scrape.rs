@@ -1,7 +1,7 @@
 //! The proxy's `/metrics` page (Prometheus text format): before, during and after a run.
 
 use crate::http1::ResponseReader;
-use crate::result::{ServerCounters, ServerSample};
+use crate::result::{Reason, ServerCounters, ServerSample};
 use std::collections::BTreeMap;
 use std::io::{self, Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
@@ -74,15 +74,31 @@ impl Scraper {
     }
 
     fn read(&mut self) -> Option<BTreeMap<String, f64>> {
-        match fetch(&self.authority, &self.path) {
-            Ok(page) => Some(parse(&page)),
-            Err(error) => {
-                self.counters.failures += 1;
-                self.counters.last_failure = Some(error.to_string());
-                None
-            }
-        }
+        let page = fetch(&self.authority, &self.path).map(|page| parse(&page));
+        let failure = match page {
+            Ok(values) if !values.is_empty() => return Some(values),
+            Ok(_) => "there is no metric on it; the Prometheus text format is expected".into(),
+            Err(error) => error.to_string(),
+        };
+        self.counters.failures += 1;
+        self.counters.last_failure = Some(failure);
+        None
     }
+}
+
+/// What to know about counters that are not, or not all, what was asked for.
+pub fn note(counters: &ServerCounters) -> Option<Reason> {
+    let failure = counters.last_failure.as_ref()?;
+    let missing = match (counters.before.is_empty(), counters.after.is_empty()) {
+        (true, true) if counters.samples.is_empty() => {
+            "could not be read: the proxy's counters are not in the result"
+        }
+        (true, _) => "could not be read before the load: what counters gained is not in the result",
+        (false, true) => "could not be read after the load: what counters gained is not in the result",
+        (false, false) => "could not be read at times",
+    };
+    let message = format!("the metrics page {} {missing} ({failure})", counters.url);
+    Some(Reason { code: "metrics".into(), message, fatal: false })
 }
 
 fn fetch(authority: &str, path: &str) -> io::Result<String> {
@@ -124,6 +140,10 @@ fn parse(page: &str) -> BTreeMap<String, f64> {
         }
         // Labels may hold spaces; a time may follow the value.
         let end = line.find('}').map_or_else(|| line.find(' '), |brace| Some(brace + 1))?;
+        let name = line[..end].split('{').next().unwrap_or_default();
+        if !name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':')) {
+            return None;
+        }
         let value = line[end..].split_ascii_whitespace().next()?.parse().ok()?;
         Some((line[..end].to_owned(), value))
     };
@@ -136,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_page_is_read_without_its_buckets_and_comments() {
-        let page = "# HELP a x\n# TYPE a counter\na 5\nb{c=\"d e\"} 1.5e3\nh_bucket{le=\"1\"} 9\nh_sum 2 1700000000\nbad\nn NaN\n";
+        let page = "# HELP a x\n# TYPE a counter\na 5\nb{c=\"d e\"} 1.5e3\nh_bucket{le=\"1\"} 9\nh_sum 2 1700000000\nbad\nn NaN\n<p>x 5\n";
         let values = parse(page);
         let expected = [("a", 5.0), ("b{c=\"d e\"}", 1500.0), ("h_sum", 2.0)];
         assert_eq!(values, expected.map(|(name, value)| (name.to_owned(), value)).into());
@@ -158,6 +178,8 @@ mod tests {
         scraper.begin();
         let counters = scraper.end();
         assert_eq!((counters.failures, counters.before.len()), (2, 0));
-        assert!(counters.last_failure.is_some());
+        let note = note(&counters).expect("there is something to know");
+        assert!(note.message.contains(&address.to_string()) && note.message.contains("could not be read:"));
+        assert!(note.message.contains("refused") && !note.fatal, "{note:?}");
     }
 }

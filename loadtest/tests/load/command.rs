@@ -113,6 +113,39 @@ fn the_proxy_s_cpu_and_counters_are_in_the_report() {
 }
 
 #[test]
+fn a_metrics_page_that_says_nothing_is_told_everywhere() {
+    let server = Server::start(|asked| match asked.line.as_str() {
+        "GET /page" => super::peer::Answer::Say(200, "<h1>5 metrics</h1>\nnot found\n".into()),
+        _ => ok(),
+    });
+    let absent = format!("http://127.0.0.1:{}/metrics", free_port());
+    for (metrics, why) in [(absent, "refused"), (format!("{}page", server.url()), "there is no metric on it")]
+    {
+        let arguments = [
+            "run",
+            &server.url(),
+            "--rate",
+            "20",
+            "--for",
+            "300ms",
+            "--lag-max",
+            "1s",
+            "--metrics-url",
+            &metrics,
+        ];
+        let (output, text) =
+            output(loadtest(&[&arguments[..], &["--markdown", "-"]].concat()).spawn().expect("it starts"));
+        assert!(output.status.success(), "{text}");
+        let told = |start: &str| {
+            text.lines().any(|line| {
+                line.starts_with(start) && line.contains(why) && line.contains("could not be read")
+            })
+        };
+        assert!(told("note: the metrics page") && told("> Note: the metrics page"), "{text}");
+    }
+}
+
+#[test]
 fn calls_that_may_not_be_counted_are_told_with_what_to_do_and_the_rest_is_measured() {
     let server = Server::start(|_| ok());
     let json = file("calls-refused");
