@@ -143,7 +143,8 @@ fn find_maximum(args: &FindMaxArgs) -> Result<ExitCode, String> {
             eprintln!("{}", console::search_step(step));
         }
     };
-    let result = find_max::search(&template, &bound, &mut |plan| runner.run(plan, &observation), &mut tell)?;
+    let mut run = |plan| runner.run(plan, &observation);
+    let result = find_max::search(&template, &bound, &runner.stop, &mut run, &mut tell)?;
     conclude(result, &args.output)
 }
 
@@ -151,8 +152,10 @@ fn take_turns(args: &InterleaveArgs) -> Result<ExitCode, String> {
     let a = args.load.plan(args.pace.phases(&args.load.mix())?)?;
     let mut b = a.clone();
     (b.name, b.target.url) = (args.with.clone(), args.with.clone());
-    let files = [&args.json_a, &args.json_b].map(|json| Outputs { json: json.clone(), ..Outputs::default() });
-    files.iter().try_for_each(Outputs::check).map_err(|error| error.to_string())?;
+    let outputs = [(&args.json_a, &args.assert_a), (&args.json_b, &args.assert_b)]
+        .map(|(json, assert)| Outputs { json: json.clone(), assert: assert.clone(), ..Outputs::default() });
+    let both = Outputs { html: args.html.clone(), markdown: args.markdown.clone(), ..Outputs::default() };
+    outputs.iter().chain([&both]).try_for_each(Outputs::check).map_err(|error| error.to_string())?;
     let of_b = ObserveArgs {
         proxy_pid: args.with_proxy_pid.clone(),
         count_calls: args.load.observe.count_calls && args.with_proxy_pid.is_some(),
@@ -166,16 +169,43 @@ fn take_turns(args: &InterleaveArgs) -> Result<ExitCode, String> {
         }
     };
     let mut run = |plan: &Plan, target: usize| runner.run(plan.clone(), &observations[target]);
-    let mut results = interleave::run([a, b], args.rounds, &mut run, &mut tell)?;
-    for (file, result) in files.iter().zip(&mut results) {
+    let mut results = interleave::run([a, b], args.rounds, &runner.stop, &mut run, &mut tell)?;
+    let (mut text, mut holds, mut valid) = (String::new(), true, true);
+    for ((name, output), result) in ["A", "B"].into_iter().zip(&outputs).zip(&mut results) {
+        let Some(result) = result else {
+            text += &format!("{name} had no turn\n");
+            // As with any figure that is missing.
+            holds &= output.assert.is_empty();
+            continue;
+        };
         result.meta.command = std::env::args().collect();
-        file.finish(result).map_err(|error| error.to_string())?;
+        holds &= output.finish(result).map_err(|error| error.to_string())?;
+        valid &= result.validity.valid;
+        let lines = assertion::lines(&result.assertions);
+        text.extend(lines.lines().map(|line| format!("{name}: {line}\n")));
     }
-    let [a, b] = results;
+    text = match &results {
+        [Some(a), Some(b)] => {
+            compare::Comparison::new(a, b, compare::Judgement::default())
+                .write(both.html.as_deref(), both.markdown.as_deref())?;
+            console::against(a, b) + &text
+        }
+        // There is nothing to compare with.
+        [one, other] => match one.clone().or(other.clone()) {
+            Some(mut only) => {
+                both.finish(&mut only).map_err(|error| error.to_string())?;
+                console::summary(&only) + &text
+            }
+            None => text,
+        },
+    };
     // Nobody may be reading; the files are written.
-    drop(io::stdout().write_all(console::against(&a, &b).as_bytes()));
-    let valid = a.validity.valid && b.validity.valid;
-    Ok(if valid { ExitCode::SUCCESS } else { ExitCode::from(EXIT_INVALID) })
+    drop(io::stdout().write_all(text.as_bytes()));
+    Ok(match (holds, valid) {
+        (false, _) => ExitCode::from(assertion::EXIT_CODE),
+        (true, false) => ExitCode::from(EXIT_INVALID),
+        (true, true) => ExitCode::SUCCESS,
+    })
 }
 
 fn serve_agent(args: &AgentArgs) -> Result<ExitCode, String> {

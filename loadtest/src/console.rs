@@ -227,7 +227,8 @@ pub fn against(a: &RunResult, b: &RunResult) -> String {
     let mut text = format!("A {}\nB {}\n\n", a.config.target, b.config.target);
     let _infallible = writeln!(
         text,
-        "  {:<18} {:>12} {:>12} {:>8}   [lowest-highest ratio of a round]",
+        "  A and B: the medians of their rounds. B/A: the median of the rounds' ratios, not the ratio of those medians.\n\n  \
+         {:<18} {:>12} {:>12} {:>8}   [lowest-highest ratio of a round]",
         "", "A", "B", "B/A"
     );
     type Measure = fn(&PhaseResult) -> Option<f64>;
@@ -262,7 +263,8 @@ pub fn against(a: &RunResult, b: &RunResult) -> String {
 
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
+    let (above, below) = (values.len() / 2, values.len().saturating_sub(1) / 2);
+    values.get(above).map_or(0.0, |upper| (upper + values[below]) / 2.0)
 }
 
 fn add_reasons(text: &mut String, prefix: &str, result: &RunResult) {

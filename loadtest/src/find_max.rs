@@ -3,7 +3,9 @@
 use crate::plan::{Load, Phase, Plan};
 use crate::quantity::Span;
 use crate::result::{PhaseResult, Reason, RunResult, Search, SearchStep, Validity};
+use crate::run::LOST;
 use crate::scrape;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 /// What to look for.
@@ -43,6 +45,7 @@ impl Bound {
 pub fn search(
     template: &Plan,
     bound: &Bound,
+    stop: &AtomicBool,
     run: &mut dyn FnMut(Plan) -> Result<RunResult, String>,
     tell: &mut dyn FnMut(&SearchStep),
 ) -> Result<RunResult, String> {
@@ -53,7 +56,19 @@ pub fn search(
         let mut held = false;
         for attempt in 1..=2 {
             let name = format!("{rate:.0}/s{}", if attempt == 1 { "" } else { ", again" });
-            let result = run(step_plan(template, bound, &name, rate))?;
+            let result = match (run(step_plan(template, bound, &name, rate)), whole.take()) {
+                (Ok(result), before) => {
+                    whole = before;
+                    result
+                }
+                (Err(error), None) => return Err(error),
+                // The steps before are worth having.
+                (Err(error), Some(before)) => {
+                    let mut whole = finish(before, search, bound);
+                    whole.end_early(&format!("{error}: at {name}"), !stop.load(Relaxed));
+                    return Ok(whole);
+                }
+            };
             let step = judge(&result, bound, &name, rate);
             tell(&step);
             held = step.held;
@@ -150,6 +165,7 @@ fn finish(mut whole: RunResult, search: Search, bound: &Bound) -> RunResult {
         let message = "the highest rate that was to be tried held: the target may do more".into();
         reasons.push(Reason { code: "bound_reached".into(), message, fatal: false });
     }
+    reasons.extend(whole.validity.reasons.into_iter().filter(|reason| reason.code == LOST));
     if whole.meta.partial {
         reasons.push(Reason {
             code: "partial".into(),
@@ -215,7 +231,8 @@ mod tests {
             let validity = Validity { valid: true, ..Validity::default() };
             Ok(RunResult { phases: vec![measured], validity, ..RunResult::default() })
         };
-        let result = search(&template(), bound, &mut run, &mut |_| {}).expect("it ran");
+        let result =
+            search(&template(), bound, &AtomicBool::new(false), &mut run, &mut |_| {}).expect("it ran");
         assert_eq!(result.phases.len(), result.search.as_ref().map_or(0, |search| search.steps.len()));
         (result.search.expect("a search"), result.validity)
     }
@@ -235,6 +252,33 @@ mod tests {
         let (search, _) = search_at(1000.0, &bound(100.0, 10_000.0), 1);
         assert!(search.rate.is_some_and(|rate| rate > 940.0), "{:?}", search.rate);
         assert!(!search.steps[0].held && search.steps[1].held);
+    }
+
+    #[test]
+    fn a_step_that_cannot_be_made_leaves_those_before() {
+        for stopped in [true, false] {
+            let mut left = 2;
+            let mut run = |plan: Plan| {
+                if left == 0 {
+                    return Err("no such process".into());
+                }
+                left -= 1;
+                let mut class = ClassResult { ok: 100, ..ClassResult::default() };
+                class.response.record_ns(1_000_000);
+                let mut measured =
+                    PhaseResult { name: plan.phases[1].name.clone(), ..PhaseResult::default() };
+                measured.classes.insert("get:1".into(), class);
+                let validity = Validity { valid: true, ..Validity::default() };
+                Ok(RunResult { phases: vec![measured], validity, ..RunResult::default() })
+            };
+            let stop = AtomicBool::new(stopped);
+            let result = search(&template(), &bound(100.0, 10_000.0), &stop, &mut run, &mut |_| {})
+                .expect("two steps");
+            assert_eq!(result.search.as_ref().and_then(|search| search.rate), Some(200.0));
+            assert_eq!((result.meta.partial, result.validity.valid), (true, stopped));
+            let said = result.validity.reasons.last().expect("told");
+            assert_eq!(said.message, "no such process: at 400/s");
+        }
     }
 
     #[test]

@@ -600,6 +600,13 @@ impl RunResult {
         self.validity.valid &= later.validity.valid;
     }
 
+    /// Says that there is less than was planned, and why. `fatal`: nobody wanted that.
+    pub fn end_early(&mut self, why: &str, fatal: bool) {
+        self.meta.partial = true;
+        self.validity.reasons.push(Reason { code: "partial".into(), message: why.into(), fatal });
+        self.validity.valid &= !fatal;
+    }
+
     /// The phases whose figures stand for the run: those that count; of a search the step of the rate it found, and none
     /// where no rate held.
     pub fn judged(&self) -> impl Iterator<Item = &PhaseResult> {

@@ -25,6 +25,9 @@ const HEADSTART: Duration = Duration::from_millis(50);
 /// Connecting may take as long.
 const READY_MAX: Duration = Duration::from_secs(30);
 
+/// Code of the reason that a load generator was lost.
+pub const LOST: &str = "client_lost";
+
 /// What to look at besides the load itself.
 #[derive(Clone, Debug, Default)]
 pub struct Observation {
@@ -219,7 +222,7 @@ impl Lost {
 
     fn reasons(self) -> Vec<Reason> {
         let reason = |why| Reason {
-            code: "client_lost".into(),
+            code: LOST.into(),
             message: format!(
                 "{why}: lost during the run, which was ended; its requests are in the figures over time, not in the totals"
             ),

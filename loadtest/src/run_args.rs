@@ -1,5 +1,6 @@
 //! The flags that describe a load, and the plan they make.
 
+use crate::assertion::Thresholds;
 use crate::find_max::Bound;
 use crate::host::ProxySource;
 use crate::plan::{Class, Client, Idle, Load, Phase, Plan, Target, Workload};
@@ -363,6 +364,18 @@ pub struct InterleaveArgs {
     /// Write B's result as JSON
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub json_b: Option<PathBuf>,
+    /// Write the comparison of the two as one HTML page, as `compare` does
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub html: Option<PathBuf>,
+    /// Write it in Markdown, for CI
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub markdown: Option<PathBuf>,
+    /// Thresholds on A, like 'p99<5ms,err<0.1%'; the exit code is 99 when one does not hold
+    #[arg(long, value_name = "THRESHOLDS", help_heading = "Output")]
+    pub assert_a: Vec<Thresholds>,
+    /// Thresholds on B
+    #[arg(long, value_name = "THRESHOLDS", help_heading = "Output")]
+    pub assert_b: Vec<Thresholds>,
     /// Only the summary at the end
     #[arg(long, short, help_heading = "Output")]
     pub quiet: bool,

@@ -11,7 +11,7 @@ use crate::result::RunResult;
 use bootstrap::{Draws, SECONDS_MIN, Seconds, Statistic};
 use clap::Args;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// From this share on failures are worth a word, as they have no times.
@@ -150,6 +150,22 @@ impl<'a> Comparison<'a> {
         let classes = if names.len() > 1 { names.iter().flat_map(of_class).collect() } else { Vec::new() };
         let cautions = cautions(a, b, &seconds_a, &seconds_b);
         Self { a, b, judgement, cautions, rows, classes }
+    }
+
+    /// Writes the files that are wanted.
+    ///
+    /// # Errors
+    /// Names the first that cannot be written.
+    pub fn write(&self, html: Option<&Path>, markdown: Option<&Path>) -> Result<(), String> {
+        for (path, text) in
+            [(html, Self::html as fn(&Self) -> String), (markdown, Self::markdown as fn(&Self) -> String)]
+        {
+            if let Some(path) = path {
+                write_file(path, |out| out.write_all(text(self).as_bytes()))
+                    .map_err(|error| error.to_string())?;
+            }
+        }
+        Ok(())
     }
 
     /// For a terminal.
@@ -363,15 +379,7 @@ pub fn run(args: &CompareArgs) -> Result<ExitCode, String> {
     let (a, b) = (report::load(&args.a)?, report::load(&args.b)?);
     let judgement = Judgement { tolerance: args.tolerance, confidence: args.confidence, seed: args.seed };
     let comparison = Comparison::new(&a, &b, judgement);
-    for (path, text) in [
-        (&args.html, Comparison::html as fn(&_) -> String),
-        (&args.markdown, Comparison::markdown as fn(&_) -> String),
-    ] {
-        if let Some(path) = path {
-            write_file(path, |out| out.write_all(text(&comparison).as_bytes()))
-                .map_err(|error| error.to_string())?;
-        }
-    }
+    comparison.write(args.html.as_deref(), args.markdown.as_deref())?;
     print!("{}", comparison.text());
     Ok(match args.fail_if_slower {
         true if !(a.validity.valid && b.validity.valid) => ExitCode::from(EXIT_INVALID),

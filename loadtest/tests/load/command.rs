@@ -78,6 +78,70 @@ fn memory_does_not_grow_with_the_length_of_the_plan() {
 }
 
 #[test]
+fn turns_that_are_stopped_in_the_first_round_leave_what_there_is() {
+    let (a, b) = (Server::start(|_| ok()), Server::start(|_| ok()));
+    let json = file("turns-stopped");
+    let (url_a, url_b) = (a.url(), b.url());
+    let child = loadtest(&[
+        "interleave",
+        &url_a,
+        "--with",
+        &url_b,
+        "--rate",
+        "50",
+        "--for",
+        "10m",
+        "--lag-max",
+        "1s",
+    ])
+    .args(["--json-a", json.to_str().expect("UTF-8"), "--markdown", "-", "--assert-a", "err<1%"])
+    .spawn()
+    .expect("it starts");
+    let begun = Instant::now();
+    while a.requests.load(SeqCst) < 20 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "no load");
+        thread::sleep(Duration::from_millis(5));
+    }
+    kill_process(Pid::from_child(&child), Signal::INT).expect("it lives");
+    let (output, text) = output(child);
+    assert!(output.status.success(), "{text}");
+    let result = read(&json);
+    assert!(result.meta.partial && result.phases[0].total().ok == a.requests.load(SeqCst));
+    for said in ["B had no turn", "in round 1 of 5", "A: ok    err<1%", "| **all** |"] {
+        assert!(text.contains(said), "{said}: {text}");
+    }
+}
+
+#[test]
+fn turns_are_compared_in_files_and_judged_each_by_its_thresholds() {
+    let (a, b) = (Server::start(|_| ok()), Server::start(|_| ok()));
+    let arguments = [
+        "interleave",
+        &a.url(),
+        "--with",
+        &b.url(),
+        "--rate",
+        "50",
+        "--for",
+        "300ms",
+        "--rounds",
+        "2",
+        "--lag-max",
+        "1s",
+    ];
+    let run = |more: &[&str]| output(loadtest(&arguments).args(more).spawn().expect("it starts"));
+    let (output, text) = run(&["--html", "-", "--assert-a", "err<1%", "--assert-b", "p99<1ns"]);
+    assert_eq!(output.status.code(), Some(99), "{text}");
+    for said in
+        ["B against A", "</html>", "the median of the rounds' ratios", "A: ok    err<1%", "B: FAIL  p99<1ns"]
+    {
+        assert!(text.contains(said), "{said}: {text}");
+    }
+    let (output, text) = run(&["--markdown", "-"]);
+    assert!(output.status.success() && text.contains("| measure | A | B |"), "{text}");
+}
+
+#[test]
 fn the_proxy_s_cpu_and_counters_are_in_the_report() {
     let server = Server::start(|asked| match asked.line.as_str() {
         "GET /metrics" => super::peer::Answer::Say(200, format!("requests_total {}\n", asked.number)),

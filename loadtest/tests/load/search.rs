@@ -6,6 +6,7 @@ use loadtest::interleave;
 use loadtest::plan::{Load, Plan};
 use loadtest::quantity::Span;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
@@ -27,7 +28,8 @@ fn the_highest_rate_of_a_server_with_a_known_one_is_found() {
         step: Span(Duration::from_millis(1000)),
         precision: 0.5,
     };
-    let result = search(&template, &bound, &mut |plan| Ok(run(plan)), &mut |_| {}).expect("it ran");
+    let result = search(&template, &bound, &AtomicBool::new(false), &mut |plan| Ok(run(plan)), &mut |_| {})
+        .expect("it ran");
     let search = result.search.as_ref().expect("a search");
     let rate = search.rate.expect("something held");
     assert!((100.0..=300.0).contains(&rate), "{rate} {:?}", search.steps);
@@ -47,8 +49,10 @@ fn turns_are_taken_and_each_target_keeps_its_own_figures() {
     let plans = [&fast, &slow].map(|server| plan(&server.url(), Load::Hold { rate: 50.0 }, 300));
     let mut order = Vec::new();
     let mut run_one = |plan: &Plan, _: usize| Ok(run(plan.clone()));
-    let [a, b] = interleave::run(plans, 3, &mut run_one, &mut |round, target, _| order.push((round, target)))
-        .expect("it ran");
+    let stop = AtomicBool::new(false);
+    let results =
+        interleave::run(plans, 3, &stop, &mut run_one, &mut |round, target, _| order.push((round, target)));
+    let [a, b] = results.expect("it ran").map(|result| result.expect("it had turns"));
     assert_eq!(order, [(1, 0), (1, 1), (2, 1), (2, 0), (3, 0), (3, 1)]);
     for (result, range) in [(&a, 1.0..55.0), (&b, 60.0..200.0)] {
         assert_eq!(result.phases.len(), 3);
