@@ -80,6 +80,7 @@ pub fn run_on(
     if !mistakes.is_empty() {
         return Err(mistakes.join("\n"));
     }
+    check_connections(plan, agents.names.len() as u32)?;
     let (sender, reports) = channel();
     let mut crew = Remote::connect(&agents.names, &agents.key, plan, &sender)?;
     drop(sender);
@@ -382,9 +383,12 @@ impl Local {
         }
         check_open_files(plan, share)?;
         check_sources(&plan.client.sources)?;
+        check_cpus(&plan.client.cpus)?;
+        check_connections(plan, share.count)?;
         let place = Place::of(&plan.target)?;
         let client = &plan.client;
-        let threads = client.threads.min(client.connections);
+        // As many on each load generator, so that each thread has a connection.
+        let threads = client.threads.min(client.connections / share.count);
         let stop = Arc::new(AtomicBool::new(false));
         let run = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let (mut starts, mut handles) = (Vec::new(), Vec::new());
@@ -414,7 +418,7 @@ impl Local {
 
 /// A part of a whole number; the parts add up.
 fn part_of(whole: u32, part: Share) -> u32 {
-    (whole / part.count + u32::from(part.index < whole % part.count)).max(1)
+    whole / part.count + u32::from(part.index < whole % part.count)
 }
 
 impl Crew for Local {
@@ -449,6 +453,24 @@ impl Drop for Local {
             drop(handle.join());
         }
     }
+}
+
+/// Each load generator sends its part of the rate, and needs something to send it on.
+fn check_connections(plan: &Plan, load_generators: u32) -> Result<(), String> {
+    match plan.client.connections {
+        connections if connections < load_generators => Err(format!(
+            "--connections {connections} cannot be shared out to {load_generators} --agents: at least one for each"
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn check_cpus(cpus: &[usize]) -> Result<(), String> {
+    const MAX: usize = rustix::thread::CpuSet::MAX_CPU;
+    let allowed = rustix::thread::sched_getaffinity(None).map_err(|error| format!("--cpus: {error}"))?;
+    let Some(cpu) = cpus.iter().find(|cpu| **cpu >= MAX || !allowed.is_set(**cpu)) else { return Ok(()) };
+    let there: Vec<String> = (0..MAX).filter(|cpu| allowed.is_set(*cpu)).map(|cpu| cpu.to_string()).collect();
+    Err(format!("--cpus {cpu}: this process may run on {} CPU(s) here: {}", there.len(), there.join(",")))
 }
 
 /// An address that is not this host's would look like a lack of ports at every connection.

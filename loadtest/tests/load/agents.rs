@@ -3,7 +3,7 @@
 use super::peer::{Server, ok, plan};
 use crate::free_port::free_port;
 use loadtest::agent;
-use loadtest::plan::Load;
+use loadtest::plan::{Load, Plan};
 use loadtest::result::RunResult;
 use loadtest::run::{Agents, Observation, run_on};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -83,6 +83,21 @@ fn an_agent_is_free_again_when_another_one_could_not_be_reached() {
     let result = on(vec![name], KEY, &server, &Arc::default()).expect("it runs");
     assert_eq!(result.phases[0].total().ok, 200);
     assert!(!handle.is_finished());
+}
+
+#[test]
+fn connections_are_shared_out_exactly_or_refused() {
+    let server = Server::start(|_| ok());
+    let mut plan = plan(&server.url(), Load::Hold { rate: 100.0 }, 300);
+    (plan.client.threads, plan.client.connections) = (2, 3);
+    let agents = |count| Agents { names: (0..count).map(|_| lasting_agent().0).collect(), key: KEY.into() };
+    let on = |plan: &Plan, count| {
+        run_on(&agents(count), &Arc::new(plan.clone()), &Observation::default(), &Arc::default(), &mut |_| {})
+    };
+    let result = on(&plan, 2).expect("it runs");
+    assert_eq!((result.phases[0].total().ok, server.connections.load(SeqCst)), (30, 3));
+    let error = on(&plan, 4).expect_err("too few");
+    assert!(error.contains("--connections 3") && error.contains("4 --agents"), "{error}");
 }
 
 #[test]
