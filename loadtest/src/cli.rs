@@ -112,7 +112,7 @@ fn report_error(outcome: Result<ExitCode, String>) -> ExitCode {
 }
 
 fn run_once(args: &RunArgs) -> Result<ExitCode, String> {
-    let plan = args.load.plan(args.pace.phases(&args.load.mix())?)?;
+    let plan = args.load.paced(&args.pace)?;
     args.output.files.check().map_err(|error| error.to_string())?;
     let runner = Runner::new(&args.load.client, args.output.quiet)?;
     conclude(runner.run(plan, &args.load.observe.observation())?, &args.output)
@@ -149,7 +149,7 @@ fn find_maximum(args: &FindMaxArgs) -> Result<ExitCode, String> {
 }
 
 fn take_turns(args: &InterleaveArgs) -> Result<ExitCode, String> {
-    let a = args.load.plan(args.pace.phases(&args.load.mix())?)?;
+    let a = args.load.paced(&args.pace)?;
     let mut b = a.clone();
     (b.name, b.target.url) = (args.with.clone(), args.with.clone());
     let outputs = [(&args.json_a, &args.assert_a), (&args.json_b, &args.assert_b)]

@@ -31,9 +31,9 @@ pub struct TargetArgs {
     /// Trust any certificate
     #[arg(long, conflicts_with = "ca", help_heading = "Target")]
     pub insecure: bool,
-    /// Seed of the population: the backend's
-    #[arg(long, default_value_t = 1, help_heading = "Target")]
-    pub population: u64,
+    /// Seed of the population: the backend's [default: 1]
+    #[arg(long, help_heading = "Target")]
+    population: Option<u64>,
     /// File with the proxy's API key, which signs cookies; needed for `--auth cookie`
     #[arg(long, value_name = "FILE", help_heading = "Target")]
     pub proxy_key_file: Option<PathBuf>,
@@ -50,8 +50,36 @@ impl TargetArgs {
         }
     }
 
+    pub fn population(&self) -> u64 {
+        self.population.unwrap_or(Workload::default().population)
+    }
+
+    /// `Err` names flags that mean nothing for this target.
+    fn check(&self) -> Result<(), String> {
+        if self.domain.is_none() {
+            let key = self.proxy_key_file.is_some();
+            vain("--domain", &[("--population", self.population.is_some()), ("--proxy-key-file", key)])?;
+        }
+        if self.url.starts_with("http://") {
+            vain("an https:// URL", &[("--ca", self.ca.is_some()), ("--insecure", self.insecure)])?;
+        }
+        Ok(())
+    }
+
     pub fn proxy_key(&self) -> Result<Option<String>, String> {
         self.proxy_key_file.as_deref().map(read_key).transpose()
+    }
+}
+
+/// Refuses flags that were given where what gives them a meaning was not: what they ask for would silently not be done.
+fn vain(missing: &str, flags: &[(&str, bool)]) -> Result<(), String> {
+    let given: Vec<&str> = flags.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
+    match given.is_empty() {
+        true => Ok(()),
+        false => Err(format!(
+            "without {missing} there is no meaning in {}: add the one or leave out the other",
+            given.join(", ")
+        )),
     }
 }
 
@@ -87,7 +115,7 @@ pub struct ClientArgs {
     #[arg(long, value_delimiter = ',', requires = "agent_key_file", help_heading = "Load generator")]
     pub agents: Vec<String>,
     /// File with the key the agents know
-    #[arg(long, value_name = "FILE", help_heading = "Load generator")]
+    #[arg(long, value_name = "FILE", requires = "agents", help_heading = "Load generator")]
     pub agent_key_file: Option<PathBuf>,
 }
 
@@ -119,15 +147,15 @@ pub struct LoadArgs {
     #[command(flatten)]
     pub target: TargetArgs,
 
-    /// How many sandboxes there are: 500, 100k, 1M
-    #[arg(long, value_parser = quantity::count, default_value = "100", help_heading = "Sandboxes")]
-    pub sandboxes: u64,
-    /// Exponent of their popularity; 0: all alike
-    #[arg(long, default_value_t = 1.1, help_heading = "Sandboxes")]
-    pub zipf: f64,
-    /// Apps' ports, equally often
-    #[arg(long, value_delimiter = ',', default_value = "3000", help_heading = "Sandboxes")]
-    pub ports: Vec<u16>,
+    /// How many sandboxes there are: 500, 100k, 1M [default: 100]; this group needs --domain
+    #[arg(long, value_parser = quantity::count, help_heading = "Sandboxes")]
+    pub sandboxes: Option<u64>,
+    /// Exponent of their popularity; 0: all alike [default: 1.1]
+    #[arg(long, help_heading = "Sandboxes")]
+    pub zipf: Option<f64>,
+    /// Apps' ports, equally often [default: 3000]
+    #[arg(long, value_delimiter = ',', help_heading = "Sandboxes")]
+    pub ports: Option<Vec<u16>>,
     /// Credentials by weight: public, token, bearer, query, cookie, signed [default: public]
     #[arg(long, value_parser = auth, help_heading = "Sandboxes")]
     pub auth: Option<Auth>,
@@ -151,9 +179,9 @@ pub struct LoadArgs {
     /// Kept connections; each carries a request at a time (HTTP/2: --streams)
     #[arg(long, short, value_parser = quantity::count32, default_value = "64", help_heading = "Load")]
     pub connections: u32,
-    /// Requests at a time on an HTTP/2 connection
-    #[arg(long, default_value_t = 32, help_heading = "Load")]
-    pub streams: u32,
+    /// Requests at a time on an HTTP/2 connection [default: 32]
+    #[arg(long, help_heading = "Load")]
+    pub streams: Option<u32>,
     /// Most WebSockets, event streams and page loads at a time
     #[arg(long, value_parser = quantity::count32, default_value = "10k", help_heading = "Load")]
     pub sessions_max: u32,
@@ -261,7 +289,9 @@ pub fn source_addresses(text: &str) -> Result<Vec<IpAddr>, String> {
 impl LoadArgs {
     /// Target, client and workload; the phases are the caller's.
     pub fn plan(&self, phases: Vec<Phase>) -> Result<Plan, String> {
+        self.check()?;
         let (client, defaults) = (self.client.setting(), Client::default());
+        let workload = Workload::default();
         Ok(Plan {
             name: self.target.url.clone(),
             target: self.target.target(),
@@ -269,7 +299,7 @@ impl LoadArgs {
                 threads: client.threads.unwrap_or(defaults.threads),
                 cpus: client.cpus,
                 connections: self.connections,
-                streams: self.streams,
+                streams: self.streams.unwrap_or(defaults.streams),
                 sessions_max: self.sessions_max,
                 sources: client.sources,
                 seed: client.seed,
@@ -279,19 +309,55 @@ impl LoadArgs {
                 lag_max: client.lag_max,
             },
             workload: Workload {
-                sandboxes: self.sandboxes,
-                zipf: self.zipf,
-                ports: self.ports.clone(),
-                auth: self.auth.clone().map_or_else(|| Workload::default().auth, |auth| auth.0),
+                sandboxes: self.sandboxes.unwrap_or(workload.sandboxes),
+                zipf: self.zipf.unwrap_or(workload.zipf),
+                ports: self.ports.clone().unwrap_or(workload.ports),
+                auth: self.auth.clone().map_or(workload.auth, |auth| auth.0),
                 bad: self.bad_token,
                 cold: self.cold,
                 fresh: self.fresh,
                 toolbox: self.toolbox,
-                population: self.target.population,
+                population: self.target.population(),
                 proxy_key: self.target.proxy_key()?,
             },
             phases,
         })
+    }
+
+    /// [`Self::plan`] with the phases of a pace.
+    pub fn paced(&self, pace: &PaceArgs) -> Result<Plan, String> {
+        let phases = pace.phases(&self.mix())?;
+        if pace.idle.is_none() {
+            vain("--idle", &[("--idle-rate", pace.idle_rate.is_some())])?;
+        }
+        if pace.rate.is_none() {
+            vain("--rate", &[("--poisson", self.poisson)])?;
+        }
+        if pace.rate.is_none() && !pace.closed {
+            vain("--rate or --closed", &[("--mix", self.mix.is_some()), ("--fresh", self.fresh > 0.0)])?;
+        }
+        self.plan(phases)
+    }
+
+    /// `Err` names flags that mean nothing in this company.
+    fn check(&self) -> Result<(), String> {
+        self.target.check()?;
+        if self.target.domain.is_none() {
+            let flags = [
+                ("--sandboxes", self.sandboxes.is_some()),
+                ("--zipf", self.zipf.is_some()),
+                ("--ports", self.ports.is_some()),
+                ("--auth", self.auth.is_some()),
+                ("--bad-token", self.bad_token > 0.0),
+                ("--cold", self.cold > 0.0),
+                ("--toolbox", self.toolbox > 0.0),
+            ];
+            vain("--domain", &flags)?;
+        }
+        if !self.target.http2 {
+            vain("--http2", &[("--streams", self.streams.is_some())])?;
+        }
+        Ok(())
     }
 
     /// The classes asked for: without a preview domain, what the URL names.
@@ -334,9 +400,9 @@ pub struct PaceArgs {
     /// WebSockets to open and hold meanwhile: 10k, 100k
     #[arg(long, value_parser = quantity::count, value_name = "N", help_heading = "Load")]
     pub idle: Option<u64>,
-    /// How many of them to open per second
-    #[arg(long, value_parser = quantity::rate, default_value = "1000", help_heading = "Load")]
-    pub idle_rate: f64,
+    /// How many of them to open per second [default: 1000]
+    #[arg(long, value_parser = quantity::rate, help_heading = "Load")]
+    pub idle_rate: Option<f64>,
 }
 
 /// `loadtest interleave`.
@@ -472,6 +538,10 @@ pub struct ScenarioArgs {
 impl ScenarioArgs {
     pub fn plan(&self) -> Result<Plan, String> {
         let target = &self.target;
+        target.check()?;
+        if target.domain.is_none() {
+            vain("--domain", &[("--sandboxes", self.sandboxes.is_some())])?;
+        }
         let scale = |scale: f64| scale > 0.0 && scale <= 1000.0;
         if !scale(self.rate_scale) || !scale(self.time_scale) {
             return Err("--rate-scale and --time-scale: above 0, at most 1000".into());
@@ -483,7 +553,7 @@ impl ScenarioArgs {
             time_scale: self.time_scale,
             sandboxes: self.sandboxes,
             connections: self.connections,
-            population: target.population,
+            population: target.population(),
             proxy_key: target.proxy_key()?,
             client: self.client.setting(),
         })
@@ -538,7 +608,8 @@ impl PaceArgs {
         if self.warmup.0 > Duration::ZERO {
             phases.push(phase("warm-up", self.warmup, true));
         }
-        let idle = self.idle.map(|count| Idle { count, rate: self.idle_rate, reopen: false });
+        let rate = self.idle_rate.unwrap_or(1000.0);
+        let idle = self.idle.map(|count| Idle { count, rate, reopen: false });
         phases.push(Phase { idle, ..phase("measured", self.length, false) });
         Ok(phases)
     }

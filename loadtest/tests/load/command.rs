@@ -248,6 +248,14 @@ fn a_target_that_is_not_there_is_an_invalid_result_and_a_wrong_command_none() {
             "--proxy-key-file",
         ),
         (&["scenario", "no-such-one", "http://127.0.0.1:1"], "no-such-one"),
+        (
+            &["run", "http://127.0.0.1:1", "--rate", "1", "--cpus", "0,9999"],
+            "--cpus 9999: this process may run on ",
+        ),
+        (
+            &["run", "http://127.0.0.1:1", "--rate", "1", "--cpus", "700"],
+            "--cpus 700: this process may run on ",
+        ),
         // Told before the load, not when it is over and lost.
         (
             &["run", "http://127.0.0.1:1", "--rate", "1", "--for", "1h", "--json", "/no/such/folder/a.json"],
@@ -259,6 +267,51 @@ fn a_target_that_is_not_there_is_an_invalid_result_and_a_wrong_command_none() {
         assert_eq!(output.status.code(), Some(2), "{text}");
         assert!(text.contains(said), "{text}");
     }
+}
+
+/// What they ask for would silently not be done.
+#[test]
+fn flags_that_mean_nothing_in_their_company_are_refused_with_what_is_missing() {
+    let run = ["run", "http://127.0.0.1:1", "--for", "1s"];
+    for (flags, missing) in [
+        (&["--rate", "1", "--sandboxes", "100"][..], "--domain"),
+        (&["--rate", "1", "--zipf", "1.1"], "--domain"),
+        (&["--rate", "1", "--ports", "3000"], "--domain"),
+        (&["--rate", "1", "--auth", "public"], "--domain"),
+        (&["--rate", "1", "--bad-token", "1%"], "--domain"),
+        (&["--rate", "1", "--cold", "1%"], "--domain"),
+        (&["--rate", "1", "--toolbox", "1%"], "--domain"),
+        (&["--rate", "1", "--population", "1"], "--domain"),
+        (&["--rate", "1", "--proxy-key-file", "/dev/null"], "--domain"),
+        (&["--rate", "1", "--ca", "/dev/null"], "https://"),
+        (&["--rate", "1", "--insecure"], "https://"),
+        (&["--rate", "1", "--streams", "32"], "--http2"),
+        (&["--rate", "1", "--idle-rate", "1000"], "--idle"),
+        (&["--closed", "--poisson"], "--rate"),
+        (&["--idle", "1", "--fresh", "1%"], "--rate or --closed"),
+        (&["--idle", "1", "--mix", "get:1k"], "--rate or --closed"),
+        (&["--rate", "1", "--agent-key-file", "/dev/null"], "--agents"),
+        (&["--rate", "1", "--agents", "127.0.0.1:1"], "--agent-key-file"),
+    ] {
+        let (output, text) = output(loadtest(&run).args(flags).spawn().expect("it starts"));
+        assert_eq!(output.status.code(), Some(2), "{flags:?}: {text}");
+        assert!(
+            text.contains(missing)
+                && flags
+                    .iter()
+                    .any(|flag| flag.starts_with("--") && *flag != "--rate" && text.contains(flag)),
+            "{flags:?}: {text}"
+        );
+    }
+    let (output, text) = output(
+        loadtest(&["scenario", "smoke", "http://127.0.0.1:1", "--sandboxes", "5"])
+            .spawn()
+            .expect("it starts"),
+    );
+    assert!(
+        output.status.code() == Some(2) && text.contains("--domain") && text.contains("--sandboxes"),
+        "{text}"
+    );
 }
 
 #[test]
