@@ -10,7 +10,8 @@ pub enum Failure {
     Connect(io::ErrorKind),
     /// No local port or descriptor left: the load generator's own limit.
     OwnLimit,
-    Tls,
+    /// What was wrong, as its code.
+    Tls(&'static str),
     Reset,
     /// The end came before the first byte of an answer.
     ClosedEarly,
@@ -21,8 +22,8 @@ pub enum Failure {
     Malformed,
     /// The answer is right by HTTP but not what was asked for.
     WrongContent,
-    /// HTTP/2's own errors.
-    Http2,
+    /// HTTP/2's own errors; what was wrong, as its code.
+    Http2(&'static str),
 }
 
 impl Failure {
@@ -35,14 +36,13 @@ impl Failure {
             Self::ConnectTimeout => "connect timeout",
             Self::Connect(_) => "connect failed",
             Self::OwnLimit => "no local port or descriptor",
-            Self::Tls => "tls",
+            Self::Tls(code) | Self::Http2(code) => code,
             Self::Reset => "reset",
             Self::ClosedEarly => "closed before the answer",
             Self::Truncated => "truncated",
             Self::Timeout => "timeout",
             Self::Malformed => "malformed",
             Self::WrongContent => "wrong content",
-            Self::Http2 => "http/2",
         }
     }
 
@@ -65,10 +65,52 @@ impl Failure {
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted => {
                 Self::Reset
             }
-            io::ErrorKind::InvalidData => Self::Tls,
+            io::ErrorKind::InvalidData => Self::of_tls(error),
             io::ErrorKind::TimedOut => Self::Timeout,
             _ => Self::Reset,
         }
+    }
+
+    /// Of a TLS handshake, or of TLS later on.
+    pub fn of_tls(error: &io::Error) -> Self {
+        use rustls::{AlertDescription, CertificateError as Certificate, Error};
+        let Some(cause) = error.get_ref().and_then(|cause| cause.downcast_ref::<Error>()) else {
+            return match error.kind() {
+                io::ErrorKind::UnexpectedEof => Self::Tls("tls: closed during the handshake"),
+                io::ErrorKind::InvalidData => Self::Tls("tls"),
+                _ => Self::of_stream(error),
+            };
+        };
+        Self::Tls(match cause {
+            Error::InvalidCertificate(certificate) => match certificate {
+                Certificate::UnknownIssuer => "tls: the certificate's issuer is not trusted",
+                Certificate::Expired | Certificate::ExpiredContext { .. } => {
+                    "tls: the certificate has expired"
+                }
+                Certificate::NotValidYet | Certificate::NotValidYetContext { .. } => {
+                    "tls: the certificate is not valid yet"
+                }
+                Certificate::NotValidForName | Certificate::NotValidForNameContext { .. } => {
+                    "tls: the certificate is for another name"
+                }
+                Certificate::BadSignature => "tls: the certificate's signature is not the trusted issuer's",
+                Certificate::Revoked => "tls: the certificate is revoked",
+                _ => "tls: the certificate is not good",
+            },
+            Error::NoApplicationProtocol | Error::AlertReceived(AlertDescription::NoApplicationProtocol) => {
+                "tls: no application protocol in common (ALPN)"
+            }
+            Error::PeerIncompatible(_)
+            | Error::AlertReceived(AlertDescription::ProtocolVersion | AlertDescription::HandshakeFailure) => {
+                "tls: no version or cipher in common"
+            }
+            Error::InvalidMessage(_) => "tls: what came is no TLS",
+            Error::AlertReceived(AlertDescription::UnrecognisedName) => {
+                "tls: the server does not know the name"
+            }
+            Error::AlertReceived(_) => "tls: alert from the server",
+            _ => "tls",
+        })
     }
 
     /// Of an attempt to connect.

@@ -169,9 +169,10 @@ impl Connector {
         stream.set_nodelay(true).map_err(|error| Failure::of_stream(&error))?;
         let Some(config) = &self.place.tls else { return Ok(Transport::Plain(stream)) };
         let name = host.rsplit_once(':').map_or(host, |(name, _)| name).to_owned();
-        let name = ServerName::try_from(name).map_err(|_| Failure::Tls)?;
+        let name = ServerName::try_from(name)
+            .map_err(|_| Failure::Tls("tls: the host is no name a certificate can have"))?;
         let stream = TlsConnector::from(config.clone()).connect(name, stream).await;
-        Ok(Transport::Tls(Box::new(stream.map_err(|_| Failure::Tls)?)))
+        Ok(Transport::Tls(Box::new(stream.map_err(|error| Failure::of_tls(&error))?)))
     }
 
     fn socket(&self) -> io::Result<Socket> {

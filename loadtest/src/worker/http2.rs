@@ -15,6 +15,8 @@ use tokio::task::{JoinHandle, spawn_local};
 
 /// Window for answers, per stream and per connection: large, so that the client does not set the pace.
 const WINDOW: u32 = 4 << 20;
+/// Code of what has none of its own.
+const OTHER: &str = "http/2";
 static ZEROS: [u8; 16 * 1024] = [0; 16 * 1024];
 
 pub(super) fn spawn(worker: &Rc<Worker>, connections: u32, ready: &mpsc::Sender<()>) -> Vec<JoinHandle<()>> {
@@ -101,13 +103,13 @@ impl Stream {
         if let crate::transport::Transport::Tls(stream) = &transport
             && stream.get_ref().1.alpn_protocol() != Some(b"h2")
         {
-            return Err(Failure::Http2);
+            return Err(Failure::Http2("http/2: the server does not speak it (ALPN)"));
         }
         let mut builder = h2::client::Builder::new();
         builder.initial_window_size(WINDOW).initial_connection_window_size(WINDOW).enable_push(false);
         let handshake = tokio::time::timeout(within, builder.handshake(transport)).await;
         let (sender, connection) =
-            handshake.map_err(|_| Failure::ConnectTimeout)?.map_err(|_| Failure::Http2)?;
+            handshake.map_err(|_| Failure::ConnectTimeout)?.map_err(|error| failure(&error))?;
         self.worker.open.set(self.worker.open.get() + 1);
         let (shared, worker) = (self.shared.clone(), self.worker.clone());
         let number = shared.number.get() + 1;
@@ -217,7 +219,7 @@ impl Stream {
             request = request.header("content-length", bytes);
         }
         // Only a path of the plan that is no URI can be wrong here.
-        request.body(()).map_err(|_| Failure::Http2)
+        request.body(()).map_err(|_| Failure::Http2("http/2: the path is no URI"))
     }
 }
 
@@ -225,7 +227,7 @@ async fn send_body(mut sink: h2::SendStream<Bytes>, mut left: u64) -> Result<(),
     while left > 0 {
         sink.reserve_capacity(ZEROS.len().min(left as usize));
         let granted = std::future::poll_fn(|cx| sink.poll_capacity(cx)).await;
-        let granted = granted.ok_or(Failure::Http2)?.map_err(|error| failure(&error))?;
+        let granted = granted.ok_or(Failure::Http2(OTHER))?.map_err(|error| failure(&error))?;
         let next = granted.min(ZEROS.len()).min(left as usize);
         left -= next as u64;
         sink.send_data(Bytes::from_static(&ZEROS[..next]), left == 0).map_err(|error| failure(&error))?;
@@ -288,6 +290,13 @@ fn failure(error: &h2::Error) -> Failure {
     match error.get_io() {
         Some(error) => Failure::of_stream(error),
         None if error.is_reset() => Failure::Reset,
-        None => Failure::Http2,
+        // `HTTP/1.1` read as a frame's head is one of 4.7 MB.
+        None if error.is_library() && error.reason() == Some(h2::Reason::FRAME_SIZE_ERROR) => {
+            Failure::Http2("http/2: what came is no HTTP/2: the server may speak HTTP/1.1 only")
+        }
+        None if error.is_go_away() && error.is_remote() => {
+            Failure::Http2("http/2: the server gave the connection up (GOAWAY)")
+        }
+        None => Failure::Http2(OTHER),
     }
 }

@@ -115,9 +115,39 @@ fn a_certificate_of_its_own_is_not_trusted_unless_that_is_said() {
     let mut plan = nginx.plan("https", "path:/hello");
     plan.target.ca = None;
     let total = run(plan.clone()).phases[0].total();
-    assert_eq!((total.ok, total.errors[0].code.as_str()), (0, "tls"));
+    assert_eq!(
+        (total.ok, total.errors[0].code.as_str()),
+        (0, "tls: the certificate's issuer is not trusted")
+    );
     plan.target.insecure = true;
     assert_eq!(run(plan).phases[0].total().ok, 50);
+}
+
+#[test]
+fn failures_of_tls_and_http_2_say_what_is_wrong() {
+    let nginx = Nginx::start("reasons");
+    let code = |change: &dyn Fn(&mut Plan)| {
+        let mut plan = nginx.plan("https", "path:/hello");
+        change(&mut plan);
+        let total = run(plan).phases[0].total();
+        assert_eq!((total.ok, total.errors.len()), (0, 1), "{:?}", total.errors);
+        total.errors[0].code.clone()
+    };
+    let other = nginx.folder.join("other.pem");
+    let CertifiedKey { cert, .. } = generate_simple_self_signed(["localhost".into()]).expect("a certificate");
+    fs::write(&other, cert.pem()).expect("a file");
+    // Certificates of tests all have one issuer by name.
+    let wrong_ca = code(&|plan| plan.target.ca = Some(other.clone()));
+    assert_eq!(wrong_ca, "tls: the certificate's signature is not the trusted issuer's");
+    let plain = format!("https://127.0.0.1:{}", nginx.clear);
+    assert_eq!(code(&|plan| plan.target.url = plain.clone()), "tls: what came is no TLS");
+    let server = super::peer::Server::start(|_| super::peer::ok());
+    let clear = code(&|plan| {
+        plan.target.url = server.url();
+        plan.target.ca = None;
+        plan.target.http2 = true;
+    });
+    assert_eq!(clear, "http/2: what came is no HTTP/2: the server may speak HTTP/1.1 only");
 }
 
 #[test]
