@@ -103,7 +103,8 @@ fn add_phase(text: &mut String, phase: &PhaseResult) {
     }
     let closed = phase.planned_rate.is_none();
     for (name, class) in &phase.classes {
-        if !closed {
+        // In a closed loop they part where requests had to connect.
+        if !closed || class.response != class.service {
             row(text, &format!("{name} response"), &class.response);
         }
         row(text, &format!("{name} service"), &class.service);

@@ -42,6 +42,8 @@ struct Shared {
     connection: RefCell<Option<Connection>>,
     /// How many there were.
     number: Cell<u64>,
+    /// How long the connection took, until a request has it in its figures.
+    took: Cell<Option<Duration>>,
     /// Held by the one who connects.
     connecting: tokio::sync::Mutex<()>,
 }
@@ -98,6 +100,7 @@ impl Stream {
         if let Some(connection) = current() {
             return Ok(connection);
         }
+        let begun = Instant::now();
         let within = self.worker.plan.client.timeout.0.min(Duration::from_secs(10));
         let transport = self.worker.connector.connect(&self.visitor.host, within).await?;
         if let crate::transport::Transport::Tls(stream) = &transport
@@ -110,6 +113,7 @@ impl Stream {
         let handshake = tokio::time::timeout(within, builder.handshake(transport)).await;
         let (sender, connection) =
             handshake.map_err(|_| Failure::ConnectTimeout)?.map_err(|error| failure(&error))?;
+        self.shared.took.set(Some(begun.elapsed()));
         self.worker.open.set(self.worker.open.get() + 1);
         let (shared, worker) = (self.shared.clone(), self.worker.clone());
         let number = shared.number.get() + 1;
@@ -129,6 +133,7 @@ impl Stream {
         let worker = self.worker.clone();
         worker.aim.borrow_mut().draw(&mut self.visitor);
         let begun = Instant::now();
+        let arrival = worker.leaving(arrival, begun);
         worker.record(|recorder| recorder.sent(&arrival, begun.saturating_duration_since(could)));
         self.slot.begin(arrival, begun);
         let deadline = begun + worker.plan.client.timeout.0;
@@ -184,6 +189,9 @@ impl Stream {
     }
 
     async fn attempt(&self, arrival: &Arrival, connection: Connection) -> Result<Answer, Broken> {
+        if let Some(took) = self.shared.took.take() {
+            self.worker.record(|recorder| recorder.extra(arrival, "connect", took));
+        }
         let mut sender = connection.sender.ready().await.map_err(|error| Broken::before_sending(&error))?;
         let class = &self.worker.classes[arrival.class];
         let request = self.request(arrival).map_err(Broken::of_stream)?;

@@ -4,6 +4,7 @@ use super::{Slot, Worker, http2};
 use crate::aim::Visitor;
 use crate::failure::Failure;
 use crate::http1::{Http1, Reply, Request};
+use crate::plan::Load;
 use crate::recorder::{Arrival, Outcome};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -24,6 +25,8 @@ struct Kept {
     worker: Rc<Worker>,
     slot: Rc<Slot>,
     connection: Option<Http1>,
+    /// How long the connection took that was there before the first request, until that has it in its figures.
+    took: Option<Duration>,
     visitor: Visitor,
     request: Request,
     /// The last request could not be sent for want of a connection.
@@ -33,20 +36,16 @@ struct Kept {
 impl Kept {
     fn new(worker: Rc<Worker>) -> Self {
         let slot = worker.new_slot();
-        Self {
-            worker,
-            slot,
-            connection: None,
-            visitor: Visitor::default(),
-            request: Request::default(),
-            unreachable: false,
-        }
+        let (visitor, request) = (Visitor::default(), Request::default());
+        Self { worker, slot, connection: None, took: None, visitor, request, unreachable: false }
     }
 
     async fn run(mut self, ready: mpsc::Sender<()>) {
         self.worker.aim.borrow_mut().draw(&mut self.visitor);
+        let connecting = Instant::now();
         // Not there yet: the first request tries again and is charged with it.
         self.connection = self.worker.connect(&self.visitor.host).await.ok();
+        self.took = self.connection.is_some().then(|| connecting.elapsed());
         self.note_open();
         drop(ready);
         while let Some((arrival, could)) = self.worker.arrival(&self.slot).await {
@@ -76,6 +75,7 @@ impl Kept {
         self.visitor.write_class(&mut self.request.bytes, class, path);
         self.request.add_body(class.body_bytes().unwrap_or(0));
         let begun = Instant::now();
+        let arrival = worker.leaving(arrival, begun);
         worker.record(|recorder| recorder.sent(&arrival, begun.saturating_duration_since(could)));
         self.slot.begin(arrival, begun);
         let (sent_at, outcome) = self.exchange(&arrival, begun).await;
@@ -107,6 +107,9 @@ impl Kept {
         let was_kept = kept.is_some();
         if was_kept {
             worker.open.set(worker.open.get() - 1);
+            if let Some(took) = self.took.take() {
+                worker.record(|recorder| recorder.extra(arrival, "connect", took));
+            }
             let outcome = self.attempt(kept.expect("just seen"), deadline).await;
             let closed = matches!(outcome, Err(Failure::ClosedEarly | Failure::Reset));
             // Closed between two requests, as servers may (RFC 9112 9.3.1): what is idempotent goes again.
@@ -145,6 +148,14 @@ impl Kept {
 }
 
 impl Worker {
+    /// An arrival that is being sent. In a closed loop it is due now: no plan wanted it earlier.
+    pub(super) fn leaving(&self, arrival: Arrival, now: Instant) -> Arrival {
+        match self.plan.phases[arrival.phase].load {
+            Load::Closed => Arrival { intended: now, ..arrival },
+            _ => arrival,
+        }
+    }
+
     /// A new HTTP/1.1 connection.
     pub(super) async fn connect(&self, host: &str) -> Result<Http1, Failure> {
         let within = self.plan.client.timeout.0.min(Duration::from_secs(10));

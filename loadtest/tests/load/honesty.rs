@@ -46,6 +46,21 @@ fn a_stall_shows_in_response_time_and_hides_in_service_time() {
 }
 
 #[test]
+fn in_a_closed_loop_response_time_is_service_time_and_first_connects_count() {
+    let server = Server::start(|_| ok());
+    let mut plan = plan(&server.url(), Load::Closed, 500);
+    plan.client.connections = 4;
+    let total = run(plan.clone()).phases[0].total();
+    assert!(total.ok > 100 && total.resent == 0, "{} {}", total.ok, total.resent);
+    assert_eq!(total.response, total.service, "nothing but the request is in either");
+    assert_eq!(total.extra["connect"].count(), 4);
+    plan.workload.fresh = 1.0;
+    let total = run(plan).phases[0].total();
+    assert!(total.response != total.service, "to connect is in response times alone");
+    assert_eq!(total.extra["connect"].count(), total.sent);
+}
+
+#[test]
 fn the_calls_of_a_second_are_shown_while_it_goes_on() {
     let server = Server::start(|_| ok());
     let plan = Arc::new(plan(&server.url(), Load::Hold { rate: 100.0 }, 1200));
