@@ -232,14 +232,15 @@ impl Agent<'_> {
         Ok(())
     }
 
-    fn is_known(&self, peer: SocketAddr) {
+    /// Has shown the key, or failed to: is among the strangers no longer.
+    fn forget(&self, peer: SocketAddr) {
         lock(&self.strangers).retain(|(stranger, _)| *stranger != peer);
     }
 
     fn attend(&self, stream: TcpStream, peer: SocketAddr) {
         let outcome = Channel::new(stream).and_then(|mut channel| {
             let claimed = self.claim(&mut channel);
-            self.is_known(peer);
+            self.forget(peer);
             let digest = claimed?;
             if let Err(other) = self.occupy(peer) {
                 let busy = format!("is busy with another run, for {other}: try again when that is over");

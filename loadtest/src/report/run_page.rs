@@ -64,7 +64,10 @@ fn summary(result: &RunResult, totals: &Totals) -> Markup {
     let errors = Totals::error_share(all).map_or("–".into(), share_text);
     html! {
         @if let Some(search) = &result.search {
-            p { (found_text(search)) " Figures without a time are of that rate's step." }
+            p {
+                (found_text(search))
+                @if search.rate.is_some() { " Figures and percentiles are of its step; what is over time shows the whole search." }
+            }
         }
         div.cards {
             (card("rate", &format!("{}/s", number_text(rate)), &planned_text(result)))
