@@ -45,6 +45,36 @@ fn a_body_that_began_without_a_pipe_goes_on_through_the_first_that_is_free() {
     });
 }
 
+/// Every read is a byte, and there is always one more: their number counts, not their bytes.
+#[test]
+fn a_body_that_comes_byte_by_byte_leaves_the_others_their_turn() {
+    const READS: usize = 250;
+    on_each_driver(|| async {
+        // Of packets, each read gets one.
+        let packets = || socket2::Socket::pair(socket2::Domain::UNIX, socket2::Type::SEQPACKET, None);
+        let (ours, theirs) = packets().expect("a pair");
+        ours.set_nonblocking(true).expect("set");
+        theirs.set_nonblocking(true).expect("set");
+        theirs.set_send_buffer_size(4 << 20).expect("open");
+        let (sink, mut client) = pair();
+        let source = Socket::new(ours.into()).expect("made");
+        let (buffers, counters, watch) = (Buffers::new(1, 0), Counters::default(), Deadlines::new().nobody());
+        let (stall, runner_stall, in_use) = (Patience::default(), Patience::default(), None);
+        let means =
+            Means { buffers: &buffers, counters: &counters, watch: &watch, stall, runner_stall, in_use };
+        let lane = Lane { source: &source, sink: &sink, way: Way::Down, means: &means };
+        for _ in 0..READS {
+            theirs.send(b"x").expect("so many fit, there and where they go");
+        }
+        let turns = count_turns().await;
+        lane.exact(b"", READS as u64).await.expect("all of it");
+        let least = READS as u64 * READ_WEIGHT / TURN;
+        assert!(u64::from(turns.get()) >= least, "others had {} turns, not {least}", turns.get());
+        let mut received = vec![0; READS];
+        client.read_exact(&mut received).expect("sent");
+    });
+}
+
 #[test]
 fn a_body_of_tiny_chunks_leaves_the_others_their_turn() {
     const CHUNKS: usize = 20_000;
