@@ -9,7 +9,7 @@
 //! * [`compare`]: two results beside each other, and whether the difference is noise.
 //! * [`report`]: JSON, `.hlog`, Markdown and HTML out of a result.
 //! * [`backend`]: an API and a runner for a population, with faults on demand.
-//! * [`world`]: the paths both sides agree on.
+//! * [`world`]: the paths both sides agree on; `content`: what their answers must hold.
 //! * [`result`]: what a run found out, as data: written to JSON, read by reports and comparisons.
 
 pub mod agent;
@@ -22,6 +22,7 @@ mod churn;
 pub mod cli;
 pub mod compare;
 mod console;
+mod content;
 pub mod failure;
 pub mod find_max;
 pub mod host;

@@ -17,7 +17,15 @@ pub struct Arrival {
 
 /// How an exchange ended.
 pub enum Outcome {
-    Answered { status: u16, error: Option<Box<ProxyError>> },
+    Answered {
+        status: u16,
+        error: Option<Box<ProxyError>>,
+    },
+    /// Answered, but not with what was asked for.
+    Wrong {
+        status: u16,
+        failure: Failure,
+    },
     Failed(Failure),
 }
 
@@ -109,6 +117,12 @@ impl Recorder {
         let given_up = matches!(&outcome, Outcome::Failed(failure) if failure.is_timeout());
         let verdict = match outcome {
             Outcome::Failed(failure) => Err((failure.code().to_owned(), failure.source().to_owned())),
+            Outcome::Wrong { status, failure } => {
+                *self.class(arrival).statuses.entry(status).or_default() += 1;
+                // What a bad credential got matters more than what was wrong with it.
+                let named = Err((failure.code().to_owned(), failure.source().to_owned()));
+                judge(status, None, refused).and(named)
+            }
             Outcome::Answered { status, error } => {
                 *self.class(arrival).statuses.entry(status).or_default() += 1;
                 judge(status, error, refused)

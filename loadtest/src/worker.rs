@@ -11,6 +11,7 @@ mod sessions;
 
 use crate::aim::{Aim, Weighted};
 use crate::alarm::Alarm;
+use crate::content::Content;
 use crate::http1::{Scratch, scratch};
 use crate::plan::{Class, Load, Plan, Share};
 use crate::recorder::{Arrival, Interval, Recorder};
@@ -141,6 +142,7 @@ async fn work(assignment: Assignment) -> io::Result<Done> {
     let worker = Rc::new(Worker {
         connector: Connector::new(assignment.place, sources),
         paths: classes.iter().map(Class::path).collect(),
+        contents: classes.iter().map(|class| Content::of(class, &plan)).collect(),
         recorder: RefCell::new(Some(Recorder::new(plan.phases.len(), classes.len()))),
         random: RefCell::new(SmallRng::seed_from_u64(
             plan.client.seed ^ 0xa11 ^ u64::from(assignment.part.index),
@@ -187,6 +189,8 @@ struct Worker {
     plan: Arc<Plan>,
     classes: Vec<Class>,
     paths: Vec<String>,
+    /// What each class's answer must hold.
+    contents: Vec<Content>,
     connector: Connector,
     aim: RefCell<Aim>,
     random: RefCell<SmallRng>,

@@ -1,10 +1,12 @@
 //! The paths of the apps behind a runner, and the levers of the backend, as the load and `loadtest backend` agree on them.
 //!
-//! Another backend can serve the same paths; a scenario can name others.
+//! Another backend can serve the same paths; a scenario can name others. What the load looks for in the
+//! answers is said here.
 
-/// `GET /bytes/{n}`: an answer of n bytes with a Content-Length. `?delay_ms=` holds it back.
+/// `GET /bytes/{n}`: an answer of exactly n bytes with a Content-Length. `?delay_ms=` holds it back.
 pub const BYTES: &str = "/bytes/";
-/// `POST /upload`: reads the body, answers 200 with JSON `{"bytes":n}`.
+/// `POST /upload`: reads the body, answers 200 with JSON `{"bytes":n}`, the number of bytes that arrived; other members may
+/// stand beside it, 512 bytes in all.
 pub const UPLOAD: &str = "/upload";
 /// `GET /events?count=&every_ms=`: server-sent events, each with an `id`, then the end.
 pub const EVENTS: &str = "/events";
@@ -12,7 +14,7 @@ pub const EVENTS: &str = "/events";
 pub const WEBSOCKET: &str = "/ws";
 /// `POST /exec?ms=`: answers 200 after so long, as a command that runs.
 pub const EXEC: &str = "/exec";
-/// `GET /page`: a small HTML page. Its assets are under [`BYTES`].
+/// `GET /page`: a small HTML page that ends with `</html>`. Its assets are under [`BYTES`].
 pub const PAGE: &str = "/page";
 
 /// Levers of the backend's API listener, for churn while a load runs. `POST` each; 204 when it has taken effect there.

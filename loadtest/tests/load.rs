@@ -7,6 +7,7 @@ mod load {
     mod agents;
     mod churn;
     mod command;
+    mod content;
     mod honesty;
     mod peer;
     mod search;

@@ -2,6 +2,7 @@
 
 use super::{Slot, Worker};
 use crate::aim::Visitor;
+use crate::content::Check;
 use crate::failure::Failure;
 use crate::http1::ProxyError;
 use crate::recorder::{Arrival, Outcome};
@@ -74,6 +75,7 @@ struct Answer {
     status: u16,
     error: Option<Box<ProxyError>>,
     body_bytes: u64,
+    check: Check,
     first_byte: Instant,
 }
 
@@ -153,7 +155,7 @@ impl Stream {
                         "first_byte",
                         answer.first_byte.saturating_duration_since(begun),
                     );
-                    Outcome::Answered { status: answer.status, error: answer.error }
+                    answer.check.outcome(answer.status, answer.error)
                 }
                 Err(failure) => Outcome::Failed(failure),
             };
@@ -196,9 +198,10 @@ impl Stream {
         let class = &self.worker.classes[arrival.class];
         let request = self.request(arrival).map_err(Broken::of_stream)?;
         let body = class.body_bytes().unwrap_or(0);
+        let check = Check::new(self.worker.contents[arrival.class]);
         let sent = sender.send_request(request, body == 0);
         let (answer, sink) = sent.map_err(|error| Broken::before_sending(&error))?;
-        let (sent, answered) = tokio::join!(send_body(sink, body), receive(answer));
+        let (sent, answered) = tokio::join!(send_body(sink, body), receive(answer, check));
         // A server may answer without reading the body; then the answer counts, not the body's fate.
         answered.map_err(|broken| match sent {
             Err(failure) if !broken.unprocessed => Broken { failure, ..broken },
@@ -243,7 +246,7 @@ async fn send_body(mut sink: h2::SendStream<Bytes>, mut left: u64) -> Result<(),
     Ok(())
 }
 
-async fn receive(answer: h2::client::ResponseFuture) -> Result<Answer, Broken> {
+async fn receive(answer: h2::client::ResponseFuture, mut check: Check) -> Result<Answer, Broken> {
     let (head, mut body) = answer.await.map_err(|error| Broken::before_answer(&error))?.into_parts();
     let first_byte = Instant::now();
     let mut body_bytes = 0;
@@ -254,6 +257,7 @@ async fn receive(answer: h2::client::ResponseFuture) -> Result<Answer, Broken> {
         });
         let data = data.map_err(Broken::of_stream)?;
         body_bytes += data.len() as u64;
+        check.see(&data);
         let released = body.flow_control().release_capacity(data.len());
         released.map_err(|error| Broken::of_stream(failure(&error)))?;
     }
@@ -264,7 +268,7 @@ async fn receive(answer: h2::client::ResponseFuture) -> Result<Answer, Broken> {
             source: field("x-preview-error-source").unwrap_or_else(|| "answer".into()),
         })
     });
-    Ok(Answer { status: head.status.as_u16(), error, body_bytes, first_byte })
+    Ok(Answer { status: head.status.as_u16(), error, body_bytes, check, first_byte })
 }
 
 /// Why an exchange failed, and what that says of the connection and of the request.

@@ -2,6 +2,7 @@
 
 use super::{Slot, Worker, http2};
 use crate::aim::Visitor;
+use crate::content::{Check, Content};
 use crate::failure::Failure;
 use crate::http1::{Http1, Reply, Request};
 use crate::plan::Load;
@@ -31,13 +32,16 @@ struct Kept {
     request: Request,
     /// The last request could not be sent for want of a connection.
     unreachable: bool,
+    /// Of the answer under way.
+    check: Check,
 }
 
 impl Kept {
     fn new(worker: Rc<Worker>) -> Self {
         let slot = worker.new_slot();
         let (visitor, request) = (Visitor::default(), Request::default());
-        Self { worker, slot, connection: None, took: None, visitor, request, unreachable: false }
+        let check = Check::new(Content::Anything);
+        Self { worker, slot, connection: None, took: None, visitor, request, unreachable: false, check }
     }
 
     async fn run(mut self, ready: mpsc::Sender<()>) {
@@ -91,7 +95,7 @@ impl Kept {
                         "first_byte",
                         reply.first_byte.saturating_duration_since(sent_at),
                     );
-                    Outcome::Answered { status: reply.status, error: reply.error }
+                    self.check.outcome(reply.status, reply.error)
                 }
                 Err(failure) => Outcome::Failed(failure),
             };
@@ -110,7 +114,7 @@ impl Kept {
             if let Some(took) = self.took.take() {
                 worker.record(|recorder| recorder.extra(arrival, "connect", took));
             }
-            let outcome = self.attempt(kept.expect("just seen"), deadline).await;
+            let outcome = self.attempt(arrival, kept.expect("just seen"), deadline).await;
             let closed = matches!(outcome, Err(Failure::ClosedEarly | Failure::Reset));
             // Closed between two requests, as servers may (RFC 9112 9.3.1): what is idempotent goes again.
             if !(closed && worker.classes[arrival.class].is_idempotent()) {
@@ -127,14 +131,20 @@ impl Kept {
             Ok(connection) => {
                 let connected = Instant::now();
                 worker.record(|recorder| recorder.extra(arrival, "connect", connected - connecting));
-                (connected, self.attempt(connection, deadline).await)
+                (connected, self.attempt(arrival, connection, deadline).await)
             }
         }
     }
 
-    async fn attempt(&mut self, mut connection: Http1, deadline: Instant) -> Result<Reply, Failure> {
-        let mut ignored = |_: &[u8]| {};
-        let exchange = connection.exchange(&self.request, &mut ignored);
+    async fn attempt(
+        &mut self,
+        arrival: &Arrival,
+        mut connection: Http1,
+        deadline: Instant,
+    ) -> Result<Reply, Failure> {
+        self.check = Check::new(self.worker.contents[arrival.class]);
+        let mut sink = |piece: &[u8]| self.check.see(piece);
+        let exchange = connection.exchange(&self.request, &mut sink);
         let outcome = match tokio::time::timeout_at(deadline.into(), exchange).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Failure::Timeout),

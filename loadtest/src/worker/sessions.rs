@@ -3,6 +3,7 @@
 use super::{Ending, Next, Slot, UnderWay, Worker};
 use crate::aim::Visitor;
 use crate::alarm::Alarm;
+use crate::content::{Check, Content};
 use crate::failure::Failure;
 use crate::http1::{Http1, Request};
 use crate::plan::Class;
@@ -249,11 +250,13 @@ impl<'a> Session<'a> {
     async fn page(&self, assets: u32, bytes: u64) -> Result<Outcome, Failure> {
         let mut first = self.connect().await?;
         let request = self.request(&self.worker.paths[self.arrival.class], "");
-        let reply = self.within(first.exchange(&request, &mut |_| {})).await?;
+        let mut check = Check::new(self.worker.contents[self.arrival.class]);
+        let reply = self.within(first.exchange(&request, &mut |piece| check.see(piece))).await?;
         self.status.set(reply.status);
         self.count(&request, reply.body_bytes);
-        if !(200..300).contains(&reply.status) {
-            return Ok(Outcome::Answered { status: reply.status, error: reply.error });
+        let outcome = check.outcome(reply.status, reply.error);
+        if !matches!(outcome, Outcome::Answered { status: 200..=299, .. }) {
+            return Ok(outcome);
         }
         let left = Cell::new(assets);
         let mut kept = reply.reusable.then_some(first);
@@ -267,7 +270,7 @@ impl<'a> Session<'a> {
         Ok(Outcome::Answered { status: self.status.get(), error: None })
     }
 
-    /// One of a page's connections: takes assets as long as there are any. An answer that is not 2xx ends it.
+    /// One of a page's connections: takes assets as long as there are any. An answer that is not what was asked for ends it.
     async fn lane(
         &self,
         mut connection: Option<Http1>,
@@ -282,11 +285,13 @@ impl<'a> Session<'a> {
                 None => self.connect().await?,
             };
             let asked = Instant::now();
-            let reply = self.within(lane.exchange(&request, &mut |_| {})).await?;
+            let mut check = Check::new(Content::Length(bytes));
+            let reply = self.within(lane.exchange(&request, &mut |piece| check.see(piece))).await?;
             self.count(&request, reply.body_bytes);
             self.worker.record(|recorder| recorder.message(&self.arrival, "asset", asked.elapsed()));
-            if !(200..300).contains(&reply.status) {
-                return Ok(Some(Outcome::Answered { status: reply.status, error: reply.error }));
+            let outcome = check.outcome(reply.status, reply.error);
+            if !matches!(outcome, Outcome::Answered { status: 200..=299, .. }) {
+                return Ok(Some(outcome));
             }
             connection = reply.reusable.then_some(lane);
         }
