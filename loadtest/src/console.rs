@@ -116,8 +116,14 @@ fn add_phase(text: &mut String, phase: &PhaseResult) {
     if let Some(idle) = &phase.idle {
         let _infallible = writeln!(
             text,
-            "  idle WebSockets: {} of {} open, {} failed, {} cut, {} opened again, opened at {:.0}/s",
-            idle.open, idle.planned, idle.failed, idle.lost, idle.reopened, idle.connects_per_s
+            "  idle WebSockets: {} of {} open, {} failed, {} without an answer, {} cut, {} opened again, opened at {:.0}/s",
+            idle.open,
+            idle.planned,
+            idle.failed,
+            idle.unfinished,
+            idle.lost,
+            idle.reopened,
+            idle.connects_per_s
         );
         row(text, "  handshake", &idle.connect);
         for error in &idle.errors {

@@ -4,7 +4,7 @@
 //! time, of all classes together, over all phases but warm-ups; of a search for the highest rate, over the step of the
 //! rate that was found. Pure.
 
-use crate::result::{ClassResult, Hist, RunResult};
+use crate::result::{ClassResult, Hist, IdleResult, RunResult};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -12,6 +12,9 @@ use std::fmt;
 pub struct Totals {
     pub all: ClassResult,
     pub classes: BTreeMap<String, ClassResult>,
+    /// Idle WebSockets. Each attempt to open one counts as a request that was sent: well when it stayed open, failed when it
+    /// did not open or was cut. In rates and times they are not.
+    pub idle: Option<IdleResult>,
     /// How late requests left by the load generator's own doing.
     pub send_lag: Hist,
     /// Of the judged phases.
@@ -44,6 +47,7 @@ impl Totals {
         let mut totals = Self {
             all: ClassResult::default(),
             classes: BTreeMap::new(),
+            idle: None,
             send_lag: Hist::default(),
             duration_s: 0.0,
             found_rate: result.search.as_ref().and_then(|search| search.rate),
@@ -57,6 +61,9 @@ impl Totals {
         for phase in result.judged() {
             totals.duration_s += phase.duration_s;
             totals.send_lag.merge(&phase.client.send_lag);
+            if let Some(idle) = &phase.idle {
+                totals.idle.get_or_insert_default().merge(idle);
+            }
             for (name, class) in &phase.classes {
                 totals.all.merge(class);
                 totals.classes.entry(name.clone()).or_default().merge(class);
@@ -83,6 +90,18 @@ impl Totals {
     pub fn error_share(class: &ClassResult) -> Option<f64> {
         let bad = class.failed + class.unsent + class.unfinished;
         share(bad as f64, (class.ok + bad) as f64)
+    }
+
+    /// [`Self::error_share`] of all classes and of idle WebSockets together.
+    pub fn errors(&self) -> Option<f64> {
+        let count = |count: Count| count.of_all(self) as f64;
+        let bad = count(Count::Failed) + count(Count::Unsent) + count(Count::Unfinished);
+        share(bad, count(Count::Ok) + bad)
+    }
+
+    /// Requests and idle WebSockets of the kind.
+    pub fn count(&self, count: Count) -> u64 {
+        count.of_all(self)
     }
 
     /// Microseconds of the proxy's CPU for one answer.
@@ -167,6 +186,10 @@ pub enum What {
     /// Share of body bytes that stayed in the kernel.
     Spliced,
     Count(Count),
+    /// Idle WebSockets that did not open, or have no answer to their handshake at the end.
+    IdleFailed,
+    /// Idle WebSockets the other side ended.
+    IdleCut,
     /// 1 when the load generator kept up, else 0.
     Valid,
 }
@@ -202,7 +225,7 @@ pub enum Unit {
 
 /// What measures can be named, for people who mistyped one.
 pub const NAMES: &str = "p50 (any percentile), mean, min, max, err, rate, cpu_us, calls, enters, rps_core, mem, spliced, \
-                         sent, ok, failed, unsent, unfinished, valid; with service., connect. or lag. in front of a \
+                         sent, ok, failed, unsent, unfinished, idle.failed, idle.cut, valid; with service., connect. or lag. in front of a \
                          percentile, and a class with / in front of all: get/service.p99";
 
 impl Measure {
@@ -239,6 +262,8 @@ impl Measure {
             "failed" => What::Count(Count::Failed),
             "unsent" => What::Count(Count::Unsent),
             "unfinished" => What::Count(Count::Unfinished),
+            "idle.failed" => What::IdleFailed,
+            "idle.cut" => What::IdleCut,
             _ => {
                 // The first dot: `p99.9` has one of its own.
                 let (of, at) = match name.split_once('.') {
@@ -262,6 +287,8 @@ impl Measure {
                 | What::RatePerCore
                 | What::Memory
                 | What::Spliced
+                | What::IdleFailed
+                | What::IdleCut
                 | What::Valid
         );
         if class.is_some() && of_the_whole {
@@ -286,6 +313,7 @@ impl Measure {
                 at.of(hist)
             }
             What::Lag(at) => at.of(&totals.send_lag),
+            What::Errors if self.class.is_none() => totals.errors(),
             What::Errors => Totals::error_share(class),
             // What a search found is the rate that was sent, not what of it had ended when the step did.
             What::Rate if self.class.is_none() && totals.found_rate.is_some() => totals.found_rate,
@@ -296,7 +324,10 @@ impl Measure {
             What::RatePerCore => totals.cpu_us().filter(|us| *us > 0.0).map(|us| 1e6 / us),
             What::Memory => totals.memory_max_bytes.map(|bytes| bytes as f64),
             What::Spliced => totals.spliced_share(),
+            What::Count(count) if self.class.is_none() => Some(totals.count(*count) as f64),
             What::Count(count) => Some(count.of(class) as f64),
+            What::IdleFailed => totals.idle.as_ref().map(|idle| (idle.failed + idle.unfinished) as f64),
+            What::IdleCut => totals.idle.as_ref().map(|idle| idle.lost as f64),
             What::Valid => Some(f64::from(u8::from(totals.valid))),
         }
     }
@@ -307,7 +338,9 @@ impl Measure {
             What::Errors | What::Spliced => Unit::Share,
             What::Rate | What::RatePerCore => Unit::PerSecond,
             What::Memory => Unit::Bytes,
-            What::Count(_) | What::Valid | What::Calls | What::Enters => Unit::Count,
+            What::Count(_) | What::IdleFailed | What::IdleCut | What::Valid | What::Calls | What::Enters => {
+                Unit::Count
+            }
         }
     }
 
@@ -342,6 +375,8 @@ impl fmt::Display for Measure {
             What::Memory => f.write_str("mem"),
             What::Spliced => f.write_str("spliced"),
             What::Count(count) => f.write_str(count.as_str()),
+            What::IdleFailed => f.write_str("idle.failed"),
+            What::IdleCut => f.write_str("idle.cut"),
             What::Valid => f.write_str("valid"),
         }
     }
@@ -409,6 +444,18 @@ impl Count {
             Self::Unsent => class.unsent,
             Self::Unfinished => class.unfinished,
         }
+    }
+
+    /// Idle WebSockets with the requests of all classes.
+    fn of_all(self, totals: &Totals) -> u64 {
+        let idle = totals.idle.as_ref().map_or(0, |idle| match self {
+            Self::Sent => idle.well() + idle.failures() + idle.unfinished,
+            Self::Ok => idle.well(),
+            Self::Failed => idle.failures(),
+            Self::Unsent => 0,
+            Self::Unfinished => idle.unfinished,
+        });
+        self.of(&totals.all) + idle
     }
 }
 
@@ -513,6 +560,8 @@ mod tests {
             ("calls", "calls"),
             ("enters", "enters"),
             ("spliced", "spliced"),
+            ("idle.failed", "idle.failed"),
+            ("idle.cut", "idle.cut"),
         ] {
             assert_eq!(
                 Measure::parse(text).map(|measure| measure.to_string()),
@@ -534,6 +583,8 @@ mod tests {
             "get/",
             "get/cpu_us",
             "get/enters",
+            "get/idle.cut",
+            "idle.open",
             "service.",
         ] {
             assert!(Measure::parse(text).is_err(), "{text:?}");

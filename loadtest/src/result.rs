@@ -268,6 +268,9 @@ pub struct IdleResult {
     /// Open at the phase's end.
     pub open: u64,
     pub failed: u64,
+    /// Begun, and neither open nor failed at the phase's end.
+    #[serde(default)]
+    pub unfinished: u64,
     /// Cut by the other side while idle.
     pub lost: u64,
     /// Opened by a later attempt than the first, after a cut or a failure.
@@ -279,11 +282,22 @@ pub struct IdleResult {
 }
 
 impl IdleResult {
+    /// Opened and not cut.
+    pub fn well(&self) -> u64 {
+        self.connect.count().saturating_sub(self.lost)
+    }
+
+    /// Did not open, or did not stay open.
+    pub fn failures(&self) -> u64 {
+        self.failed + self.lost
+    }
+
     /// Adds what another thread or load generator held.
     pub fn merge(&mut self, other: &Self) {
         self.planned += other.planned;
         self.open += other.open;
         self.failed += other.failed;
+        self.unfinished += other.unfinished;
         self.lost += other.lost;
         self.reopened += other.reopened;
         self.connects_per_s += other.connects_per_s;

@@ -52,13 +52,14 @@ pub fn text(result: &RunResult) -> String {
     text.push_str(
         "| class | rate | p50 | p90 | p99 | p99.9 | max | errors |\n|---|--:|--:|--:|--:|--:|--:|--:|\n",
     );
-    class_row(&mut text, "**all**", &totals.all, totals.duration_s);
+    class_row(&mut text, "**all**", &totals.all, totals.duration_s, totals.errors());
     if totals.classes.len() > 1 {
         for (name, class) in &totals.classes {
-            class_row(&mut text, &escape(name), class, totals.duration_s);
+            class_row(&mut text, &escape(name), class, totals.duration_s, Totals::error_share(class));
         }
     }
     text.push('\n');
+    idle(&mut text, &totals);
     if let Some(cpu_us) = totals.cpu_us() {
         let _ = write!(text, "Proxy: {cpu_us:.1} µs CPU per request");
         if cpu_us > 0.0 {
@@ -78,7 +79,11 @@ pub fn text(result: &RunResult) -> String {
             .map_or(String::new(), |bytes| format!("; copied for each request: {}", bytes_text(bytes)));
         let _ = writeln!(text, "Bytes spliced: {}{copied}.", share_text(spliced));
     }
-    errors(&mut text, &totals.all.errors);
+    let of_idle =
+        |error: &ErrorCount| ErrorCount { code: format!("idle WebSocket: {}", error.code), ..error.clone() };
+    let of_idle = totals.idle.iter().flat_map(|idle| &idle.errors).map(of_idle);
+    let all: Vec<ErrorCount> = totals.all.errors.iter().cloned().chain(of_idle).collect();
+    errors(&mut text, &all);
     match &result.search {
         Some(search) => steps(&mut text, search),
         None => phases(&mut text, &result.phases),
@@ -134,13 +139,31 @@ fn steps(text: &mut String, search: &Search) {
     }
 }
 
-fn class_row(text: &mut String, name: &str, class: &ClassResult, duration_s: f64) {
+/// Held WebSockets, over all measured phases.
+fn idle(text: &mut String, totals: &Totals) {
+    let Some(idle) = &totals.idle else { return };
+    let bad = idle.failures() + idle.unfinished;
+    let _ = writeln!(
+        text,
+        "{}Idle WebSockets: {} of {} open at the end, {} failed, {} without an answer, {} cut, {} opened again; handshake p99 {}.\n",
+        if bad > 0 { "❌ " } else { "" },
+        idle.open,
+        idle.planned,
+        idle.failed,
+        idle.unfinished,
+        idle.lost,
+        idle.reopened,
+        time_text(idle.connect.quantile_us(0.99)),
+    );
+}
+
+fn class_row(text: &mut String, name: &str, class: &ClassResult, duration_s: f64, errors: Option<f64>) {
     let rate = if duration_s > 0.0 { class.ok as f64 / duration_s } else { 0.0 };
     let _ = write!(text, "| {name} | {}/s |", number_text(rate));
     for quantile in [0.5, 0.9, 0.99, 0.999, 1.0] {
         let _ = write!(text, " {} |", time_text(class.response.quantile_us(quantile)));
     }
-    let _ = writeln!(text, " {} |", Totals::error_share(class).map_or("–".into(), share_text));
+    let _ = writeln!(text, " {} |", errors.map_or("–".into(), share_text));
 }
 
 fn errors(text: &mut String, errors: &[ErrorCount]) {

@@ -4,9 +4,9 @@ use super::chart::Ink;
 use super::columns::{Column, columns};
 use super::figures::{self, COLUMNS_MAX};
 use super::page::{bad_card, bar, card, figure, page};
-use crate::measure::{Totals, bytes_text, number_text, share_text, time_text};
+use crate::measure::{Count, Totals, bytes_text, number_text, share_text, time_text};
 use crate::report::planned_rate_text;
-use crate::result::{ClassResult, Hist, PhaseResult, RunResult, Search, ServerCounters};
+use crate::result::{ClassResult, ErrorCount, Hist, PhaseResult, RunResult, Search, ServerCounters};
 use maud::{Markup, html};
 
 /// Most rows of tables whose length a run decides.
@@ -24,7 +24,7 @@ pub fn text(result: &RunResult) -> String {
         (assertions(result))
         (latency(&totals))
         (over_time(result, &columns))
-        (errors(&totals.all))
+        (errors(&totals))
         (proxy(result, &totals, &columns))
         (phases(result))
         (churn(result))
@@ -59,9 +59,10 @@ fn summary(result: &RunResult, totals: &Totals) -> Markup {
     let all = &totals.all;
     let rate = if totals.duration_s > 0.0 { all.ok as f64 / totals.duration_s } else { 0.0 };
     let response = |quantile| time_text(all.response.quantile_us(quantile));
-    let bad = all.failed + all.unsent + all.unfinished;
-    let of = format!("of {}", number_text((all.ok + bad) as f64));
-    let errors = Totals::error_share(all).map_or("–".into(), share_text);
+    let count = |count| totals.count(count);
+    let bad = count(Count::Failed) + count(Count::Unsent) + count(Count::Unfinished);
+    let of = format!("of {}", number_text((count(Count::Ok) + bad) as f64));
+    let errors = totals.errors().map_or("–".into(), share_text);
     html! {
         @if let Some(search) = &result.search {
             p {
@@ -234,14 +235,22 @@ fn phase_caption(result: &RunResult) -> String {
     if names.len() > 1 { format!("Phases: {}.", names.join(", ")) } else { String::new() }
 }
 
-fn errors(all: &ClassResult) -> Markup {
-    let mut errors: Vec<_> = all.errors.iter().collect();
+fn errors(totals: &Totals) -> Markup {
+    let all = &totals.all;
+    let idle = totals.idle.as_ref();
+    let of_idle =
+        |error: &ErrorCount| ErrorCount { code: format!("idle WebSocket: {}", error.code), ..error.clone() };
+    let mut errors: Vec<ErrorCount> = all.errors.clone();
+    errors.extend(idle.iter().flat_map(|idle| &idle.errors).map(of_idle));
     errors.sort_by_key(|error| std::cmp::Reverse(error.count));
     let most = errors.first().map_or(1, |error| error.count.max(1)) as f64;
+    let (cut, unfinished) = idle.map_or((0, 0), |idle| (idle.lost, idle.unfinished));
     html! {
         h2 { "Errors and statuses" }
-        @if errors.is_empty() && all.unsent + all.unfinished == 0 {
-            p.good { "Every request ended as it should." }
+        @if errors.is_empty() && all.unsent + all.unfinished + cut + unfinished == 0 {
+            p.good {
+                "Every request ended as it should" @if idle.is_some() { ", and every idle WebSocket stayed open" } "."
+            }
         } @else {
             div.box { table {
                 tr { th { "error" } th { "said by" } th.n { "count" } th { "" } }
@@ -253,6 +262,8 @@ fn errors(all: &ClassResult) -> Markup {
                 }
                 @if errors.len() > ROWS_MAX { tr { td colspan="4" { (errors.len() - ROWS_MAX) " more kinds" } } }
                 @if all.unsent > 0 { tr { td { "never sent: no connection was free" } td { "plan" } td.n { (number_text(all.unsent as f64)) } td {} } }
+                @if cut > 0 { tr { td { "idle WebSocket: cut by the other side" } td { "network" } td.n { (number_text(cut as f64)) } td {} } }
+                @if unfinished > 0 { tr { td { "idle WebSocket: no answer to the handshake by the end" } td { "plan" } td.n { (number_text(unfinished as f64)) } td {} } }
                 @if all.unfinished > 0 { tr { td { "no answer by the end" } td { "plan" } td.n { (number_text(all.unfinished as f64)) } td {} } }
             } }
         }
@@ -383,11 +394,11 @@ fn idle(result: &RunResult) -> Markup {
         @if !rows.is_empty() {
             h2 { "Idle connections" }
             div.box { table {
-                tr { th { "phase" } @for name in ["planned", "open at the end", "failed", "lost while idle", "opened again", "connects/s", "connect p50", "connect p99", "memory"] { th.n { (name) } } }
+                tr { th { "phase" } @for name in ["planned", "open at the end", "failed", "no answer", "lost while idle", "opened again", "connects/s", "connect p50", "connect p99", "memory"] { th.n { (name) } } }
                 @for (phase, idle) in rows {
                     tr {
                         td { (phase.name) }
-                        @for count in [idle.planned, idle.open, idle.failed, idle.lost, idle.reopened] { td.n { (number_text(count as f64)) } }
+                        @for count in [idle.planned, idle.open, idle.failed, idle.unfinished, idle.lost, idle.reopened] { td.n { (number_text(count as f64)) } }
                         td.n { (number_text(idle.connects_per_s)) }
                         @for quantile in [0.5, 0.99] { td.n { (time_text(idle.connect.quantile_us(quantile))) } }
                         td.n { (phase.proxy.as_ref().map_or("–".into(), |proxy| bytes_text(proxy.memory_max_bytes as f64))) }

@@ -382,6 +382,7 @@ fn reasons(plan: &Plan, phases: &[PhaseResult], partial: bool) -> Vec<Reason> {
         let own: u64 = total
             .errors
             .iter()
+            .chain(phase.idle.iter().flat_map(|idle| &idle.errors))
             .filter(|error| error.source == Failure::OWN_SOURCE)
             .map(|error| error.count)
             .sum();

@@ -20,6 +20,8 @@ const HANDSHAKES_MAX: usize = 512;
 /// So many are closed at once, then others have their turn: thousands of closes are a second in which nothing is sent.
 const CLOSE_STEP: usize = 32;
 const CLOSE_PAUSE: Duration = Duration::from_millis(1);
+/// Handshakes under way at the phase's end may take so much longer.
+const HANDSHAKE_GRACE: Duration = Duration::from_millis(500);
 /// A cut one is opened again after this, and so is one whose opening again failed.
 const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 
@@ -47,6 +49,7 @@ struct Tally {
     lost: Cell<u64>,
     reopened: Cell<u64>,
     failed: Cell<u64>,
+    under_way: Cell<u64>,
     connect: RefCell<Hist>,
     errors: RefCell<Vec<ErrorCount>>,
 }
@@ -75,7 +78,9 @@ async fn hold_phase(worker: &Rc<Worker>, idle: &Idle, phase: usize, end: Instant
                 let (mut permit, mut again) = (Some(permit), false);
                 loop {
                     let begun = Instant::now();
+                    tally.under_way.set(tally.under_way.get() + 1);
                     let outcome = open(&worker).await;
+                    tally.under_way.set(tally.under_way.get() - 1);
                     drop(permit.take());
                     match outcome {
                         Err((code, source)) => tally.fail(&code, &source),
@@ -107,13 +112,19 @@ async fn hold_phase(worker: &Rc<Worker>, idle: &Idle, phase: usize, end: Instant
         worker.open_idle(phase, tally.open.get());
         worker.sleep_until(end.min(Instant::now() + Duration::from_secs(1))).await;
     }
-    let open = tally.open.get();
+    // One that was begun a moment ago is no failure.
+    let latest = end + worker.plan.client.grace.0.min(HANDSHAKE_GRACE);
+    while tally.under_way.get() > 0 && Instant::now() < latest && !worker.stopped() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let (open, unfinished) = (tally.open.get(), tally.under_way.get());
     let (took, connects) = all_open.unwrap_or_else(|| (begun.elapsed(), tally.connect.borrow().count()));
     spawn_local(close(held));
     IdleResult {
         planned,
         open,
         failed: tally.failed.get(),
+        unfinished,
         lost: tally.lost.get(),
         reopened: tally.reopened.get(),
         connects_per_s: connects as f64 / took.as_secs_f64(),

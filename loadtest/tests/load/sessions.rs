@@ -1,8 +1,10 @@
 //! What lives longer than an exchange: WebSockets, event streams, pages, idle tunnels.
 
 use super::peer::{Answer, Asked, Server, codes, ok, plan, run};
+use loadtest::assertion::{self, Thresholds};
 use loadtest::plan::{Class, Idle, Load};
 use loadtest::quantity::Span;
+use loadtest::report;
 use loadtest::result::ClassResult;
 use std::collections::HashSet;
 use std::sync::atomic::Ordering::SeqCst;
@@ -192,4 +194,53 @@ fn cut_idle_tunnels_are_opened_again_where_that_is_wanted() {
     plan.client.connections = 1;
     let idle = run(plan).phases[0].idle.clone().expect("held");
     assert_eq!((idle.planned, idle.lost, idle.reopened, idle.open, idle.failed), (40, 10, 10, 40, 0));
+}
+
+/// A proxy that answers every handshake with 200 holds nothing, and that is the run's failure as any other.
+#[test]
+fn idle_tunnels_that_do_not_open_are_errors_of_the_run() {
+    let server = Server::start(|asked| match asked.line.as_str() {
+        "GET /ws" => ok(),
+        _ => Answer::Say(200, "x".into()),
+    });
+    let held = |script: Server| {
+        let mut plan = plan(&script.url(), Load::Hold { rate: 50.0 }, 1500);
+        plan.phases[0].idle = Some(Idle { count: 50, rate: 200.0, reopen: false });
+        run(plan)
+    };
+    let mut refused = held(server);
+    let idle = refused.phases[0].idle.clone().expect("asked for");
+    assert_eq!((idle.open, idle.failed, idle.unfinished), (0, 50, 0), "{:?}", idle.errors);
+    let thresholds: Thresholds =
+        "err<39%,err>41%,failed<50,failed<51,idle.failed<50,idle.failed<51,sent<126,idle.cut<1"
+            .parse()
+            .expect("good");
+    assertion::check(&mut refused, &thresholds.0);
+    let holds: Vec<_> = refused.assertions.iter().map(|assertion| assertion.holds).collect();
+    // 75 requests are good, 50 tunnels are not: 40 %.
+    assert_eq!(holds, [false, false, false, true, false, true, true, true], "{:?}", refused.assertions);
+    let (html, markdown) = (report::html(&refused), report::markdown(&refused));
+    assert!(!html.contains("Every request ended as it should"));
+    assert!(html.contains("idle WebSocket: HTTP 200") && html.contains("40.0%"));
+    assert!(markdown.contains("❌ Idle WebSockets: 0 of 50 open at the end, 50 failed"), "{markdown}");
+    assert!(markdown.contains("| idle WebSocket: HTTP 200 | answer | 50 |"), "{markdown}");
+
+    // Neither does silence pass for a tunnel.
+    let silent = held(Server::start(|asked| match asked.line.as_str() {
+        "GET /ws" => Answer::Raw(Vec::new()),
+        _ => ok(),
+    }));
+    let idle = silent.phases[0].idle.clone().expect("asked for");
+    assert_eq!((idle.open, idle.failed, idle.unfinished), (0, 0, 50));
+    assert!(!report::html(&silent).contains("Every request ended as it should"));
+
+    let good = held(Server::start(|asked| match asked.line.as_str() {
+        "GET /ws" => Answer::Hold { cut_after: None },
+        _ => ok(),
+    }));
+    assert!(
+        report::html(&good)
+            .contains("Every request ended as it should, and every idle WebSocket stayed open.")
+    );
+    assert!(report::markdown(&good).contains("Idle WebSockets: 50 of 50 open at the end, 0 failed"));
 }
