@@ -3,7 +3,7 @@
 use crate::aim::{Aim, Visitor};
 use crate::http1::{Http1, Request, scratch};
 use crate::plan::{Action, Churn, Expectation, Plan, Share};
-use crate::result::ChurnResult;
+use crate::result::{ChurnResult, CutShort};
 use crate::transport::{Connector, Place};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -13,57 +13,139 @@ use std::time::{Duration, Instant};
 
 /// One probe may take as long; slower is as good as no answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Probes end with the load: what is felt later was not felt under load. So long after its end is still the load's.
+const GRACE: Duration = Duration::from_secs(1);
 
-/// Starts a thread for each change of the plan; each ends with the phases' numbers and what it saw. Changes of the same
-/// sandbox come one after the other: what the first does to it is what the second finds, however long that takes.
-pub fn spawn(
-    plan: &Arc<Plan>,
-    start: Instant,
-    stop: &Arc<AtomicBool>,
-) -> Vec<JoinHandle<Vec<(usize, ChurnResult)>>> {
-    let mut lines: Vec<Vec<(usize, Instant, Churn)>> = Vec::new();
-    let mut begin = start;
-    for (n, phase) in plan.phases.iter().enumerate() {
-        for churn in &phase.churn {
-            let sandbox = churn.probe.sandbox;
-            let same = |line: &&mut Vec<(usize, Instant, Churn)>| {
-                sandbox.is_some() && line.iter().any(|(.., earlier)| earlier.probe.sandbox == sandbox)
-            };
-            match lines.iter_mut().find(same) {
-                Some(line) => line.push((n, begin, churn.clone())),
-                None => lines.push(vec![(n, begin, churn.clone())]),
+/// The changes of a plan while they go on, each line of them on a thread.
+///
+/// Whatever becomes of the run, what a lever changed is put back when the load is over, by [`Self::finish`] or by dropping it.
+pub struct Changes {
+    lines: Vec<JoinHandle<Vec<(usize, ChurnResult)>>>,
+    given_up: Arc<AtomicBool>,
+}
+
+impl Changes {
+    /// Changes of the same sandbox come one after the other: what the first does to it is what the second finds, however long
+    /// that takes. `start`: of the load; `stop`: the operator's.
+    pub fn spawn(plan: &Arc<Plan>, start: Instant, stop: &Arc<AtomicBool>) -> Self {
+        let mut lines: Vec<Vec<Planned>> = Vec::new();
+        let mut begin = start;
+        for (phase, planned) in plan.phases.iter().enumerate() {
+            for churn in &planned.churn {
+                let sandbox = churn.probe.sandbox;
+                let same = |line: &&mut Vec<Planned>| {
+                    sandbox.is_some() && line.iter().any(|earlier| earlier.churn.probe.sandbox == sandbox)
+                };
+                let next = Planned { phase, begin, churn: churn.clone() };
+                match lines.iter_mut().find(same) {
+                    Some(line) => line.push(next),
+                    None => lines.push(vec![next]),
+                }
+            }
+            begin += planned.length.0;
+        }
+        let given_up = Arc::new(AtomicBool::new(false));
+        let spawn = |line| {
+            let ends = Ends { load: begin, stop: stop.clone(), given_up: given_up.clone() };
+            let plan = plan.clone();
+            thread::spawn(move || run_line(&plan, line, &ends))
+        };
+        Self { lines: lines.into_iter().map(spawn).collect(), given_up }
+    }
+
+    /// What became of each, with the number of its phase. Returns when all is put back, soon after the load's end.
+    pub fn finish(mut self) -> Vec<(usize, ChurnResult)> {
+        self.lines.drain(..).filter_map(|line| line.join().ok()).flatten().collect()
+    }
+}
+
+impl Drop for Changes {
+    fn drop(&mut self) {
+        self.given_up.store(true, Relaxed);
+        for line in self.lines.drain(..) {
+            // A panic of that thread has been printed by then.
+            let _ = line.join();
+        }
+    }
+}
+
+/// A change and its phase: the number, and when it begins.
+struct Planned {
+    phase: usize,
+    begin: Instant,
+    churn: Churn,
+}
+
+/// What ends the changes.
+struct Ends {
+    /// When the last phase is over.
+    load: Instant,
+    stop: Arc<AtomicBool>,
+    given_up: Arc<AtomicBool>,
+}
+
+impl Ends {
+    fn stopped(&self) -> bool {
+        self.stop.load(Relaxed) || self.given_up.load(Relaxed)
+    }
+
+    /// Until then, or until somebody ends the run.
+    async fn wait_until(&self, due: Instant) {
+        while Instant::now() < due && !self.stopped() {
+            tokio::time::sleep_until(due.min(Instant::now() + Duration::from_millis(50)).into()).await;
+        }
+    }
+}
+
+fn run_line(plan: &Plan, line: Vec<Planned>, ends: &Ends) -> Vec<(usize, ChurnResult)> {
+    let new = |planned: &Planned| ChurnResult {
+        name: planned.churn.name.clone(),
+        at_s: planned.churn.at.0.as_secs_f64(),
+        within_s: planned.churn.within.0.as_secs_f64(),
+        unharmed: planned.churn.probe.effect == Expectation::Unharmed,
+        recovery: planned.churn.probe.recovery,
+        ..ChurnResult::default()
+    };
+    let mut results: Vec<(usize, ChurnResult)> =
+        line.iter().map(|planned| (planned.phase, new(planned))).collect();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            results.iter_mut().for_each(|(_, result)| result.error = Some(error.to_string()));
+            return results;
+        }
+    };
+    runtime.block_on(async {
+        // The last lever that was pulled, and what is to be done about it.
+        let mut left: Vec<(usize, &Action)> = Vec::new();
+        for (n, planned) in line.iter().enumerate() {
+            let watch = Watch { plan, churn: &planned.churn, ends };
+            let mut pulled = false;
+            let outcome = watch.run(planned.begin, &mut results[n].1, &mut pulled).await;
+            results[n].1.error = outcome.err();
+            if pulled && results[n].1.error.is_none() {
+                // This one is the way back of an earlier one.
+                left.retain(|(_, undo)| **undo != planned.churn.action);
+            }
+            if let Some(undo) =
+                planned.churn.undo.as_ref().filter(|undo| pulled && **undo != planned.churn.action)
+            {
+                left.retain(|(_, earlier)| *earlier != undo);
+                left.push((n, undo));
             }
         }
-        begin += phase.length.0;
-    }
-    let run_line = |line: Vec<(usize, Instant, Churn)>| {
-        let (plan, stop) = (plan.clone(), stop.clone());
-        thread::spawn(move || {
-            let run = |(n, begin, churn): (usize, Instant, Churn)| {
-                let mut result = ChurnResult {
-                    name: churn.name.clone(),
-                    at_s: churn.at.0.as_secs_f64(),
-                    recovery: churn.probe.recovery,
-                    ..ChurnResult::default()
-                };
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-                let outcome = runtime.map_err(|error| error.to_string()).and_then(|runtime| {
-                    runtime
-                        .block_on(Watch { plan: &plan, churn: &churn, stop: &stop }.run(begin, &mut result))
-                });
-                result.error = outcome.err();
-                (n, result)
-            };
-            line.into_iter().map(run).collect()
-        })
-    };
-    lines.into_iter().map(run_line).collect()
+        ends.wait_until(ends.load).await;
+        for (n, undo) in left {
+            results[n].1.put_back_error = act(undo).await.err();
+        }
+    });
+    results
 }
 
 struct Watch<'a> {
     plan: &'a Plan,
     churn: &'a Churn,
-    stop: &'a AtomicBool,
+    ends: &'a Ends,
 }
 
 /// What a probe saw.
@@ -76,17 +158,24 @@ enum Seen {
 }
 
 impl Watch<'_> {
-    async fn run(&self, phase_begin: Instant, result: &mut ChurnResult) -> Result<(), String> {
+    /// `pulled`: whether the lever was touched.
+    async fn run(
+        &self,
+        phase_begin: Instant,
+        result: &mut ChurnResult,
+        pulled: &mut bool,
+    ) -> Result<(), String> {
         let place = Place::of(&self.plan.target)?;
         let visitor = self.visitor(&place);
         let connector = Connector::new(place, Vec::new());
         let mut probe = Prober { connector, visitor, path: self.churn.probe.path.clone(), connection: None };
-        let due = phase_begin + self.churn.at.0;
-        while Instant::now() < due {
-            if self.stop.load(Relaxed) {
-                return Err("the run was stopped before".into());
-            }
-            tokio::time::sleep_until(due.min(Instant::now() + Duration::from_millis(50)).into()).await;
+        self.ends.wait_until(phase_begin + self.churn.at.0).await;
+        if self.ends.stopped() {
+            result.cut_short = Some(CutShort::Stopped);
+            return Ok(());
+        }
+        if Instant::now() >= self.ends.load {
+            return Err("the load was over before it was its turn".into());
         }
         // What is there before shows that the effect is an effect.
         let before = probe.ask().await;
@@ -95,14 +184,15 @@ impl Watch<'_> {
         if wanted.matches(before) && wanted != Expectation::Unharmed {
             return Err(format!("the effect was there before: {before:?}"));
         }
-        let pulled = Instant::now();
-        result.at_s = (pulled - phase_begin).as_secs_f64();
+        *pulled = true;
+        let begun = Instant::now();
+        result.at_s = (begun - phase_begin).as_secs_f64();
         let action = act(&self.churn.action);
         let acting = async {
             let outcome = action.await;
-            (outcome, pulled.elapsed())
+            (outcome, begun.elapsed())
         };
-        let watching = self.watch(&mut probe, pulled, result);
+        let watching = self.watch(&mut probe, begun, result);
         let ((outcome, took), ()) = tokio::join!(acting, watching);
         result.action_ms = took.as_secs_f64() * 1000.0;
         outcome
@@ -121,10 +211,12 @@ impl Watch<'_> {
     /// Asks until the effect is seen, and then until it is over if that is wanted.
     async fn watch(&self, probe: &mut Prober, pulled: Instant, result: &mut ChurnResult) {
         let wanted = self.churn.probe.effect;
-        let end = pulled + self.churn.within.0;
+        let (within, load) = (pulled + self.churn.within.0, self.ends.load + GRACE);
+        let end = within.min(load);
         let mut next = Instant::now();
-        while Instant::now() < end && !self.stop.load(Relaxed) {
-            let seen = probe.ask().await;
+        while Instant::now() < end && !self.ends.stopped() {
+            // A probe that is under way then says nothing any more.
+            let Ok(seen) = tokio::time::timeout_at(end.into(), probe.ask()).await else { break };
             result.probes += 1;
             let since = Some(pulled.elapsed().as_secs_f64() * 1000.0);
             match result.effect_ms {
@@ -152,8 +244,13 @@ impl Watch<'_> {
                 return;
             }
             next = (next + self.churn.probe.every.0).max(Instant::now());
-            tokio::time::sleep_until(next.into()).await;
+            tokio::time::sleep_until(next.min(end).into()).await;
         }
+        result.cut_short = match () {
+            () if self.ends.stopped() => Some(CutShort::Stopped),
+            () if load < within => Some(CutShort::LoadOver { after_s: (end - pulled).as_secs_f64() }),
+            () => None,
+        };
     }
 }
 

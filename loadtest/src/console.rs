@@ -1,7 +1,7 @@
 //! What a run says on the terminal: a line now and then, a summary at the end.
 
 use crate::plan::Plan;
-use crate::result::{ClassResult, Hist, PhaseResult, RunResult, SearchStep};
+use crate::result::{ChurnVerdict, ClassResult, Hist, PhaseResult, RunResult, SearchStep};
 use crate::run::Moment;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -143,7 +143,11 @@ fn add_phase(text: &mut String, phase: &PhaseResult) {
                 format!("effect after {effect}{recovered} ({} probes; the lever took {took})", churn.probes)
             }
         };
-        let _infallible = writeln!(text, "  {} at {:.1} s: {outcome}", churn.name, churn.at_s);
+        let verdict = match churn.verdict() {
+            ChurnVerdict::Missed(how) => format!("; NOT AS EXPECTED: {how}"),
+            _ => String::new(),
+        };
+        let _infallible = writeln!(text, "  {} at {:.1} s: {outcome}{verdict}", churn.name, churn.at_s);
     }
     if let Some(proxy) = &phase.proxy {
         let _infallible = writeln!(

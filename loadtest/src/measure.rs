@@ -4,7 +4,7 @@
 //! time, of all classes together, over all phases but warm-ups; of a search for the highest rate, over the step of the
 //! rate that was found. Pure.
 
-use crate::result::{ClassResult, Hist, IdleResult, RunResult};
+use crate::result::{ChurnResult, ClassResult, Hist, IdleResult, RunResult};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -15,6 +15,8 @@ pub struct Totals {
     /// Idle WebSockets. Each attempt to open one counts as a request that was sent: well when it stayed open, failed when it
     /// did not open or was cut. In rates and times they are not.
     pub idle: Option<IdleResult>,
+    /// Changes under load, of all phases.
+    churn: Vec<ChurnResult>,
     /// How late requests left by the load generator's own doing.
     pub send_lag: Hist,
     /// Of the judged phases.
@@ -48,6 +50,7 @@ impl Totals {
             all: ClassResult::default(),
             classes: BTreeMap::new(),
             idle: None,
+            churn: result.phases.iter().flat_map(|phase| phase.churn.iter().cloned()).collect(),
             send_lag: Hist::default(),
             duration_s: 0.0,
             found_rate: result.search.as_ref().and_then(|search| search.rate),
@@ -102,6 +105,21 @@ impl Totals {
     /// Requests and idle WebSockets of the kind.
     pub fn count(&self, count: Count) -> u64 {
         count.of_all(self)
+    }
+
+    /// Microseconds until changes were felt, or over: the longest. `None`: there was none, or one was not seen.
+    fn longest(&self, name: Option<&str>, recovery: bool) -> Option<f64> {
+        // Where no effect is expected there is none to wait for.
+        let of = |churn: &&ChurnResult| match name {
+            Some(name) => same_name(name, &churn.name),
+            None => !churn.unharmed && (!recovery || churn.recovery),
+        };
+        let mut longest = None;
+        for churn in self.churn.iter().filter(of) {
+            let ms = if recovery { churn.recovered_ms? } else { churn.effect_ms? };
+            longest = Some(f64::max(longest.unwrap_or(0.0), ms * 1000.0));
+        }
+        longest
     }
 
     /// Microseconds of the proxy's CPU for one answer.
@@ -190,6 +208,10 @@ pub enum What {
     IdleFailed,
     /// Idle WebSockets the other side ended.
     IdleCut,
+    /// From a change under load to the first probe that felt it: of the changes of this name, or of all; the longest.
+    Effect(Option<String>),
+    /// From a change under load to the first probe that was as before again; the longest.
+    Recovery(Option<String>),
     /// 1 when the load generator kept up, else 0.
     Valid,
 }
@@ -225,7 +247,8 @@ pub enum Unit {
 
 /// What measures can be named, for people who mistyped one.
 pub const NAMES: &str = "p50 (any percentile), mean, min, max, err, rate, cpu_us, calls, enters, rps_core, mem, spliced, \
-                         sent, ok, failed, unsent, unfinished, idle.failed, idle.cut, valid; with service., connect. or lag. in front of a \
+                         sent, ok, failed, unsent, unfinished, idle.failed, idle.cut, effect, recovery, \
+                         effect.NAME and recovery.NAME of a change, valid; with service., connect. or lag. in front of a \
                          percentile, and a class with / in front of all: get/service.p99";
 
 impl Measure {
@@ -242,6 +265,12 @@ impl Measure {
     /// A sentence that says what is wrong and what there is.
     pub fn parse(text: &str) -> Result<Self, String> {
         let unknown = || format!("`{text}` is no measure; there are {NAMES}");
+        // A change's name is whatever its scenario says.
+        for (prefix, what) in [("effect.", What::Effect as fn(_) -> _), ("recovery.", What::Recovery)] {
+            if let Some(name) = text.strip_prefix(prefix).filter(|name| !name.is_empty()) {
+                return Ok(Self::of_all(what(Some(name.to_owned()))));
+            }
+        }
         let (class, name) = match text.rsplit_once('/') {
             Some((class, name)) if !class.is_empty() => (Some(class.to_owned()), name),
             Some(_) => return Err(format!("`{text}`: the class in front of / is missing")),
@@ -264,6 +293,8 @@ impl Measure {
             "unfinished" => What::Count(Count::Unfinished),
             "idle.failed" => What::IdleFailed,
             "idle.cut" => What::IdleCut,
+            "effect" => What::Effect(None),
+            "recovery" => What::Recovery(None),
             _ => {
                 // The first dot: `p99.9` has one of its own.
                 let (of, at) = match name.split_once('.') {
@@ -289,6 +320,8 @@ impl Measure {
                 | What::Spliced
                 | What::IdleFailed
                 | What::IdleCut
+                | What::Effect(_)
+                | What::Recovery(_)
                 | What::Valid
         );
         if class.is_some() && of_the_whole {
@@ -328,13 +361,15 @@ impl Measure {
             What::Count(count) => Some(count.of(class) as f64),
             What::IdleFailed => totals.idle.as_ref().map(|idle| (idle.failed + idle.unfinished) as f64),
             What::IdleCut => totals.idle.as_ref().map(|idle| idle.lost as f64),
+            What::Effect(name) => totals.longest(name.as_deref(), false),
+            What::Recovery(name) => totals.longest(name.as_deref(), true),
             What::Valid => Some(f64::from(u8::from(totals.valid))),
         }
     }
 
     pub fn unit(&self) -> Unit {
         match self.what {
-            What::Time { .. } | What::Lag(_) | What::Cpu => Unit::Time,
+            What::Time { .. } | What::Lag(_) | What::Cpu | What::Effect(_) | What::Recovery(_) => Unit::Time,
             What::Errors | What::Spliced => Unit::Share,
             What::Rate | What::RatePerCore => Unit::PerSecond,
             What::Memory => Unit::Bytes,
@@ -377,9 +412,26 @@ impl fmt::Display for Measure {
             What::Count(count) => f.write_str(count.as_str()),
             What::IdleFailed => f.write_str("idle.failed"),
             What::IdleCut => f.write_str("idle.cut"),
+            What::Effect(name) => changed(f, "effect", name.as_deref()),
+            What::Recovery(name) => changed(f, "recovery", name.as_deref()),
             What::Valid => f.write_str("valid"),
         }
     }
+}
+
+fn changed(f: &mut fmt::Formatter<'_>, what: &str, name: Option<&str>) -> fmt::Result {
+    f.write_str(what)?;
+    name.map_or(Ok(()), |name| write!(f, ".{name}"))
+}
+
+/// Names of changes are sentences: `Redis dies` is `redis-dies`, too.
+fn same_name(a: &str, b: &str) -> bool {
+    let words = |name: &str| {
+        let lower = name.to_lowercase();
+        let words = lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+        words.map(str::to_owned).collect::<Vec<_>>()
+    };
+    words(a) == words(b)
 }
 
 impl Statistic {
@@ -562,6 +614,9 @@ mod tests {
             ("spliced", "spliced"),
             ("idle.failed", "idle.failed"),
             ("idle.cut", "idle.cut"),
+            ("effect", "effect"),
+            ("effect.a/b. c", "effect.a/b. c"),
+            ("recovery.Redis dies", "recovery.Redis dies"),
         ] {
             assert_eq!(
                 Measure::parse(text).map(|measure| measure.to_string()),
@@ -585,6 +640,8 @@ mod tests {
             "get/enters",
             "get/idle.cut",
             "idle.open",
+            "get/effect",
+            "effect.",
             "service.",
         ] {
             assert!(Measure::parse(text).is_err(), "{text:?}");

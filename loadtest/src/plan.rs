@@ -215,8 +215,11 @@ pub struct Churn {
     pub at: Span,
     pub action: Action,
     pub probe: Probe,
-    /// How long to look for the effect, and then for the recovery.
+    /// How long to look for the effect and, after it, for the recovery; both together.
     pub within: Span,
+    /// Done when the load is over, if the lever was pulled: the next run finds things as this one did.
+    #[serde(default)]
+    pub undo: Option<Action>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -324,6 +327,16 @@ impl Plan {
                 phase.idle.as_ref().is_none_or(|idle| idle.rate > 0.0 && idle.count > 0),
                 &format!("phase {}: idle needs a count and a rate", phase.name),
             );
+            for churn in &phase.churn {
+                let (name, at, length) = (&churn.name, churn.at, phase.length);
+                need(
+                    at.0 < length.0,
+                    &format!(
+                        "phase {}: churn {name}: at {at} is not within the phase, which is {length} long",
+                        phase.name
+                    ),
+                );
+            }
             if let Load::Burst { size, every } = phase.load {
                 let ok = size > 0 && !every.0.is_zero();
                 need(ok, &format!("phase {}: a burst needs a size and an interval", phase.name));

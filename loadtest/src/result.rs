@@ -256,9 +256,97 @@ pub struct ChurnResult {
     #[serde(default)]
     pub recovery: bool,
     pub probes: u64,
+    /// How long effect and recovery might take.
+    #[serde(default)]
+    pub within_s: f64,
+    /// No effect was expected: every probe had to be as before.
+    #[serde(default)]
+    pub unharmed: bool,
+    /// Why probes ended before `within_s` was over with something still to be seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut_short: Option<CutShort>,
     /// Why the lever could not be pulled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Why what it changed is still changed after the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub put_back_error: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CutShort {
+    /// By the operator.
+    Stopped,
+    /// So long after the lever was pulled; what had not been felt by then may have come later.
+    LoadOver { after_s: f64 },
+}
+
+/// What a change came to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ChurnVerdict {
+    AsExpected,
+    /// The target did not do what was expected of it.
+    Missed(String),
+    /// The change was not made, or nobody could wait for its effect: nothing is known about the target.
+    Unknown(String),
+    /// The operator ended the run before.
+    Stopped,
+}
+
+impl ChurnResult {
+    pub fn verdict(&self) -> ChurnVerdict {
+        if let Some(error) = &self.error {
+            return ChurnVerdict::Unknown(format!("could not be done: {error}"));
+        }
+        if self.unharmed {
+            return match self.effect_ms {
+                Some(ms) => ChurnVerdict::Missed(format!("was felt after {:.3} s", ms / 1000.0)),
+                None => ChurnVerdict::AsExpected,
+            };
+        }
+        let missing = match (self.effect_ms, self.recovery, self.recovered_ms) {
+            (None, ..) => "effect",
+            (_, true, None) => "recovery",
+            _ => return ChurnVerdict::AsExpected,
+        };
+        match self.cut_short {
+            None => ChurnVerdict::Missed(format!("{missing} not seen within {} s", self.within_s)),
+            Some(CutShort::Stopped) => ChurnVerdict::Stopped,
+            Some(CutShort::LoadOver { after_s }) => ChurnVerdict::Unknown(format!(
+                "{missing} not seen in the {after_s:.1} s until the load was over, and it may take {} s: a longer phase, an \
+                 earlier change, or a shorter `within`",
+                self.within_s
+            )),
+        }
+    }
+
+    /// What the plan expects of the change, as thresholds: nothing where nothing is known.
+    pub fn assertions(&self) -> Vec<Assertion> {
+        let verdict = self.verdict();
+        if matches!(verdict, ChurnVerdict::Unknown(_) | ChurnVerdict::Stopped) {
+            return Vec::new();
+        }
+        if self.unharmed {
+            let found = match verdict {
+                ChurnVerdict::Missed(how) => how,
+                _ => "not felt".into(),
+            };
+            return vec![Assertion {
+                text: format!("unharmed by {}", self.name),
+                found,
+                holds: self.effect_ms.is_none(),
+            }];
+        }
+        let within = |what: &str, ms: Option<f64>| Assertion {
+            text: format!("{what}.{}<={}s", self.name, self.within_s),
+            found: ms.map_or("not seen".into(), |ms| format!("{:.3} s", ms / 1000.0)),
+            holds: ms.is_some(),
+        };
+        let mut assertions = vec![within("effect", self.effect_ms)];
+        assertions.extend(self.recovery.then(|| within("recovery", self.recovered_ms)));
+        assertions
+    }
 }
 
 /// Connections that were opened and held without traffic.
@@ -351,7 +439,7 @@ pub struct Validity {
 /// Why a result is not valid, or (`fatal` false) what to know about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reason {
-    /// `client_cpu`, `send_lag`, `sessions_max`, `unsent`, `partial`, ...
+    /// `client_cpu`, `send_lag`, `sessions_max`, `unsent`, `churn`, `partial`, ...
     pub code: String,
     pub message: String,
     pub fatal: bool,

@@ -4,6 +4,7 @@ mod tally;
 
 use crate::agent::Remote;
 use crate::calls::{CallCounter, Calls};
+use crate::churn::Changes;
 use crate::host::{self, Meter, ProxySource, Usage};
 use crate::plan::{Plan, Share};
 use crate::result::{CallUse, ProxyUse, Reason, RunResult, ServerCounters, Validity};
@@ -132,7 +133,7 @@ impl Conductor<'_> {
         self.crew.start(HEADSTART)?;
         let mut tally = Tally::new(self.plan, threads);
         let mut ticks = ticks(self.plan).peekable();
-        let churn = crate::churn::spawn(self.plan, start, self.stop);
+        let churn = Changes::spawn(self.plan, start, self.stop);
         let mut told_to_stop = false;
         let mut lost = Lost::default();
         while !tally.is_complete() {
@@ -173,7 +174,7 @@ impl Conductor<'_> {
         let partial = stopped && start.elapsed() < length(self.plan);
         scrape_end.store(true, Relaxed);
         let server = scraping.and_then(|thread| thread.join().ok());
-        let churn = churn.into_iter().filter_map(|thread| thread.join().ok()).flatten().collect();
+        let churn = churn.finish();
         let (proxy, refused) =
             proxy.map_or_else(Default::default, |watched| (watched.phases, watched.calls_refused));
         let mut result =

@@ -106,6 +106,8 @@ struct ChurnTable {
     lever: Option<Lever>,
     /// Anything else: a shell command.
     command: Option<String>,
+    /// A shell command that undoes the first when the run is over, whatever became of it. Levers undo themselves.
+    undo: Option<String>,
     /// Index of the sandbox that is changed and probed.
     #[serde(default)]
     sandbox: u64,
@@ -306,19 +308,27 @@ fn churn_of(table: &ChurnTable, setting: &Setting, scaled: &dyn Fn(Span) -> Span
     let kinds = auth_weights(&table.auth)?;
     let kind = kinds.first().map_or(AuthKind::Public, |(kind, _)| *kind);
     let sandbox = Sandbox { index: table.sandbox, public: kind == AuthKind::Public };
-    let action = match (&table.lever, &table.command) {
-        (None, Some(command)) => Action::Command(command.clone()),
+    let (action, undo) = match (&table.lever, &table.command) {
+        (None, Some(command)) => (Action::Command(command.clone()), table.undo.clone().map(Action::Command)),
+        (Some(_), _) if table.undo.is_some() => {
+            return Err(format!("churn {}: undo goes with a command, a lever undoes itself", table.name));
+        }
         (Some(lever), None) => {
             let Some(base) = &setting.levers else {
                 return Err(format!("churn {}: --levers must name the backend's API", table.name));
             };
             let id = Population::new(setting.population).id(sandbox);
             let base = base.trim_end_matches('/');
-            Action::Post(match lever {
-                Lever::Private => format!("{base}{}{id}/visibility?public=false", world::LEVER_SANDBOXES),
-                Lever::Public => format!("{base}{}{id}/visibility?public=true", world::LEVER_SANDBOXES),
-                Lever::RestartRunner => format!("{base}{}?down_ms=500", world::LEVER_RESTART_RUNNER),
-            })
+            let visible = |public: bool| {
+                Action::Post(format!("{base}{}{id}/visibility?public={public}", world::LEVER_SANDBOXES))
+            };
+            match lever {
+                Lever::Private => (visible(false), Some(visible(sandbox.public))),
+                Lever::Public => (visible(true), Some(visible(sandbox.public))),
+                Lever::RestartRunner => {
+                    (Action::Post(format!("{base}{}?down_ms=500", world::LEVER_RESTART_RUNNER)), None)
+                }
+            }
         }
         _ => return Err(format!("churn {}: either a lever or a command", table.name)),
     };
@@ -329,7 +339,9 @@ fn churn_of(table: &ChurnTable, setting: &Setting, scaled: &dyn Fn(Span) -> Span
         recovery: table.recovery,
         every: table.every,
     };
-    Ok(Churn { name: table.name.clone(), at: scaled(table.at), action, probe, within: table.within })
+    // What a proxy remembers ages as ever: `within` is not scaled.
+    let (name, at, within) = (table.name.clone(), scaled(table.at), table.within);
+    Ok(Churn { name, at, action, probe, within, undo })
 }
 
 #[cfg(test)]

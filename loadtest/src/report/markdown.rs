@@ -2,7 +2,7 @@
 
 use crate::measure::{Totals, bytes_text, number_text, share_text, time_text};
 use crate::report::planned_rate_text;
-use crate::result::{ClassResult, ErrorCount, PhaseResult, RunResult, Search};
+use crate::result::{ChurnVerdict, ClassResult, ErrorCount, PhaseResult, RunResult, Search};
 use std::fmt::Write as _;
 
 /// Most rows of the table of errors.
@@ -60,6 +60,7 @@ pub fn text(result: &RunResult) -> String {
     }
     text.push('\n');
     idle(&mut text, &totals);
+    churn(&mut text, result);
     if let Some(cpu_us) = totals.cpu_us() {
         let _ = write!(text, "Proxy: {cpu_us:.1} µs CPU per request");
         if cpu_us > 0.0 {
@@ -137,6 +138,29 @@ fn steps(text: &mut String, search: &Search) {
             share_text(step.error_share)
         );
     }
+}
+
+/// Changes under load.
+fn churn(text: &mut String, result: &RunResult) {
+    let mut rows =
+        result.phases.iter().flat_map(|phase| phase.churn.iter().map(move |churn| (phase, churn))).peekable();
+    if rows.peek().is_none() {
+        return;
+    }
+    text.push_str("| change | at | felt after | well again after | |\n|---|--:|--:|--:|---|\n");
+    let time = |ms: Option<f64>| ms.map_or("not seen".into(), |ms| time_text(ms * 1000.0));
+    for (phase, churn) in rows {
+        let recovered = if churn.recovery { time(churn.recovered_ms) } else { "–".into() };
+        let verdict = match churn.verdict() {
+            ChurnVerdict::AsExpected => "✅".into(),
+            ChurnVerdict::Missed(how) => format!("❌ {}", escape(&how)),
+            ChurnVerdict::Unknown(why) => format!("❌ {}", escape(&why)),
+            ChurnVerdict::Stopped => "ended early".into(),
+        };
+        let (name, at) = (escape(&churn.name), format!("{} + {:.1} s", escape(&phase.name), churn.at_s));
+        let _ = writeln!(text, "| {name} | {at} | {} | {recovered} | {verdict} |", time(churn.effect_ms));
+    }
+    text.push('\n');
 }
 
 /// Held WebSockets, over all measured phases.

@@ -6,7 +6,9 @@ use super::figures::{self, COLUMNS_MAX};
 use super::page::{bad_card, bar, card, figure, page};
 use crate::measure::{Count, Totals, bytes_text, number_text, share_text, time_text};
 use crate::report::planned_rate_text;
-use crate::result::{ClassResult, ErrorCount, Hist, PhaseResult, RunResult, Search, ServerCounters};
+use crate::result::{
+    ChurnVerdict, ClassResult, ErrorCount, Hist, PhaseResult, RunResult, Search, ServerCounters,
+};
 use maud::{Markup, html};
 
 /// Most rows of tables whose length a run decides.
@@ -373,7 +375,16 @@ fn churn(result: &RunResult) -> Markup {
                 tr { th { "change" } th { "phase" } th.n { "at" } th.n { "pulled in" } th.n { "felt after" } th.n { "well again after" } th.n { "probes" } }
                 @for (phase, churn) in rows {
                     tr {
-                        td { (churn.name) @if let Some(error) = &churn.error { " " span.bad { (error) } } }
+                        td {
+                            (churn.name) " "
+                            @match churn.verdict() {
+                                ChurnVerdict::AsExpected => span.badge.good { "as expected" },
+                                ChurnVerdict::Missed(how) => span.badge.bad { (how) },
+                                ChurnVerdict::Unknown(why) => span.badge.bad { (why) },
+                                ChurnVerdict::Stopped => span.badge.warn { "ended early" },
+                            }
+                            @if let Some(error) = &churn.put_back_error { " " span.bad { "not put back: " (error) } }
+                        }
                         td { (phase.name) }
                         td.n { (format!("{:.1} s", churn.at_s)) }
                         td.n { (time_text(churn.action_ms * 1e3)) }

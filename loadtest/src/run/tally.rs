@@ -4,8 +4,8 @@ use crate::calls::Calls;
 use crate::failure::Failure;
 use crate::plan::{Load, Plan};
 use crate::result::{
-    ChurnResult, ClassResult, ClientHost, ClientUse, ErrorCount, FORMAT, HEAT_BUCKETS, Hist, IdleResult,
-    Meta, PhaseResult, Point, ProxyUse, Quantiles, Reason, RunConfig, RunResult, ServerCounters,
+    ChurnResult, ChurnVerdict, ClassResult, ClientHost, ClientUse, ErrorCount, FORMAT, HEAT_BUCKETS, Hist,
+    IdleResult, Meta, PhaseResult, Point, ProxyUse, Quantiles, Reason, RunConfig, RunResult, ServerCounters,
     ServerSample, Timeline, Validity,
 };
 use crate::worker::{Done, Report, Second, classes};
@@ -298,6 +298,8 @@ impl<'a> Tally<'a> {
             }
         }
         let reasons = reasons(plan, &phases, partial);
+        let assertions =
+            phases.iter().flat_map(|phase| &phase.churn).flat_map(ChurnResult::assertions).collect();
         let time = |at: SystemTime| humantime::format_rfc3339_millis(at).to_string();
         RunResult {
             format: FORMAT,
@@ -314,7 +316,7 @@ impl<'a> Tally<'a> {
             phases,
             server,
             validity: Validity::of(reasons),
-            assertions: Vec::new(),
+            assertions,
             search: None,
         }
     }
@@ -339,6 +341,20 @@ fn reasons(plan: &Plan, phases: &[PhaseResult], partial: bool) -> Vec<Reason> {
     };
     if partial {
         add(false, "partial", "ended before its time".into());
+    }
+    for (phase, churn) in phases.iter().flat_map(|phase| phase.churn.iter().map(move |churn| (phase, churn)))
+    {
+        let name = format!("{}: {}", phase.name, churn.name);
+        if let ChurnVerdict::Unknown(why) = churn.verdict() {
+            add(true, "churn", format!("{name}: {why}"));
+        }
+        if let Some(error) = &churn.put_back_error {
+            add(
+                false,
+                "churn",
+                format!("{name}: could not be put back, the next run will find it so: {error}"),
+            );
+        }
     }
     for (phase, planned) in phases.iter().zip(&plan.phases).filter(|(phase, _)| !phase.warmup) {
         let name = &phase.name;

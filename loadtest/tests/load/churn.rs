@@ -1,11 +1,16 @@
 //! Changes under load: how long until they are felt.
 
-use super::peer::{Answer, Server, ok, plan, run};
+use super::peer::{Answer, Server, codes, ok, plan, run, run_until};
+use loadtest::assertion::{self, Thresholds};
 use loadtest::plan::{Action, Churn, Expectation, Load, Probe};
 use loadtest::population::AuthKind;
 use loadtest::quantity::Span;
-use loadtest::result::ChurnResult;
+use loadtest::report;
+use loadtest::result::{ChurnResult, ChurnVerdict, RunResult};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// A server that turns away what is asked from 250 ms after `POST /lever` on, for half a second.
@@ -38,6 +43,7 @@ fn churned(server: &Server, action: Action, effect: Expectation) -> ChurnResult 
             every: Span(Duration::from_millis(2)),
         },
         within: Span(Duration::from_millis(1200)),
+        undo: None,
     }];
     run(plan).phases[0].churn[0].clone()
 }
@@ -90,6 +96,7 @@ fn changes_of_one_sandbox_wait_for_each_other() {
             every: Span(Duration::from_millis(2)),
         },
         within: Span(Duration::from_secs(20)),
+        undo: None,
     };
     // The second is planned before the first is felt, 250 ms after its lever.
     let lever = Action::Post(format!("http://{}/lever", server.address));
@@ -101,4 +108,231 @@ fn changes_of_one_sandbox_wait_for_each_other() {
     let [first, second] = &churn[..] else { panic!("{churn:?}") };
     assert_eq!((&first.error, &second.error), (&None, &None));
     assert!(second.at_s > 0.44 && second.effect_ms.is_some(), "{second:?}");
+}
+
+/// A run with one change whose effect is wanted within 400 ms.
+fn with_change(server: &Server, action: Action, effect: Expectation, recovery: bool) -> RunResult {
+    let mut plan = plan(&server.url(), Load::Hold { rate: 20.0 }, 1500);
+    plan.phases[0].churn = vec![Churn {
+        name: "the door, shut".into(),
+        at: Span(Duration::from_millis(200)),
+        action,
+        probe: Probe {
+            sandbox: None,
+            path: "/".into(),
+            effect,
+            recovery,
+            every: Span(Duration::from_millis(2)),
+        },
+        within: Span(Duration::from_millis(400)),
+        undo: None,
+    }];
+    run(plan)
+}
+
+fn holds(result: &mut RunResult, thresholds: &str) -> Vec<bool> {
+    let thresholds: Thresholds = thresholds.parse().expect("good");
+    result.assertions.clear();
+    assertion::check(result, &thresholds.0);
+    result.assertions.iter().map(|assertion| assertion.holds).collect()
+}
+
+#[test]
+fn what_a_plan_expects_of_a_change_is_a_threshold_of_the_run() {
+    let lever = |server: &Server| Action::Post(format!("http://{}/lever", server.address));
+    let server = levered();
+    let mut felt = with_change(&server, lever(&server), Expectation::Refused, false);
+    let [assertion] = &felt.assertions[..] else { panic!("{:?}", felt.assertions) };
+    assert!(assertion.holds && assertion.text == "effect.the door, shut<=0.4s", "{assertion:?}");
+    assert!(report::markdown(&felt).contains("| the door, shut | p + 0.2 s | "));
+    let thresholds =
+        "effect<1s,effect.the-door-shut<1s,effect.the-door-shut<100ms,effect.another<1s,recovery<1s";
+    assert_eq!(holds(&mut felt, thresholds), [true, true, false, false, false], "{:?}", felt.assertions);
+
+    // Nothing happens; it is felt where nothing should be; it is felt and does not end in time.
+    let deaf = Server::start(|_| ok());
+    let missed = with_change(&deaf, lever(&deaf), Expectation::Refused, false);
+    let server = levered();
+    let harmed = with_change(&server, lever(&server), Expectation::Unharmed, false);
+    let server = levered();
+    let unhealed = with_change(&server, lever(&server), Expectation::Refused, true);
+    for (mut result, why) in [
+        (missed, "effect not seen within 0.4 s"),
+        (harmed, "was felt after 0."),
+        (unhealed, "recovery not seen"),
+    ] {
+        assert!(result.validity.valid && result.assertions.iter().any(|assertion| !assertion.holds), "{why}");
+        assert!(
+            matches!(result.phases[0].churn[0].verdict(), ChurnVerdict::Missed(how) if how.contains(why))
+        );
+        let (html, markdown) = (report::html(&result), report::markdown(&result));
+        assert!(html.contains(why) && markdown.contains(&format!("❌ {why}")), "{markdown}");
+        assert_eq!(holds(&mut result, "recovery.the-door-shut<60s"), [false]);
+    }
+}
+
+#[test]
+fn a_change_that_could_not_be_made_makes_the_result_invalid() {
+    let server = Server::start(|_| ok());
+    let nowhere = format!("http://127.0.0.1:{}/lever", crate::free_port::free_port());
+    for (action, effect, why) in [
+        (Action::Command("exit 3".into()), Expectation::Refused, "exit status: 3"),
+        (Action::Command("exit 3".into()), Expectation::Unharmed, "exit status: 3"),
+        (Action::Post(nowhere), Expectation::Refused, "connect refused"),
+        (Action::Command("true".into()), Expectation::Ok, "was there before"),
+    ] {
+        let result = with_change(&server, action, effect, false);
+        assert_eq!((result.validity.valid, codes(&result)), (false, vec!["churn".to_owned()]), "{why}");
+        assert!(result.validity.reasons[0].message.contains(why), "{:?}", result.validity.reasons);
+        assert!(result.assertions.is_empty(), "nothing is known about the target: {:?}", result.assertions);
+    }
+}
+
+#[test]
+fn probes_end_with_the_load_and_say_so() {
+    let server = Server::start(|_| ok());
+    let mut plan = plan(&server.url(), Load::Hold { rate: 20.0 }, 1000);
+    let churn = |effect| Churn {
+        name: format!("{effect:?}"),
+        at: Span(Duration::from_millis(200)),
+        action: Action::Command("true".into()),
+        probe: Probe {
+            sandbox: None,
+            path: "/".into(),
+            effect,
+            recovery: false,
+            every: Span(Duration::from_millis(5)),
+        },
+        within: Span(Duration::from_secs(600)),
+        undo: None,
+    };
+    plan.phases[0].churn = vec![churn(Expectation::Refused), churn(Expectation::Unharmed)];
+    let begun = Instant::now();
+    let result = run(plan);
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    let [refused, unharmed] = &result.phases[0].churn[..] else { panic!("{:?}", result.phases[0].churn) };
+    assert!(
+        matches!(refused.verdict(), ChurnVerdict::Unknown(why) if why.contains("until the load was over"))
+    );
+    assert_eq!(unharmed.verdict(), ChurnVerdict::AsExpected, "it was not, as long as there was load");
+    assert!(!result.validity.valid && codes(&result) == ["churn"], "{:?}", result.validity.reasons);
+}
+
+/// Where levers are pulled: `true` when the door was shut and opened again, and when.
+#[derive(Default)]
+struct Door {
+    shut: AtomicBool,
+    opened: Mutex<Vec<Instant>>,
+}
+
+fn door(server_door: &Arc<Door>) -> Server {
+    let door = server_door.clone();
+    Server::start(move |asked| {
+        match asked.line.as_str() {
+            "POST /shut" => door.shut.store(true, SeqCst),
+            "POST /open" => {
+                door.shut.store(false, SeqCst);
+                door.opened.lock().expect("not poisoned").push(Instant::now());
+            }
+            _ if door.shut.load(SeqCst) => return Answer::Say(403, String::new()),
+            _ => {}
+        }
+        ok()
+    })
+}
+
+#[test]
+fn what_was_changed_is_put_back_when_the_load_is_over_and_when_it_is_stopped() {
+    let door_of = Arc::new(Door::default());
+    let server = door(&door_of);
+    let post = |path: &str| Action::Post(format!("http://{}/{path}", server.address));
+    let churn = |at_ms, path: &str, effect, undo| Churn {
+        name: path.into(),
+        at: Span(Duration::from_millis(at_ms)),
+        action: post(path),
+        probe: Probe {
+            sandbox: Some((0, AuthKind::Public)),
+            path: "/".into(),
+            effect,
+            recovery: false,
+            every: Span(Duration::from_millis(2)),
+        },
+        within: Span(Duration::from_secs(20)),
+        undo,
+    };
+    let shutting = |length_ms, churn: Vec<Churn>| {
+        let mut plan = plan(&server.url(), Load::Hold { rate: 20.0 }, length_ms);
+        plan.target.domain = Some("preview.test".into());
+        plan.phases[0].churn = churn;
+        plan
+    };
+    let opened = || std::mem::take(&mut *door_of.opened.lock().expect("not poisoned"));
+    let shut = || churn(200, "shut", Expectation::Refused, Some(post("open")));
+
+    let begun = Instant::now();
+    let result = run(shutting(1500, vec![shut()]));
+    assert_eq!(result.phases[0].churn[0].verdict(), ChurnVerdict::AsExpected);
+    let [at] = opened()[..] else { panic!("opened once") };
+    assert!(at - begun >= Duration::from_millis(1500), "after the load, not into it: {:?}", at - begun);
+
+    // Opened by the plan itself: nothing is left to be done.
+    run(shutting(1500, vec![shut(), churn(600, "open", Expectation::Ok, None)]));
+    assert_eq!(opened().len(), 1, "by the plan");
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let (stopping, watched) = (stop.clone(), door_of.clone());
+    let stopper = thread::spawn(move || {
+        while !watched.shut.load(SeqCst) {
+            thread::sleep(Duration::from_millis(2));
+        }
+        stopping.store(true, SeqCst);
+    });
+    let result = run_until(shutting(600_000, vec![shut()]), &stop);
+    stopper.join().expect("it watched");
+    assert!(result.meta.partial && result.phases[0].churn[0].put_back_error.is_none());
+    assert_eq!(opened().len(), 1, "put back");
+    assert!(!door_of.shut.load(SeqCst));
+
+    // The server of a lever may be gone by then.
+    let lost = Churn { undo: Some(Action::Command("exit 7".into())), ..shut() };
+    let result = run(shutting(1500, vec![lost]));
+    let told = &result.validity.reasons[0];
+    assert!(result.validity.valid && told.message.contains("could not be put back"), "{told:?}");
+}
+
+#[test]
+fn a_scenario_whose_change_fails_ends_with_99_or_3_and_a_change_after_its_phase_with_2() {
+    let server = Server::start(|_| ok());
+    let base = format!("http://{}", server.address);
+    let file = std::env::temp_dir().join(format!("loadtest-churn-{}.toml", std::process::id()));
+    let scenario = |at: &str, what: &str| {
+        let text = format!(
+            "name = 'x'\nabout = 'x'\n[client]\nconnections = 2\nlag_max = '1s'\n\
+             [[phase]]\nname = 'p'\nfor = '2s'\nrate = 20\nmix = {{ 'path:/' = 1 }}\n\
+             [[phase.churn]]\nname = 'c'\nat = '{at}'\neffect = 'refused'\nwithin = '300ms'\n{what}\n"
+        );
+        std::fs::write(&file, text).expect("written");
+        let path = file.to_str().expect("UTF-8");
+        let arguments = ["scenario", path, &base, "--domain", "preview.test", "--levers", &base, "-q"];
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_loadtest")).args(arguments).output().expect("it starts");
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+    };
+    for (at, what, code, told) in [
+        ("200ms", "lever = 'private'", 99, "FAIL  effect.c<=0.3s  found not seen"),
+        (
+            "200ms",
+            "command = 'exit 3'",
+            3,
+            "NOT VALID: p: c: could not be done: the command ended with exit status: 3",
+        ),
+        ("50s", "command = 'true'", 2, "churn c: at 50s is not within the phase, which is 2s long"),
+        ("2s", "command = 'true'", 2, "churn c: at 2s"),
+        ("1s", "lever = 'private'\nundo = 'true'", 2, "a lever undoes itself"),
+    ] {
+        let (found, text) = scenario(at, what);
+        assert!(found == Some(code) && text.contains(told), "{what}: {found:?}\n{text}");
+    }
+    std::fs::remove_file(&file).expect("ours");
 }
