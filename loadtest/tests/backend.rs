@@ -420,6 +420,24 @@ fn rules_befall_paths_and_both_sides_and_can_be_changed_at_run_time() {
 }
 
 #[test]
+fn the_issuer_the_api_names_is_there_and_lets_nobody_in() {
+    let backend = backend();
+    let config = api(&backend, "GET", "/api/config", "").json();
+    let issuer = config["oidc"]["issuer"].as_str().expect("named").to_owned();
+    assert_eq!(issuer, format!("http://{}/oidc", backend.api()));
+    let found = api(&backend, "GET", "/oidc/.well-known/openid-configuration", "").json();
+    assert_eq!(found["issuer"], issuer.as_str());
+    for name in ["authorization_endpoint", "token_endpoint", "jwks_uri"] {
+        assert!(found[name].as_str().is_some_and(|url| url.starts_with(&issuer)), "{name}: {found}");
+    }
+    assert_eq!(api(&backend, "GET", "/oidc/jwks", "").json(), serde_json::json!({ "keys": [] }));
+    for path in ["/oidc/authorize", "/oidc/token", "/oidc/"] {
+        let answer = api(&backend, "GET", path, "");
+        assert!(answer.status == 501 && answer.text().contains("nobody can log in"), "{path}: {answer:?}");
+    }
+}
+
+#[test]
 fn levers_change_what_the_api_says_at_once() {
     let (backend, population) = (backend(), Population::new(SEED));
     let lever = |target: &str| ask(&mut connect(backend.api()), "POST", target, "", b"");

@@ -249,6 +249,22 @@ fn a_changed_sandbox_a_restarted_runner_and_a_dead_redis_are_felt_in_the_time_re
     assert!(theirs, "what went wrong was the runner's fault: {:?}", failed.errors);
 }
 
+/// The first thing a careful operator does with the settings the backend prints.
+#[test]
+fn the_doctor_finds_all_that_the_backend_s_settings_name() {
+    let redis = RedisServer::start(&[]);
+    let site = Site::start("doctor", &["--redis", &format!("127.0.0.1:{}", redis.port)], &[]);
+    let settings = std::fs::read_to_string(site.folder.join("gate.env")).expect("written");
+    let mut command = Command::new(gate_binary());
+    command.arg("doctor").envs(settings.lines().filter_map(|line| line.split_once('=')));
+    let output = command.output().expect("it starts");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    for item in ["api", "api key", "redis", "oidc"] {
+        let line = said.lines().find(|line| line.get(6..20).is_some_and(|name| name.trim_end() == item));
+        assert!(line.is_some_and(|line| line.starts_with("PASS")), "{item}: {said}");
+    }
+}
+
 /// What the percentiles of wrk2 and the like are for: a tool that waits for answers before it asks on sees four slow
 /// requests here, users would have seen a hundred.
 #[test]

@@ -35,6 +35,9 @@ pub(super) fn is_lever(target: &str) -> bool {
 /// Answers a request to the API.
 pub(super) fn answer(world: &World, head: &Head) -> Answer {
     let path = head.target().split('?').next().unwrap_or_default();
+    if let Some(path) = path.strip_prefix(OIDC).and_then(|rest| rest.strip_prefix('/')) {
+        return oidc(world, path);
+    }
     let Some(path) = path.strip_prefix("/api/") else {
         // The dashboard: what a wrong DAYTONA_API_URL leads to.
         return html("<!doctype html><title>dashboard</title>");
@@ -190,7 +193,7 @@ fn set_faults(world: &World, side: Side, body: &[u8]) -> Answer {
 }
 
 fn config(world: &World) -> Answer {
-    let issuer = format!("{}/oidc", world.api_url);
+    let issuer = issuer(world);
     Answer::json(
         200,
         &json!({
@@ -200,6 +203,34 @@ fn config(world: &World) -> Answer {
             "environment": "loadtest",
         }),
     )
+}
+
+/// Below the API's address: an OpenID provider as far as a proxy looks at one before anybody logs in.
+const OIDC: &str = "/oidc";
+
+fn issuer(world: &World) -> String {
+    format!("{}{OIDC}", world.api_url)
+}
+
+/// The discovery document (OpenID Connect Discovery 1.0, section 4) and no keys. Nobody can log in.
+fn oidc(world: &World, path: &str) -> Answer {
+    let issuer = issuer(world);
+    match path {
+        ".well-known/openid-configuration" => Answer::json(
+            200,
+            &json!({
+                "issuer": issuer,
+                "authorization_endpoint": format!("{issuer}/authorize"),
+                "token_endpoint": format!("{issuer}/token"),
+                "jwks_uri": format!("{issuer}/jwks"),
+                "response_types_supported": ["code"],
+                "subject_types_supported": ["public"],
+                "id_token_signing_alg_values_supported": ["RS256"],
+            }),
+        ),
+        "jwks" => Answer::json(200, &json!({ "keys": [] })),
+        _ => Answer::text(501, "text/plain", "loadtest backend has no users: nobody can log in here\n"),
+    }
 }
 
 fn runner_id(number: usize) -> String {
