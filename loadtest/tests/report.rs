@@ -103,6 +103,25 @@ fn tags_of_odd_class_names_stay_one_field() {
     assert!(text.contains("\nTag=a__b_c.response,") && text.contains("#[phase x #[StartTime: 0]\n"));
 }
 
+#[test]
+fn a_timeline_is_a_line_for_each_second_with_the_phase_s_name_as_text() {
+    let mut result = run(&Recipe { seconds: 3, rate: 50, ..Recipe::default() });
+    result.phases[1].name = "=a, \"b\"".into();
+    result.phases[1].timeline.points[2].proxy_cpu = None;
+    let mut bytes = Vec::new();
+    report::write_csv(&result, &mut bytes).expect("memory takes it");
+    let text = String::from_utf8(bytes).expect("text");
+    let lines: Vec<&str> = text.split_terminator("\r\n").collect();
+    // A head, two seconds of warm-up, three of the phase.
+    assert_eq!(lines.len(), 1 + 2 + 3, "{text}");
+    let columns = lines[0].split(',').count();
+    assert!(
+        lines[1].starts_with("\"warm-up\",true,0,1,50,50,50,0,") && lines[1].split(',').count() == columns
+    );
+    assert!(lines[3].starts_with("\"'=a, \"\"b\"\"\",false,2,1,50,50,50,0,"), "{}", lines[3]);
+    assert!(lines[5].ends_with(','), "what was not measured is empty: {}", lines[5]);
+}
+
 /// Everything in the page that could make a browser fetch something.
 fn references(html: &str) -> Vec<String> {
     let lower = html.to_ascii_lowercase();
@@ -314,6 +333,7 @@ fn saved_results_are_read_back_and_others_refused_with_their_name() {
         json: Some(json.clone()),
         html: Some(folder.join("run.html")),
         hlog: Some(folder.join("run.hlog")),
+        csv: Some(folder.join("run.csv")),
         markdown: Some(folder.join("run.md")),
         assert: vec!["p99<1s".parse().expect("good")],
     };
@@ -322,7 +342,7 @@ fn saved_results_are_read_back_and_others_refused_with_their_name() {
     let read = report::load(&json).expect("its own");
     assert_eq!(read.phases[1].classes["upload"].response, result.phases[1].classes["upload"].response);
     assert_eq!(read.assertions, result.assertions);
-    assert_eq!(std::fs::read_dir(&folder).expect("the folder").count(), 4, "no temporary file stays");
+    assert_eq!(std::fs::read_dir(&folder).expect("the folder").count(), 5, "no temporary file stays");
 
     for (text, told) in [("{}", "no result"), ("", "no result"), ("nonsense", "no result")] {
         std::fs::write(&json, text).expect("written");

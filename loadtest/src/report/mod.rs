@@ -1,9 +1,10 @@
-//! What people and other programs read of a result: JSON, `.hlog`, Markdown, and an HTML page that stands alone.
+//! What people and other programs read of a result: JSON, `.hlog`, CSV, Markdown, and an HTML page that stands alone.
 //!
 //! Everything is made from a [`RunResult`] alone: a report can be made again from a saved one.
 
 pub(crate) mod chart;
 pub(crate) mod columns;
+mod csv;
 pub(crate) mod figures;
 mod hlog;
 pub(crate) mod markdown;
@@ -34,6 +35,9 @@ pub struct Outputs {
     /// Write the histograms in HdrHistogram's log format
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub hlog: Option<PathBuf>,
+    /// Write the timeline as comma-separated values, a line for each second of each phase
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub csv: Option<PathBuf>,
     /// Write a summary in Markdown, for CI
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub markdown: Option<PathBuf>,
@@ -45,7 +49,7 @@ pub struct Outputs {
 impl Outputs {
     /// The files that are wanted.
     pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
-        [&self.json, &self.html, &self.hlog, &self.markdown].into_iter().flatten()
+        [&self.json, &self.html, &self.hlog, &self.csv, &self.markdown].into_iter().flatten()
     }
 
     /// Tries whether the files can be written, so that a run of an hour does not end with nowhere to put its result.
@@ -74,6 +78,9 @@ impl Outputs {
         }
         if let Some(path) = &self.hlog {
             write_file(path, |out| hlog::write(result, out))?;
+        }
+        if let Some(path) = &self.csv {
+            write_file(path, |out| csv::write(result, out))?;
         }
         if let Some(path) = &self.markdown {
             write_file(path, |out| out.write_all(markdown::text(result).as_bytes()))?;
@@ -107,6 +114,14 @@ pub fn markdown(result: &RunResult) -> String {
 /// Those of `out`.
 pub fn write_hlog(result: &RunResult, out: &mut dyn Write) -> io::Result<()> {
     hlog::write(result, out)
+}
+
+/// Writes the timeline as comma-separated values.
+///
+/// # Errors
+/// Those of `out`.
+pub fn write_csv(result: &RunResult, out: &mut dyn Write) -> io::Result<()> {
+    csv::write(result, out)
 }
 
 /// Reads a saved result.
