@@ -136,7 +136,7 @@ fn run_line(plan: &Plan, line: Vec<Planned>, ends: &Ends) -> Vec<(usize, ChurnRe
         }
         ends.wait_until(ends.load).await;
         for (n, undo) in left {
-            results[n].1.put_back_error = act(undo).await.err();
+            results[n].1.put_back_error = act(undo).await.err().map(Undone::text);
         }
     });
     results
@@ -187,15 +187,26 @@ impl Watch<'_> {
         *pulled = true;
         let begun = Instant::now();
         result.at_s = (begun - phase_begin).as_secs_f64();
-        let action = act(&self.churn.action);
-        let acting = async {
-            let outcome = action.await;
-            (outcome, begun.elapsed())
+        let mut acting = std::pin::pin!(async { (act(&self.churn.action).await, begun.elapsed()) });
+        let (outcome, took) = {
+            let mut watching = std::pin::pin!(self.watch(&mut probe, begun, result));
+            tokio::select! {
+                acted = &mut acting => {
+                    // What was not done has no effect to wait for.
+                    if acted.0.is_ok() {
+                        watching.await;
+                    }
+                    acted
+                }
+                () = &mut watching => acting.await,
+            }
         };
-        let watching = self.watch(&mut probe, begun, result);
-        let ((outcome, took), ()) = tokio::join!(acting, watching);
         result.action_ms = took.as_secs_f64() * 1000.0;
-        outcome
+        match outcome {
+            Err(Undone::NotThere(why)) if self.churn.if_possible => result.left_out = Some(why),
+            outcome => outcome.map_err(Undone::text)?,
+        }
+        Ok(())
     }
 
     fn visitor(&self, place: &Place) -> Visitor {
@@ -303,8 +314,23 @@ impl Prober {
     }
 }
 
+/// Why a lever was not pulled.
+enum Undone {
+    /// The other side has no such lever.
+    NotThere(String),
+    Else(String),
+}
+
+impl Undone {
+    fn text(self) -> String {
+        match self {
+            Self::NotThere(text) | Self::Else(text) => text,
+        }
+    }
+}
+
 /// Pulls the lever.
-async fn act(action: &Action) -> Result<(), String> {
+async fn act(action: &Action) -> Result<(), Undone> {
     match action {
         Action::Command(command) => {
             let command = command.clone();
@@ -319,14 +345,14 @@ async fn act(action: &Action) -> Result<(), String> {
             // On a thread of its own: probes go on while it runs.
             match tokio::task::spawn_blocking(run).await {
                 Ok(Ok(status)) if status.success() => Ok(()),
-                Ok(Ok(status)) => Err(format!("the command ended with {status}")),
-                Ok(Err(error)) => Err(format!("the command did not run: {error}")),
-                Err(error) => Err(error.to_string()),
+                Ok(Ok(status)) => Err(Undone::Else(format!("the command ended with {status}"))),
+                Ok(Err(error)) => Err(Undone::Else(format!("the command did not run: {error}"))),
+                Err(error) => Err(Undone::Else(error.to_string())),
             }
         }
         Action::Post(url) => {
             let target = crate::plan::Target { url: url.clone(), ..crate::plan::Target::default() };
-            let place = Place::of(&target)?;
+            let place = Place::of(&target).map_err(Undone::Else)?;
             let (host, path) = (place.authority.clone(), place.path.clone());
             let connector = Connector::new(place, Vec::new());
             let mut request = Request::default();
@@ -343,9 +369,12 @@ async fn act(action: &Action) -> Result<(), String> {
             };
             match tokio::time::timeout(Duration::from_secs(10), exchange).await {
                 Ok(Ok(reply)) if (200..300).contains(&reply.status) => Ok(()),
-                Ok(Ok(reply)) => Err(format!("{url} answered {}", reply.status)),
-                Ok(Err(failure)) => Err(format!("{url}: {}", failure.code())),
-                Err(_) => Err(format!("{url}: no answer")),
+                Ok(Ok(reply)) if matches!(reply.status, 404 | 501) => {
+                    Err(Undone::NotThere(format!("{url} answered {}", reply.status)))
+                }
+                Ok(Ok(reply)) => Err(Undone::Else(format!("{url} answered {}", reply.status))),
+                Ok(Err(failure)) => Err(Undone::Else(format!("{url}: {}", failure.code()))),
+                Err(_) => Err(Undone::Else(format!("{url}: no answer"))),
             }
         }
     }

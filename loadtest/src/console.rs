@@ -132,9 +132,10 @@ fn add_phase(text: &mut String, phase: &PhaseResult) {
     }
     for churn in &phase.churn {
         let shown = |ms: Option<f64>| ms.map_or("not seen".into(), |ms| time(ms * 1000.0));
-        let outcome = match &churn.error {
-            Some(error) => format!("could not be done: {error}"),
-            None => {
+        let outcome = match churn.verdict() {
+            ChurnVerdict::LeftOut(why) => why,
+            ChurnVerdict::Unknown(why) if churn.error.is_some() => why,
+            _ => {
                 let recovered = match churn.recovery {
                     true => format!(", recovered after {}", shown(churn.recovered_ms)),
                     false => String::new(),

@@ -220,6 +220,9 @@ pub struct Churn {
     /// Done when the load is over, if the lever was pulled: the next run finds things as this one did.
     #[serde(default)]
     pub undo: Option<Action>,
+    /// Where the backend has no such lever (404, 501) it is left out, and the result says so.
+    #[serde(default)]
+    pub if_possible: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

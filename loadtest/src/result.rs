@@ -268,6 +268,9 @@ pub struct ChurnResult {
     /// Why the lever could not be pulled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Why it was not done where it need not be: the backend has no such lever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<String>,
     /// Why what it changed is still changed after the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub put_back_error: Option<String>,
@@ -292,12 +295,17 @@ pub enum ChurnVerdict {
     Unknown(String),
     /// The operator ended the run before.
     Stopped,
+    /// The backend has no such lever, and the scenario does without.
+    LeftOut(String),
 }
 
 impl ChurnResult {
     pub fn verdict(&self) -> ChurnVerdict {
         if let Some(error) = &self.error {
             return ChurnVerdict::Unknown(format!("could not be done: {error}"));
+        }
+        if let Some(why) = &self.left_out {
+            return ChurnVerdict::LeftOut(format!("left out: {why}"));
         }
         if self.unharmed {
             return match self.effect_ms {
@@ -324,7 +332,7 @@ impl ChurnResult {
     /// What the plan expects of the change, as thresholds: nothing where nothing is known.
     pub fn assertions(&self) -> Vec<Assertion> {
         let verdict = self.verdict();
-        if matches!(verdict, ChurnVerdict::Unknown(_) | ChurnVerdict::Stopped) {
+        if !matches!(verdict, ChurnVerdict::AsExpected | ChurnVerdict::Missed(_)) {
             return Vec::new();
         }
         if self.unharmed {

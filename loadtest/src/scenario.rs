@@ -102,10 +102,13 @@ struct IdleTable {
 struct ChurnTable {
     name: String,
     at: Span,
-    /// `private`, `public` (of the probed sandbox) or `restart-runner`: levers of `loadtest backend`.
+    /// `private`, `public` (of the probed sandbox), `restart-runner` or `restart-redis`: levers of `loadtest backend`.
     lever: Option<Lever>,
     /// Anything else: a shell command.
     command: Option<String>,
+    /// Left out where the backend does not have the lever.
+    #[serde(default)]
+    if_possible: bool,
     /// A shell command that undoes the first when the run is over, whatever became of it. Levers undo themselves.
     undo: Option<String>,
     /// Index of the sandbox that is changed and probed.
@@ -129,6 +132,7 @@ enum Lever {
     Private,
     Public,
     RestartRunner,
+    RestartRedis,
 }
 
 fn public() -> String {
@@ -328,6 +332,9 @@ fn churn_of(table: &ChurnTable, setting: &Setting, scaled: &dyn Fn(Span) -> Span
                 Lever::RestartRunner => {
                     (Action::Post(format!("{base}{}?down_ms=500", world::LEVER_RESTART_RUNNER)), None)
                 }
+                Lever::RestartRedis => {
+                    (Action::Post(format!("{base}{}?down_ms=2000", world::LEVER_RESTART_REDIS)), None)
+                }
             }
         }
         _ => return Err(format!("churn {}: either a lever or a command", table.name)),
@@ -341,7 +348,7 @@ fn churn_of(table: &ChurnTable, setting: &Setting, scaled: &dyn Fn(Span) -> Span
     };
     // What a proxy remembers ages as ever: `within` is not scaled.
     let (name, at, within) = (table.name.clone(), scaled(table.at), table.within);
-    Ok(Churn { name, at, action, probe, within, undo })
+    Ok(Churn { name, at, action, probe, within, undo, if_possible: table.if_possible })
 }
 
 #[cfg(test)]

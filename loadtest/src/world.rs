@@ -23,3 +23,5 @@ pub const PAGE: &str = "/page";
 pub const LEVER_SANDBOXES: &str = "/_load/sandboxes/";
 /// `/_load/runner/restart?down_ms=`: all runner connections are cut and nobody listens for so long.
 pub const LEVER_RESTART_RUNNER: &str = "/_load/runner/restart";
+/// `/_load/redis/restart?down_ms=`: the same for the Redis of the proxy's settings; 501 where the backend has none.
+pub const LEVER_RESTART_REDIS: &str = "/_load/redis/restart";

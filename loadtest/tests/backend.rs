@@ -24,6 +24,7 @@ fn arguments() -> BackendArgs {
         runner_addresses: None,
         share_ports: false,
         redis: None,
+        redis_port: 0,
         proxy_port: 4000,
         seed: SEED,
         sandboxes: Some(100),
@@ -518,7 +519,6 @@ fn redis_is_told_of_changes_as_the_api_tells_it_and_a_deaf_one_is_named() {
     let address = redis.local_addr().expect("bound").to_string();
     let backend =
         Backend::start(&BackendArgs { redis: Some(address.clone()), ..arguments() }).expect("a backend");
-    assert!(backend.proxy_environment().contains(&("REDIS_HOST", "127.0.0.1".into())));
     let heard = std::thread::spawn(move || {
         // One connection for each lever; the last is refused.
         [&b":1\r\n"[..], b":0\r\n", b"-NOAUTH Authentication required.\r\n"].map(|answer| {
@@ -545,6 +545,72 @@ fn redis_is_told_of_changes_as_the_api_tells_it_and_a_deaf_one_is_named() {
     let key = format!("proxy:sandbox-public:{sandbox}");
     assert_eq!(deleted, format!("*2\r\n$3\r\nDEL\r\n${}\r\n{key}\r\n", key.len()));
     assert!(published.contains("sandbox.event.channel") && published.contains("\"newState\":\"stopped\""));
+}
+
+/// Where the settings say the proxy finds Redis.
+fn redis_of(backend: &Backend) -> SocketAddr {
+    let settings = backend.proxy_environment();
+    let of = |wanted| settings.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value.clone());
+    let (host, port) = of("REDIS_HOST").zip(of("REDIS_PORT")).expect("told");
+    format!("{host}:{port}").parse().expect("an address")
+}
+
+#[test]
+fn a_proxy_reaches_redis_by_a_relay_that_a_lever_takes_away_for_a_while() {
+    let redis = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let real = redis.local_addr().expect("bound");
+    let backend =
+        Backend::start(&BackendArgs { redis: Some(real.to_string()), ..arguments() }).expect("a backend");
+    std::thread::spawn(move || {
+        for stream in redis.incoming() {
+            let Ok(mut stream) = stream else { return };
+            std::thread::spawn(move || {
+                let mut text = [0; 16];
+                while let Ok(n @ 1..) = stream.read(&mut text) {
+                    stream.write_all(&text[..n]).expect("it reads");
+                }
+            });
+        }
+    });
+    let relay = redis_of(&backend);
+    assert_ne!(relay, real);
+    let echoes = |stream: &mut TcpStream| {
+        stream.write_all(b"PING").expect("open");
+        let mut answer = [0; 4];
+        stream.read_exact(&mut answer).expect("answered");
+        assert_eq!(&answer, b"PING");
+    };
+    let mut streams = [connect(relay), connect(relay)];
+    streams.iter_mut().for_each(echoes);
+
+    let lever = |down_ms| {
+        let target = format!("{}?down_ms={down_ms}", world::LEVER_RESTART_REDIS);
+        ask(&mut connect(backend.api()), "POST", &target, "", b"").status
+    };
+    assert_eq!(lever(1000), 204);
+    let refused = TcpStream::connect(relay).map(drop).map_err(|error| error.kind());
+    assert_eq!(refused, Err(ErrorKind::ConnectionRefused));
+    for stream in &mut streams {
+        assert!(matches!(stream.read(&mut [0; 1]), Ok(0) | Err(_)), "the connection is cut");
+    }
+    let deadline = Instant::now() + PATIENCE;
+    let mut back = loop {
+        assert!(Instant::now() < deadline, "Redis is not back");
+        match TcpStream::connect(relay) {
+            Ok(stream) => break stream,
+            Err(_) => std::thread::yield_now(),
+        }
+    };
+    echoes(&mut back);
+    assert_eq!(backend.counters()["redis"]["connections"], 3);
+}
+
+#[test]
+fn a_backend_without_redis_has_no_lever_for_it() {
+    let backend = backend();
+    let answer = ask(&mut connect(backend.api()), "POST", world::LEVER_RESTART_REDIS, "", b"");
+    assert!(answer.status == 501 && answer.text().contains("--redis"), "{answer:?}");
+    assert!(backend.proxy_environment().iter().all(|(name, _)| !name.starts_with("REDIS")));
 }
 
 #[test]

@@ -216,6 +216,8 @@ fn a_changed_sandbox_a_restarted_runner_and_a_dead_redis_are_felt_in_the_time_re
          [[phase.churn]]\nname = 'public again'\nat = '3s'\nlever = 'public'\nsandbox = 1000\neffect = 'ok'\nwithin = '30s'\n\
          [[phase.churn]]\nname = 'no Redis'\nat = '5s'\ncommand = 'redis-cli -p {} shutdown nosave'\nauth = 'token'\n\
          sandbox = 1001\neffect = 'unharmed'\nwithin = '1s'\n\
+         [[phase.churn]]\nname = 'Redis away'\nat = '4s'\nlever = 'restart-redis'\nauth = 'token'\n\
+         sandbox = 1001\neffect = 'unharmed'\nwithin = '500ms'\n\
          [[phase]]\nname = 'restart'\nfor = '2s'\nrate = 60\nmix = {{ 'get:1k' = 1 }}\n\
          [[phase.churn]]\nname = 'runner'\nat = '500ms'\nlever = 'restart-runner'\nauth = 'token'\nsandbox = 1001\n\
          effect = 'fails'\nrecovery = true\nwithin = '30s'\n\
@@ -236,7 +238,9 @@ fn a_changed_sandbox_a_restarted_runner_and_a_dead_redis_are_felt_in_the_time_re
         let churn = churn(news, name);
         assert!(churn.effect_ms.is_some_and(|ms| ms > 0.0 && ms < 20_000.0), "{churn:?}");
     }
-    assert_eq!(churn(news, "no Redis").effect_ms, None, "nobody felt it");
+    for name in ["Redis away", "no Redis"] {
+        assert_eq!(churn(news, name).effect_ms, None, "nobody felt it");
+    }
     let runner = churn(restart, "runner");
     let (effect, recovered) = (runner.effect_ms.expect("felt"), runner.recovered_ms.expect("over"));
     // It was away for half a second.

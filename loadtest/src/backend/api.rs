@@ -10,12 +10,12 @@ use super::redis::News;
 use super::runner::number_parameter;
 use super::state::{ENDPOINTS, Full, Side, World, count};
 use crate::population::Sandbox;
-use crate::world::{LEVER_RESTART_RUNNER, LEVER_SANDBOXES};
+use crate::world::{LEVER_RESTART_REDIS, LEVER_RESTART_RUNNER, LEVER_SANDBOXES};
 use serde_json::{Value, json};
 use std::time::Duration;
 
 const THEN: &str = "2026-01-01T00:00:00.000Z";
-/// Longest a runner may be kept away by a lever.
+/// Longest a runner or Redis may be kept away by a lever.
 const DOWN_MAX: Duration = Duration::from_secs(600);
 
 /// What the API says, and what is to be done because of it.
@@ -23,6 +23,8 @@ pub(super) struct Reply {
     pub answer: Answer,
     /// Cut all runner connections and listen again after so long.
     pub restart_runner: Option<Duration>,
+    /// The same for the relay to Redis.
+    pub restart_redis: Option<Duration>,
     /// To be told to the Redis that proxies listen to.
     pub news: Option<News>,
 }
@@ -132,13 +134,12 @@ fn signed(world: &World, token: &str, port: &str) -> Answer {
 pub(super) fn lever(world: &World, head: &Head, body: &[u8]) -> Reply {
     let (path, query) = head.target().split_once('?').unwrap_or((head.target(), ""));
     let done = || Answer::text(204, "", "");
-    let plain = |answer| Reply { answer, restart_runner: None, news: None };
+    let plain = |answer| Reply { answer, restart_runner: None, restart_redis: None, news: None };
+    let down = || Duration::from_millis(number_parameter(query, "down_ms", 0)).min(DOWN_MAX);
     match (head.method(), path) {
         ("GET", "/_load/counters") => plain(Answer::json(200, &world.counters.json())),
-        ("POST", LEVER_RESTART_RUNNER) => {
-            let down = Duration::from_millis(number_parameter(query, "down_ms", 0)).min(DOWN_MAX);
-            Reply { restart_runner: Some(down), ..plain(done()) }
-        }
+        ("POST", LEVER_RESTART_RUNNER) => Reply { restart_runner: Some(down()), ..plain(done()) },
+        ("POST", LEVER_RESTART_REDIS) => Reply { restart_redis: Some(down()), ..plain(done()) },
         ("PUT", "/_load/faults/api") => plain(set_faults(world, Side::Api, body)),
         ("PUT", "/_load/faults/runner") => plain(set_faults(world, Side::Runner, body)),
         ("POST", path) if path.starts_with(LEVER_SANDBOXES) => {
@@ -149,7 +150,7 @@ pub(super) fn lever(world: &World, head: &Head, body: &[u8]) -> Reply {
 }
 
 fn sandbox_lever(world: &World, rest: &str, query: &str) -> Reply {
-    let refused = |answer| Reply { answer, restart_runner: None, news: None };
+    let refused = |answer| Reply { answer, restart_runner: None, restart_redis: None, news: None };
     let Some((id, lever)) = rest.split_once('/') else { return refused(error(404, "no such lever")) };
     let Some(sandbox) = world.sandbox(id) else { return refused(unknown(id)) };
     let flag = |name: &str| match parameter(query, name) {

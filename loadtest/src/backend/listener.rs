@@ -35,8 +35,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(super) struct Plan {
     pub world: Arc<World>,
     pub seed: u64,
-    /// `host:port` of the Redis that is told of changes.
-    pub redis: Option<Arc<str>>,
+    /// `host:port` of the Redis that is told of changes, and the restarts of the relay in front of it.
+    pub redis: Option<(Arc<str>, Restarts)>,
     /// Per side of a thread; more wait in the kernel's queue.
     pub connections_max: usize,
     /// Which of the threads this is for.
@@ -46,10 +46,10 @@ pub(super) struct Plan {
     pub connections: Arc<AtomicU64>,
 }
 
-/// Restarts of the runner: asked for by a lever, done by every thread.
+/// Restarts of the runner, or of the relay to Redis: asked for by a lever, done by every thread that listens there.
 #[derive(Clone)]
 pub(super) struct Restarts {
-    /// How many have been asked for, and how long the last one is to keep the runner away.
+    /// How many have been asked for, and how long the last one is to keep it away.
     asked: watch::Sender<(u64, Duration)>,
     /// By thread: the last one for which it has stopped listening.
     done: watch::Sender<Vec<u64>>,
@@ -58,6 +58,16 @@ pub(super) struct Restarts {
 impl Restarts {
     pub fn new(threads: usize) -> Self {
         Self { asked: watch::Sender::new((0, Duration::ZERO)), done: watch::Sender::new(vec![0; threads]) }
+    }
+
+    /// The number of the last one that was asked for, and how long it is to last.
+    pub fn asked(&self) -> watch::Receiver<(u64, Duration)> {
+        self.asked.subscribe()
+    }
+
+    /// The thread listens no more.
+    pub fn done(&self, thread: usize, number: u64) {
+        self.done.send_modify(|done| done[thread] = number);
     }
 
     /// Returns when no thread listens any more.
@@ -100,7 +110,7 @@ pub(super) async fn live(
 
 async fn accept_with_restarts(plan: &Plan, first: Vec<TcpListener>) -> io::Result<()> {
     let addresses: Vec<SocketAddr> = first.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
-    let mut asked = plan.restarts.asked.subscribe();
+    let mut asked = plan.restarts.asked();
     let mut listeners = first;
     loop {
         let (mut accepting, permits) = (JoinSet::new(), permits(plan));
@@ -113,7 +123,7 @@ async fn accept_with_restarts(plan: &Plan, first: Vec<TcpListener>) -> io::Resul
         // Listeners and connections end with their tasks.
         accepting.shutdown().await;
         let (number, down) = *asked.borrow_and_update();
-        plan.restarts.done.send_modify(|done| done[plan.thread] = number);
+        plan.restarts.done(plan.thread, number);
         tokio::time::sleep(down).await;
         listeners = addresses.iter().map(|address| listen(*address)).collect::<Result<_, _>>()?;
     }
@@ -177,7 +187,19 @@ async fn api_request(plan: &Plan, peer: &mut Peer, dice: &mut Dice) -> Result<Ne
             plan.restarts.restart(down).await;
         }
         let answer = match (reply.news, &plan.redis) {
-            (Some(news), Some(redis)) => match redis::tell(redis, &news).await {
+            (_, redis) if reply.restart_redis.is_some() => {
+                let down = reply.restart_redis.unwrap_or_default();
+                match redis {
+                    Some((_, restarts)) => {
+                        restarts.restart(down).await;
+                        reply.answer
+                    }
+                    None => {
+                        api::error(501, "there is no Redis here: start the backend with --redis HOST:PORT")
+                    }
+                }
+            }
+            (Some(news), Some((redis, _))) => match redis::tell(redis, &news).await {
                 Ok(()) => reply.answer,
                 Err(error) => api::error(502, &format!("changed, but Redis {redis} was not told: {error}")),
             },

@@ -3,7 +3,7 @@
 //!
 //! A request's way: [`listener`] accepts, [`peer`] reads, [`api`] or [`runner`] and [`app`] decide, [`answer`] writes, with
 //! the [`fault`] that befalls it. The API tells the proxy that all sandboxes are on runners which are this one, at one address
-//! or several. [`redis`] is told of changes as the API tells it. Nothing is stored but what levers changed.
+//! or several. [`redis`] is told of changes as the API tells it; proxies reach it by a [`relay`]. Nothing is stored but what levers changed.
 
 mod answer;
 mod api;
@@ -12,6 +12,7 @@ mod fault;
 mod listener;
 mod peer;
 mod redis;
+mod relay;
 mod runner;
 mod state;
 
@@ -26,6 +27,7 @@ use crate::quantity;
 use crate::run_args::{Sources, sources};
 use clap::Args;
 use listener::{Plan, Restarts};
+use relay::Relay;
 use state::World;
 use std::fmt::Write as _;
 use std::io;
@@ -61,9 +63,13 @@ pub struct BackendArgs {
     /// more sockets than one process may open. Levers reach one of them
     #[arg(long)]
     pub share_ports: bool,
-    /// The Redis proxies share with the API: told of changes as the API tells it, and named in their settings
+    /// The Redis proxies share with the API: told of changes as the API tells it. The proxy's settings name a relay to it,
+    /// which a lever can take away
     #[arg(long, value_name = "HOST:PORT", value_parser = redis::address)]
     pub redis: Option<String>,
+    /// Port of that relay; 0: any
+    #[arg(long, default_value_t = 0, requires = "redis")]
+    pub redis_port: u16,
     /// Port the proxy is to listen on, for the settings that are printed
     #[arg(long, default_value_t = 4000)]
     pub proxy_port: u16,
@@ -100,7 +106,8 @@ pub struct Backend {
     runners: Vec<SocketAddr>,
     proxy_port: u16,
     world: Arc<World>,
-    redis: Option<Arc<str>>,
+    /// Where proxies reach Redis.
+    relay: Option<SocketAddr>,
     stop: watch::Sender<bool>,
     threads: Vec<JoinHandle<io::Result<()>>>,
 }
@@ -129,6 +136,13 @@ impl Backend {
             runners.push(runner);
             runner_listeners.iter_mut().zip(listeners).for_each(|(thread, listener)| thread.push(listener));
         }
+        let relay = args.redis.as_deref().map(|redis| {
+            let address = SocketAddr::new(args.listen, args.redis_port);
+            let (address, mut listeners) = listeners(address, 1, args.share_ports)?;
+            let listener = listeners.pop().expect("one was asked for");
+            Ok::<_, io::Error>(Relay { address, listener, redis: redis.into(), restarts: Restarts::new(1) })
+        });
+        let relay = relay.transpose()?;
         let world = World::new(
             Population::new(args.seed),
             args.sandboxes.unwrap_or(u64::MAX),
@@ -143,7 +157,7 @@ impl Backend {
             world: Arc::clone(&world),
             seed: args.seed,
             connections_max: (args.connections_max as usize / threads).max(1),
-            redis: args.redis.as_deref().map(Arc::from),
+            redis: relay.as_ref().map(|relay| (relay.redis.clone(), relay.restarts.clone())),
             thread: 0,
             restarts: Restarts::new(threads),
             connections: Arc::new(AtomicU64::new(0)),
@@ -154,7 +168,7 @@ impl Backend {
             runners,
             proxy_port: args.proxy_port,
             world,
-            redis: plan.redis.clone(),
+            relay: relay.as_ref().map(|relay| relay.address),
             stop,
             threads: Vec::new(),
         };
@@ -166,6 +180,14 @@ impl Backend {
                 runtime.block_on(listener::live(plan, api, runners, stopped))
             };
             backend.threads.push(std::thread::Builder::new().name(format!("backend-{thread}")).spawn(work)?);
+        }
+        if let Some(relay) = relay {
+            let (world, stopped) = (backend.world.clone(), backend.stop.subscribe());
+            let work = move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                runtime.block_on(relay.live(&world, stopped))
+            };
+            backend.threads.push(std::thread::Builder::new().name("backend-redis".into()).spawn(work)?);
         }
         Ok(backend)
     }
@@ -201,8 +223,9 @@ impl Backend {
             ("PROXY_PORT", self.proxy_port.to_string()),
             ("PROXY_PROTOCOL", "http".into()),
         ];
-        if let Some((host, port)) = self.redis.as_deref().and_then(|address| address.rsplit_once(':')) {
-            settings.extend([("REDIS_HOST", host.to_owned()), ("REDIS_PORT", port.to_owned())]);
+        if let Some(relay) = self.relay {
+            settings
+                .extend([("REDIS_HOST", relay.ip().to_string()), ("REDIS_PORT", relay.port().to_string())]);
         }
         settings
     }
@@ -292,10 +315,15 @@ fn introduction(backend: &Backend, args: &BackendArgs) -> String {
          \x20   curl http://{api}/_load/counters\n\
          \x20   curl -X POST 'http://{api}/_load/runner/restart?down_ms=500'\n\
          \x20   curl -X POST 'http://{api}/_load/sandboxes/{id}/visibility?public=false'\n\
+         {redis}\
          \x20   curl -X PUT --data 'rate=1%,delay=20ms' http://{api}/_load/faults/runner\n",
         proxy = backend.proxy_port,
         seed = args.seed,
         api = backend.api,
+        redis = backend.relay.map_or(String::new(), |_| format!(
+            "    curl -X POST 'http://{}/_load/redis/restart?down_ms=2000'\n",
+            backend.api
+        )),
         id = backend.world.population.id(crate::population::Sandbox { index: 0, public: true }),
     );
     text

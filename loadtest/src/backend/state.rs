@@ -197,6 +197,8 @@ pub(super) struct Counters {
     pub api_requests: [AtomicU64; ENDPOINTS.len()],
     pub api_refusals: AtomicU64,
     pub api_connections: AtomicU64,
+    /// Of proxies, through the relay.
+    pub redis_connections: AtomicU64,
     pub runner_connections: AtomicU64,
     pub runner_connections_open: AtomicU64,
     pub runner_requests: AtomicU64,
@@ -231,6 +233,7 @@ impl Counters {
             (named(&ENDPOINTS, &self.api_requests), named(&fault::KINDS, &self.faults));
         serde_json::json!({
             "api": {"requests": api, "refusals": load(&self.api_refusals), "connections": load(&self.api_connections)},
+            "redis": {"connections": load(&self.redis_connections)},
             "runner": {
                 "connections": load(&self.runner_connections),
                 "connections_open": load(&self.runner_connections_open),

@@ -155,6 +155,7 @@ fn churn(text: &mut String, result: &RunResult) {
             ChurnVerdict::AsExpected => "✅".into(),
             ChurnVerdict::Missed(how) => format!("❌ {}", escape(&how)),
             ChurnVerdict::Unknown(why) => format!("❌ {}", escape(&why)),
+            ChurnVerdict::LeftOut(why) => escape(&why),
             ChurnVerdict::Stopped => "ended early".into(),
         };
         let (name, at) = (escape(&churn.name), format!("{} + {:.1} s", escape(&phase.name), churn.at_s));

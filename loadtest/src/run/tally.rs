@@ -345,8 +345,10 @@ fn reasons(plan: &Plan, phases: &[PhaseResult], partial: bool) -> Vec<Reason> {
     for (phase, churn) in phases.iter().flat_map(|phase| phase.churn.iter().map(move |churn| (phase, churn)))
     {
         let name = format!("{}: {}", phase.name, churn.name);
-        if let ChurnVerdict::Unknown(why) = churn.verdict() {
-            add(true, "churn", format!("{name}: {why}"));
+        match churn.verdict() {
+            ChurnVerdict::Unknown(why) => add(true, "churn", format!("{name}: {why}")),
+            ChurnVerdict::LeftOut(why) => add(false, "churn", format!("{name}: {why}")),
+            _ => {}
         }
         if let Some(error) = &churn.put_back_error {
             add(

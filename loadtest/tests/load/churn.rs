@@ -44,6 +44,7 @@ fn churned(server: &Server, action: Action, effect: Expectation) -> ChurnResult 
         },
         within: Span(Duration::from_millis(1200)),
         undo: None,
+        if_possible: false,
     }];
     run(plan).phases[0].churn[0].clone()
 }
@@ -97,6 +98,7 @@ fn changes_of_one_sandbox_wait_for_each_other() {
         },
         within: Span(Duration::from_secs(20)),
         undo: None,
+        if_possible: false,
     };
     // The second is planned before the first is felt, 250 ms after its lever.
     let lever = Action::Post(format!("http://{}/lever", server.address));
@@ -126,6 +128,7 @@ fn with_change(server: &Server, action: Action, effect: Expectation, recovery: b
         },
         within: Span(Duration::from_millis(400)),
         undo: None,
+        if_possible: false,
     }];
     run(plan)
 }
@@ -205,6 +208,7 @@ fn probes_end_with_the_load_and_say_so() {
         },
         within: Span(Duration::from_secs(600)),
         undo: None,
+        if_possible: false,
     };
     plan.phases[0].churn = vec![churn(Expectation::Refused), churn(Expectation::Unharmed)];
     let begun = Instant::now();
@@ -259,6 +263,7 @@ fn what_was_changed_is_put_back_when_the_load_is_over_and_when_it_is_stopped() {
         },
         within: Span(Duration::from_secs(20)),
         undo,
+        if_possible: false,
     };
     let shutting = |length_ms, churn: Vec<Churn>| {
         let mut plan = plan(&server.url(), Load::Hold { rate: 20.0 }, length_ms);
@@ -298,6 +303,38 @@ fn what_was_changed_is_put_back_when_the_load_is_over_and_when_it_is_stopped() {
     let result = run(shutting(1500, vec![lost]));
     let told = &result.validity.reasons[0];
     assert!(result.validity.valid && told.message.contains("could not be put back"), "{told:?}");
+}
+
+#[test]
+fn a_lever_the_backend_does_not_have_is_left_out_where_that_is_allowed_only() {
+    let server = Server::start(|asked| match asked.line.as_str() {
+        "POST /lever" => Answer::Say(501, String::new()),
+        _ => ok(),
+    });
+    let changed = |if_possible| {
+        let mut plan = plan(&server.url(), Load::Hold { rate: 20.0 }, 1000);
+        plan.phases[0].churn = vec![Churn {
+            name: "Redis restarts".into(),
+            at: Span(Duration::from_millis(100)),
+            action: Action::Post(format!("http://{}/lever", server.address)),
+            probe: Probe {
+                sandbox: None,
+                path: "/".into(),
+                effect: Expectation::Unharmed,
+                recovery: false,
+                every: Span(Duration::from_millis(5)),
+            },
+            within: Span(Duration::from_secs(60)),
+            undo: None,
+            if_possible,
+        }];
+        run(plan)
+    };
+    let left_out = changed(true);
+    assert!(left_out.validity.valid && left_out.assertions.is_empty());
+    assert!(left_out.validity.reasons[0].message.contains("left out"), "{:?}", left_out.validity.reasons);
+    assert!(report::markdown(&left_out).contains("left out"));
+    assert!(!changed(false).validity.valid);
 }
 
 #[test]
