@@ -17,6 +17,8 @@ const PORTS_DEFAULT: u64 = 28_232;
 /// Descriptors beside connections: rings, listeners, bells, logs, the API's connections.
 const DESCRIPTORS_BASE: u64 = 256;
 const PAGE: u64 = 4096;
+/// Resident and kernel memory of a tunnel, half of it for each of its sockets (tuning/limits.md).
+const SOCKET_BYTES: u64 = 4_400;
 
 pub struct Machine {
     root: PathBuf,
@@ -28,6 +30,13 @@ pub struct Load<'a> {
     /// CPUs this process may run on.
     pub cores: usize,
     pub limits: &'a Limits,
+}
+
+impl Load<'_> {
+    /// Sockets there can be: two for each connection, and no more than descriptors (`hard`: their limit).
+    fn sockets(&self, hard: Option<u64>) -> u64 {
+        ((2 * self.shards * self.limits.connections_max) as u64).min(hard.unwrap_or(u64::MAX))
+    }
 }
 
 impl Machine {
@@ -140,14 +149,19 @@ impl Machine {
 
     /// The smallest quota of this process's cgroups in CPUs, as cgroup v2 tells it.
     fn quota(&self) -> Option<f64> {
-        let groups = self.text("proc/self/cgroup")?;
-        let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
         let quota_of = |group: &Path| {
             let text = self.text(&format!("sys/fs/cgroup/{}/cpu.max", group.display()))?;
             let (quota, period) = text.split_once(' ')?;
             Some(quota.parse::<f64>().ok()? / period.parse::<f64>().ok()?)
         };
-        Path::new(own).ancestors().filter_map(quota_of).min_by(f64::total_cmp)
+        self.groups()?.iter().filter_map(|group| quota_of(group)).min_by(f64::total_cmp)
+    }
+
+    /// This process's group of cgroup v2 and those above it.
+    fn groups(&self) -> Option<Vec<PathBuf>> {
+        let groups = self.text("proc/self/cgroup")?;
+        let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+        Some(Path::new(own).ancestors().map(Path::to_owned).collect())
     }
 
     /// `hard`: RLIMIT_NOFILE, to which the gate raises its own limit at start. `None`: unlimited.
@@ -179,7 +193,7 @@ impl Machine {
     /// Tunnels that are many wait in epoll sets, two sockets each; the bound is the user's, for all processes together.
     /// `hard`: as for [`Self::descriptors`]; more sockets than that there cannot be.
     pub fn watches(&self, load: &Load<'_>, hard: Option<u64>) -> Finding {
-        let wanted = ((2 * load.shards * load.limits.connections_max) as u64).min(hard.unwrap_or(u64::MAX));
+        let wanted = load.sockets(hard);
         match self.number("proc/sys/fs/epoll/max_user_watches") {
             Some(most) if most < wanted => {
                 let remedy = format!("sysctl -w fs.epoll.max_user_watches={wanted}");
@@ -219,8 +233,74 @@ impl Machine {
         }
     }
 
-    /// Connections to one runner differ in our port alone.
-    pub fn ports(&self) -> Finding {
+    /// bbr paces with timers, which is all it adds on a link without loss and with microseconds of delay.
+    pub fn congestion(&self) -> Finding {
+        match self.text("proc/sys/net/ipv4/tcp_congestion_control") {
+            Some(name) if name.starts_with("bbr") => {
+                let remedy =
+                    "sysctl -w net.ipv4.tcp_congestion_control=cubic, or leave it where clients are far away";
+                Finding::warn("congestion", name, remedy)
+                    .wanted("cubic, where gate and runners share a data centre: 100 MiB cost 3.5 times the CPU with bbr")
+            }
+            Some(name) => Finding::pass("congestion", name),
+            None => Finding::warn("congestion", "cannot be read", "is /proc mounted?"),
+        }
+    }
+
+    /// A tracked connection is an entry; when the table is full, new ones are dropped without a word. `hard`: as for
+    /// [`Self::descriptors`].
+    pub fn conntrack(&self, load: &Load<'_>, hard: Option<u64>) -> Finding {
+        let Some(most) = self.number("proc/sys/net/netfilter/nf_conntrack_max") else {
+            return Finding::pass("conntrack", "not loaded");
+        };
+        let count = self.number("proc/sys/net/netfilter/nf_conntrack_count").unwrap_or(0);
+        let (value, wanted) = (format!("{count} of {most} entries"), load.sockets(hard));
+        // 0: no bound.
+        if most == 0 || most >= wanted {
+            return Finding::pass("conntrack", value);
+        }
+        let remedy = format!(
+            "notrack for the gate's ports (tuning/limits.md), where no NAT leads to it; else sysctl -w \
+             net.netfilter.nf_conntrack_max={wanted}"
+        );
+        Finding::warn("conntrack", value, remedy)
+            .wanted(format!("{wanted}: one for each socket, as far as rules track them"))
+    }
+
+    /// A machine or a cgroup that is short of memory drops connections or ends the process. `hard`: as for
+    /// [`Self::descriptors`].
+    pub fn memory(&self, load: &Load<'_>, hard: Option<u64>) -> Finding {
+        let total = self.text("proc/meminfo").and_then(|text| {
+            let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+            Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+        });
+        let Some(most) = [total, self.memory_limit()].into_iter().flatten().min() else {
+            return Finding::warn("memory", "cannot be read", "is /proc mounted?");
+        };
+        let mib = |bytes: u64| format!("{} MiB", bytes >> 20);
+        let wanted = load.sockets(hard) * SOCKET_BYTES;
+        if most >= wanted {
+            return Finding::pass("memory", mib(most));
+        }
+        let connections = most / 2 / SOCKET_BYTES / load.shards as u64;
+        let remedy = format!(
+            "a higher limit, or SANDGATE_CONNECTIONS_MAX below {connections}, so that what is too much is turned away by \
+             the gate"
+        );
+        Finding::warn("memory", mib(most), remedy).wanted(format!(
+            "{} for as many idle tunnels as may come, the kernel's part among it",
+            mib(wanted)
+        ))
+    }
+
+    /// The smallest limit of this process's cgroups, as cgroup v2 tells it.
+    fn memory_limit(&self) -> Option<u64> {
+        let limit = |group: &Path| self.number(&format!("sys/fs/cgroup/{}/memory.max", group.display()));
+        self.groups()?.iter().filter_map(|group| limit(group)).min()
+    }
+
+    /// Connections to one runner differ in our port alone. `listen`: the gate's own port, which none of them may have.
+    pub fn ports(&self, listen: Option<u16>) -> Finding {
         let range = self.text("proc/sys/net/ipv4/ip_local_port_range");
         let ends = range.as_deref().and_then(|range| {
             let mut ends = range.split_ascii_whitespace().map(str::parse::<u64>);
@@ -235,7 +315,25 @@ impl Machine {
             let remedy = "sysctl -w net.ipv4.ip_local_port_range=\"32768 60999\", or wider";
             return Finding::warn("ports", value, remedy).wanted(format!("{PORTS_DEFAULT} or more"));
         }
+        let own =
+            listen.filter(|port| (first..=last).contains(&u64::from(*port)) && !self.is_reserved(*port));
+        if let Some(port) = own {
+            let remedy = format!(
+                "add {port} to net.ipv4.ip_local_reserved_ports, or set PROXY_PORT outside the range"
+            );
+            return Finding::warn("ports", format!("{value}; {port} is the gate's own"), remedy)
+                .wanted("its port kept from outgoing connections, which could have it when the gate starts");
+        }
         Finding::pass("ports", value)
+    }
+
+    fn is_reserved(&self, port: u16) -> bool {
+        let list = self.text("proc/sys/net/ipv4/ip_local_reserved_ports").unwrap_or_default();
+        list.split(',').any(|part| {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            first.parse().is_ok_and(|first: u16| first <= port)
+                && last.parse().is_ok_and(|last: u16| port <= last)
+        })
     }
 
     /// Beyond the user's share new pipes hold two pages instead of 256, and splice moves 8 KiB at a time.

@@ -13,6 +13,7 @@ use crate::limits::Limits;
 use crate::{ring, serve};
 use machine::{Load, Machine};
 use std::fmt;
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -89,7 +90,8 @@ pub fn run(environment: &Environment, domain: Option<&str>) -> ExitCode {
     let mut tell = |findings: Vec<Finding>| {
         for finding in findings {
             worst = worst.max(finding.verdict);
-            println!("{finding}");
+            // Who has read enough, as `head` has, still gets the exit code.
+            drop(writeln!(io::stdout(), "{finding}"));
         }
     };
     let config = match Config::from_env(environment) {
@@ -135,7 +137,10 @@ fn look(config: Option<&Config>) -> Vec<Finding> {
         machine.watches(&load, hard),
         machine.backlog(),
         machine.half_open(config.is_none_or(|c| c.defer_accept)),
-        machine.ports(),
+        machine.ports(config.map(|c| c.listen.port())),
+        machine.congestion(),
+        machine.conntrack(&load, hard),
+        machine.memory(&load, hard),
         machine.pipes(&load),
     ];
     findings.extend(config.map(|c| machine::listen(c.listen)));

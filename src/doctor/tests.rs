@@ -145,12 +145,93 @@ fn the_backlog_and_the_ports_are_those_of_the_network_namespace() {
         ("4096", "60999 32768", [Verdict::Pass, Verdict::Warn]),
     ] {
         let root = Root::new(&[(somaxconn, backlog), (range, ports)]);
-        let told = [root.machine().backlog(), root.machine().ports()];
+        let told = [root.machine().backlog(), root.machine().ports(None)];
         assert_eq!(verdicts(&told), expected, "{told:?}");
     }
     let nothing = Root::new(&[]);
-    let told = [nothing.machine().backlog(), nothing.machine().ports()];
+    let told = [nothing.machine().backlog(), nothing.machine().ports(None)];
     assert_eq!(verdicts(&told), [Verdict::Warn; 2], "what cannot be read is not taken for good");
+}
+
+#[test]
+fn the_gate_s_own_port_is_kept_from_outgoing_connections() {
+    let (range, reserved) =
+        ("proc/sys/net/ipv4/ip_local_port_range", "proc/sys/net/ipv4/ip_local_reserved_ports");
+    for (ports, kept, listen, verdict) in [
+        ("32768 60999", "", 4000, Verdict::Pass),
+        ("1024 65535", "", 4000, Verdict::Warn),
+        ("1024 65535", "3000,4000,6379", 4000, Verdict::Pass),
+        ("1024 65535", "3000,3990-4010", 4000, Verdict::Pass),
+        ("1024 65535", "4001-5000,400", 4000, Verdict::Warn),
+    ] {
+        let told = Root::new(&[(range, ports), (reserved, kept)]).machine().ports(Some(listen));
+        assert_eq!(told.verdict, verdict, "{kept}: {told}");
+    }
+}
+
+#[test]
+fn bbr_is_named_with_what_it_costs() {
+    for (name, verdict) in [
+        ("cubic\n", Verdict::Pass),
+        ("reno\n", Verdict::Pass),
+        ("bbr\n", Verdict::Warn),
+        ("bbr3\n", Verdict::Warn),
+    ] {
+        let told = Root::new(&[("proc/sys/net/ipv4/tcp_congestion_control", name)]).machine().congestion();
+        assert_eq!((told.verdict, told.value.as_str()), (verdict, name.trim()), "{told}");
+        assert_eq!(told.remedy.contains("tcp_congestion_control=cubic"), verdict == Verdict::Warn, "{told}");
+    }
+    let unread = Root::new(&[]).machine().congestion();
+    assert_eq!(unread.verdict, Verdict::Warn, "what cannot be read is not taken for good");
+}
+
+#[test]
+fn tracked_connections_need_an_entry_for_each_socket_there_can_be() {
+    let (most, count) =
+        ("proc/sys/net/netfilter/nf_conntrack_max", "proc/sys/net/netfilter/nf_conntrack_count");
+    let limits = Limits { connections_max: 1000, ..Limits::default() };
+    let load = Load { shards: 2, cores: 2, limits: &limits };
+    for (files, hard, verdict) in [
+        (&[][..], None, Verdict::Pass),
+        (&[(most, "4000"), (count, "17")], None, Verdict::Pass),
+        (&[(most, "3999"), (count, "17")], None, Verdict::Warn),
+        (&[(most, "3999"), (count, "17")], Some(3999), Verdict::Pass),
+        (&[(most, "0"), (count, "17")], None, Verdict::Pass),
+    ] {
+        let told = Root::new(files).machine().conntrack(&load, hard);
+        assert_eq!(told.verdict, verdict, "{files:?}: {told}");
+    }
+    let told = Root::new(&[(most, "3999"), (count, "17")]).machine().conntrack(&load, None);
+    assert!(told.value == "17 of 3999 entries" && told.remedy.contains("nf_conntrack_max=4000"), "{told}");
+    assert!(told.remedy.contains("notrack"), "{told}");
+}
+
+#[test]
+fn memory_is_enough_for_all_tunnels_within_the_smallest_limit_above_them() {
+    let limits = Limits { connections_max: 1000, ..Limits::default() };
+    let load = Load { shards: 2, cores: 2, limits: &limits };
+    // 4000 sockets of 4400 bytes.
+    let (enough, short) = ("17600000\n", "17599999\n");
+    let (info, group) = (
+        ("proc/meminfo", "MemTotal:       24684084 kB\nMemFree: 1 kB\n"),
+        ("proc/self/cgroup", "0::/pod/gate\n"),
+    );
+    let (own, above) = ("sys/fs/cgroup/pod/gate/memory.max", "sys/fs/cgroup/pod/memory.max");
+    for (files, hard, verdict) in [
+        (&[][..], None, Verdict::Warn),
+        (&[info], None, Verdict::Pass),
+        (&[("proc/meminfo", "MemTotal: 16000 kB\n")], None, Verdict::Warn),
+        (&[info, group, (own, "max\n")], None, Verdict::Pass),
+        (&[info, group, (own, enough)], None, Verdict::Pass),
+        (&[info, group, (own, short)], None, Verdict::Warn),
+        (&[info, group, (own, short)], Some(3999), Verdict::Pass),
+        (&[info, group, (own, "max\n"), (above, short)], None, Verdict::Warn),
+    ] {
+        let told = Root::new(files).machine().memory(&load, hard);
+        assert_eq!(told.verdict, verdict, "{files:?}: {told}");
+    }
+    let told = Root::new(&[info, group, (own, "8800000\n")]).machine().memory(&load, None);
+    assert!(told.remedy.contains("SANDGATE_CONNECTIONS_MAX below 500"), "{told}");
 }
 
 #[test]
