@@ -131,17 +131,18 @@ fn add_phase(text: &mut String, phase: &PhaseResult) {
         }
     }
     for churn in &phase.churn {
-        let shown = |ms: Option<f64>| ms.map_or("not seen".into(), |ms| time(ms * 1000.0));
+        let none = if churn.unharmed { "none, as it should be" } else { "not seen" };
+        let shown = |ms: Option<f64>| ms.map_or(none.into(), |ms| format!("after {}", time(ms * 1000.0)));
         let outcome = match churn.verdict() {
             ChurnVerdict::LeftOut(why) => why,
             ChurnVerdict::Unknown(why) if churn.error.is_some() => why,
             _ => {
                 let recovered = match churn.recovery {
-                    true => format!(", recovered after {}", shown(churn.recovered_ms)),
+                    true => format!(", recovered {}", shown(churn.recovered_ms)),
                     false => String::new(),
                 };
                 let (effect, took) = (shown(churn.effect_ms), time(churn.action_ms * 1000.0));
-                format!("effect after {effect}{recovered} ({} probes; the lever took {took})", churn.probes)
+                format!("effect {effect}{recovered} ({} probes; the lever took {took})", churn.probes)
             }
         };
         let verdict = match churn.verdict() {

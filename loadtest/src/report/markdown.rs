@@ -148,8 +148,9 @@ fn churn(text: &mut String, result: &RunResult) {
         return;
     }
     text.push_str("| change | at | felt after | well again after | |\n|---|--:|--:|--:|---|\n");
-    let time = |ms: Option<f64>| ms.map_or("not seen".into(), |ms| time_text(ms * 1000.0));
     for (phase, churn) in rows {
+        let none = if churn.unharmed { "not felt" } else { "not seen" };
+        let time = |ms: Option<f64>| ms.map_or(none.into(), |ms| time_text(ms * 1000.0));
         let recovered = if churn.recovery { time(churn.recovered_ms) } else { "–".into() };
         let verdict = match churn.verdict() {
             ChurnVerdict::AsExpected => "✅".into(),

@@ -7,7 +7,7 @@ use super::page::{bad_card, bar, card, figure, page};
 use crate::measure::{Count, Totals, bytes_text, number_text, share_text, time_text};
 use crate::report::planned_rate_text;
 use crate::result::{
-    ChurnVerdict, ClassResult, ErrorCount, Hist, PhaseResult, RunResult, Search, ServerCounters,
+    ChurnResult, ChurnVerdict, ClassResult, ErrorCount, Hist, PhaseResult, RunResult, Search, ServerCounters,
 };
 use maud::{Markup, html};
 
@@ -367,7 +367,10 @@ fn churn(result: &RunResult) -> Markup {
         .flat_map(|phase| phase.churn.iter().map(move |churn| (phase, churn)))
         .take(ROWS_MAX)
         .collect();
-    let ms = |value: Option<f64>| value.map_or("not seen".into(), |ms| time_text(ms * 1e3));
+    let ms = |churn: &ChurnResult, value: Option<f64>| {
+        let none = if churn.unharmed { "not felt" } else { "not seen" };
+        value.map_or(none.into(), |ms| time_text(ms * 1e3))
+    };
     html! {
         @if !rows.is_empty() {
             h2 { "Changes under load" }
@@ -389,8 +392,8 @@ fn churn(result: &RunResult) -> Markup {
                         td { (phase.name) }
                         td.n { (format!("{:.1} s", churn.at_s)) }
                         td.n { (time_text(churn.action_ms * 1e3)) }
-                        td.n { (ms(churn.effect_ms)) }
-                        td.n { (if churn.recovery { ms(churn.recovered_ms) } else { "–".into() }) }
+                        td.n { (ms(churn, churn.effect_ms)) }
+                        td.n { (if churn.recovery { ms(churn, churn.recovered_ms) } else { "–".into() }) }
                         td.n { (number_text(churn.probes as f64)) }
                     }
                 }

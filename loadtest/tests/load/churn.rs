@@ -68,6 +68,7 @@ fn a_change_that_must_not_be_felt_is_reported_when_it_is() {
         churned(&server, Action::Post(format!("http://{}/lever", server.address)), Expectation::Unharmed);
     assert!(churn.effect_ms.is_some_and(|ms| ms >= 249.0), "{churn:?}");
     let harmless = churned(&server, Action::Command("true".into()), Expectation::Unharmed);
+    assert_eq!(harmless.verdict(), ChurnVerdict::AsExpected);
     assert_eq!((harmless.effect_ms, harmless.error), (None, None));
 }
 
