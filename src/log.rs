@@ -37,6 +37,14 @@ pub fn event(level: Level, what: &'static str, fields: &[(&'static str, &str)]) 
     process_log().event(level, what, fields);
 }
 
+/// As [`event`], for what happens a few times in the process's life, such as its start and its end: nothing of it is
+/// held back. `{"level":…,"message":…,<fields>}`.
+pub fn milestone(level: &str, message: &str, fields: &[(&str, &str)]) {
+    let all = [("level", level), ("message", message)].into_iter().chain(fields.iter().copied());
+    let line: serde_json::Map<_, _> = all.map(|(name, value)| (name.to_owned(), value.into())).collect();
+    process_log().write(format!("{}\n", serde_json::Value::Object(line)).into_bytes());
+}
+
 /// The log [`event`] writes to.
 pub fn process_log() -> Log {
     process().0.clone()
@@ -82,7 +90,11 @@ impl Log {
 
     fn event_at(&self, now: Instant, level: Level, what: &'static str, fields: &[(&'static str, &str)]) {
         let Some(suppressed) = self.turn(now, what) else { return };
-        let line = line(level, what, fields, suppressed);
+        self.write(line(level, what, fields, suppressed));
+    }
+
+    /// One whole line, in one write: those of several gates that share a log do not mix.
+    fn write(&self, line: Vec<u8>) {
         match &self.out {
             // A full queue loses the line: waiting for standard error is what must not happen.
             Some(out) => drop(out.try_send(line)),

@@ -26,8 +26,8 @@ pub const BACKLOG: i32 = 4096;
 const MESSAGES_EXTRA: usize = 64;
 /// Batches of access log lines between shards and their writer.
 const LOG_BATCHES_MAX: usize = 64;
-/// How long log lines may take to be written at the end; an output that nobody reads must not hold the exit up.
-const LOG_DEADLINE: Duration = Duration::from_secs(5);
+/// How long the lines of each log may take to be written at the end; an output that nobody reads must not hold the exit up.
+const LOG_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How long shards may take to make room for each message, and to stop. One that needs longer is stuck: it must not keep the
 /// others from being told, nor the process from ending.
@@ -41,28 +41,15 @@ const LAST_WORDS: Duration = deadlines::LAST_WORDS.saturating_add(last_words::LI
 /// Runs until SIGTERM or SIGINT and the drain that follows.
 pub fn run(config: Config) -> ExitCode {
     for warning in config.warnings() {
-        event("warning", &[("message", warning)]);
+        log::milestone("warning", warning, &[]);
     }
     std::panic::set_hook(Box::new(contained::tell));
-    let served = serve(config);
+    let code = serve(config).unwrap_or_else(|error| {
+        log::milestone("error", &error.to_string(), &[]);
+        ExitCode::FAILURE
+    });
     log::finish(LOG_DEADLINE);
-    match served {
-        Ok(code) => code,
-        Err(error) => {
-            event("error", &[("message", &error.to_string())]);
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// One JSON line on standard error.
-fn event(level: &str, fields: &[(&str, &str)]) {
-    let mut line = serde_json::Map::new();
-    line.insert("level".into(), level.into());
-    line.extend(fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).into())));
-    // One write: lines of several gates that share a log do not mix.
-    let text = format!("{}\n", serde_json::Value::Object(line));
-    drop(std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes()));
+    code
 }
 
 fn with_context(what: String) -> impl FnOnce(io::Error) -> io::Error {
@@ -119,10 +106,10 @@ fn serve(config: Config) -> io::Result<ExitCode> {
     drop((up, ended));
     let address = config.listen.to_string();
     let shards = shard_count.to_string();
-    event(
+    log::milestone(
         "info",
+        "sandgate is listening",
         &[
-            ("message", "sandgate is listening"),
             ("version", env!("CARGO_PKG_VERSION")),
             ("address", &address),
             ("shards", &shards),
@@ -134,13 +121,10 @@ fn serve(config: Config) -> io::Result<ExitCode> {
     let mut failed = !runtime.block_on(live(config.shutdown, control, signals, downs, shard_ended));
     for (index, why) in join(threads, SHARD_PATIENCE) {
         failed = true;
-        event(
-            "error",
-            &[("message", "a shard did not end well"), ("shard", &index.to_string()), ("why", &why)],
-        );
+        log::milestone("error", "a shard did not end well", &[("shard", &index.to_string()), ("why", &why)]);
     }
     if !log.finish(LOG_DEADLINE) {
-        event("warning", &[("message", "the last access log lines were not taken in time and are lost")]);
+        log::milestone("warning", "the last access log lines were not taken in time and are lost", &[]);
     }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -230,25 +214,25 @@ async fn live(
         _ = &mut control => Some("the control plane has ended"),
     };
     if let Some(fault) = fault {
-        event("error", &[("message", fault)]);
+        log::milestone("error", fault, &[]);
         tell(&downs, || ToShard::Drain).await;
         tell(&downs, || ToShard::LastWords).await;
         heard(drained).await;
         tell(&downs, || ToShard::Stop).await;
         return false;
     }
-    event("info", &[("message", "draining: no new connections, what runs may finish")]);
+    log::milestone("info", "draining: no new connections, what runs may finish", &[]);
     tell(&downs, || ToShard::Drain).await;
     tokio::select! {
         // An error would mean that the control plane is gone: then nobody will say it any more.
-        Ok(_) = drained.wait_for(|all| *all) => event("info", &[("message", "drained")]),
+        Ok(_) = drained.wait_for(|all| *all) => log::milestone("info", "drained", &[]),
         () = tokio::time::sleep(shutdown) => {
-            event("warning", &[("message", "the time to drain is over, ending what still runs")]);
+            log::milestone("warning", "the time to drain is over, ending what still runs", &[]);
             tell(&downs, || ToShard::LastWords).await;
             heard(drained_late).await;
         }
         () = either(&mut terminate, &mut interrupt) => {
-            event("warning", &[("message", "second signal: ending what still runs")]);
+            log::milestone("warning", "second signal: ending what still runs", &[]);
         }
     }
     tell(&downs, || ToShard::Stop).await;
@@ -290,7 +274,7 @@ async fn tell_within(within: Duration, downs: &[Arc<Down>], message: impl Fn() -
         tokio::time::sleep(AGAIN).await;
     }
     for shard in untold {
-        event("error", &[("message", "a shard takes no message"), ("shard", &shard.to_string())]);
+        log::milestone("error", "a shard takes no message", &[("shard", &shard.to_string())]);
     }
 }
 

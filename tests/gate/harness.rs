@@ -6,7 +6,7 @@ use sandgate::demo::world::World;
 use std::collections::HashMap;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -544,6 +544,24 @@ fn collect(begun: String, from: impl BufRead + Send + 'static) -> Arc<Mutex<Stri
     all
 }
 
+/// Until not a byte more fits into the pipe.
+fn fill(pipe: &str) {
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let mut pipe = std::fs::OpenOptions::new().write(true).custom_flags(flags).open(pipe).expect("a pipe");
+    for size in [4096, 1] {
+        while pipe.write(&vec![b'\n'; size]).is_ok() {}
+    }
+}
+
+/// What is done with standard error once the gate listens.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Events {
+    Read,
+    /// The pipe is full, and nobody reads it.
+    Blocked,
+}
+
 /// The process under test; killed when dropped.
 pub struct Gate {
     pub child: Child,
@@ -553,6 +571,8 @@ pub struct Gate {
     pub events: Arc<Mutex<String>>,
     /// The access log so far.
     pub access_log: Arc<Mutex<String>>,
+    /// Of a gate whose events nobody reads: open.
+    _unread: Option<BufReader<ChildStderr>>,
 }
 
 impl Gate {
@@ -562,15 +582,20 @@ impl Gate {
 
     /// `wrapper`: a command that runs the one behind it, such as `prlimit`.
     pub fn start_under(wrapper: &[&str], api: &Api, settings: &[(&str, &str)]) -> Self {
-        Self::launch(wrapper, &format!("http://{}/api", api.addr), settings)
+        Self::launch(wrapper, &format!("http://{}/api", api.addr), settings, Events::Read)
+    }
+
+    /// No line fits into its standard error any more.
+    pub fn start_unheard(api: &Api, settings: &[(&str, &str)]) -> Self {
+        Self::launch(&[], &format!("http://{}/api", api.addr), settings, Events::Blocked)
     }
 
     /// In front of a whole world, whose service key must be [`KEY`].
     pub fn before(world: &World, settings: &[(&str, &str)]) -> Self {
-        Self::launch(&[], &world.api_url(), settings)
+        Self::launch(&[], &world.api_url(), settings, Events::Read)
     }
 
-    fn launch(wrapper: &[&str], api_url: &str, settings: &[(&str, &str)]) -> Self {
+    fn launch(wrapper: &[&str], api_url: &str, settings: &[(&str, &str)], then: Events) -> Self {
         let (port, metrics) = (free_port(), free_port());
         // Another build of the same may be measured.
         let gate = std::env::var("SANDGATE_TEST_GATE");
@@ -602,14 +627,20 @@ impl Gate {
             all.push_str(&line);
             assert!(n > 0, "the gate ended at its start: {all}");
         }
-        let told = collect(all, events);
+        let (told, unread) = match then {
+            Events::Read => (collect(all, events), None),
+            Events::Blocked => {
+                fill(&format!("/proc/{}/fd/2", child.id()));
+                (Arc::new(Mutex::new(all)), Some(events))
+            }
+        };
         let access_log = collect(String::new(), BufReader::new(child.stdout.take().expect("it is piped")));
         let at = |name: &str, port| {
             let ip = settings.iter().find(|(n, _)| *n == name).map(|(_, ip)| ip.parse().expect("an address"));
             SocketAddr::new(ip.unwrap_or(LOOPBACK), port)
         };
         let (addr, metrics) = (at("SANDGATE_LISTEN", port), at("SANDGATE_METRICS_LISTEN", metrics));
-        Self { child, addr, metrics, events: told, access_log }
+        Self { child, addr, metrics, events: told, access_log, _unread: unread }
     }
 
     /// The metrics page.

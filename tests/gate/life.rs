@@ -194,6 +194,21 @@ fn a_second_signal_ends_at_once() {
     assert!(slow.message().is_err() || slow.is_over());
 }
 
+/// It tells of its end before it ends: to somebody who does not listen, too.
+#[test]
+fn a_standard_error_that_nobody_reads_holds_neither_the_drain_nor_the_end_up() {
+    let (runner, has_read, _go) = slow_runner();
+    let mut gate = Gate::start_unheard(&Api::start(runner.addr), &[("SHUTDOWN_TIMEOUT_SEC", "1")]);
+    let mut idle = gate.connect();
+    assert_eq!(idle.get("/one").expect("an answer").status(), 200);
+    let mut slow = gate.connect();
+    slow.send(format!("GET /slow HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).expect("the gate reads");
+    has_read.recv_timeout(DEADLINE).expect("the runner reads it");
+    gate.signal(Signal::TERM);
+    assert!(idle.is_over(), "it drains");
+    assert_eq!(gate.exit_code(), Some(0));
+}
+
 #[test]
 fn a_metrics_port_that_is_taken_ends_the_start() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
