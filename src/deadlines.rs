@@ -65,6 +65,8 @@ struct Entry {
     tells_why: bool,
     /// It is revoked and not ended yet.
     to_end: bool,
+    /// The answer under way is whole only when the connection ends.
+    ends_answer: bool,
     fired: Option<Fired>,
     waker: Option<Waker>,
 }
@@ -79,6 +81,15 @@ impl Entry {
         (self.fired, self.to_end) = (None, false);
     }
 
+    /// What was sent may still be on its way, but an answer that is cut short must not look whole.
+    fn end_client(&self) {
+        if self.ends_answer {
+            sys::abort_raw(self.client);
+        } else {
+            sys::shutdown_raw(self.client, Shutdown::Both);
+        }
+    }
+
     /// Whom to wake.
     fn end_revoked(&mut self, now: u32) -> Option<Waker> {
         self.to_end = false;
@@ -88,7 +99,7 @@ impl Entry {
             sys::shutdown_raw(self.runner, Shutdown::Write);
             self.last_words_by = now + LAST_WORDS_TICKS;
         } else {
-            sys::shutdown_raw(self.client, Shutdown::Both);
+            self.end_client();
             sys::shutdown_raw(self.runner, Shutdown::Both);
         }
         self.waker.take()
@@ -133,6 +144,7 @@ impl Deadlines {
             idle: false,
             tells_why: false,
             to_end: false,
+            ends_answer: false,
             fired: None,
             waker: None,
         };
@@ -188,6 +200,12 @@ impl Deadlines {
             ender.wake_by_ref();
         }
         true
+    }
+
+    /// Ends all connections whose end would else make the answer under way look whole. Nothing is served any more.
+    pub fn abort_answers(&self) {
+        let entries = self.entries.borrow();
+        entries.iter().filter(|entry| entry.ends_answer).for_each(Entry::end_client);
     }
 
     /// A task of the shard's own: ends revoked connections and those to the runner they use, both ways; where the task
@@ -272,7 +290,7 @@ impl Deadlines {
             if due(entry.last_words_by, now) {
                 weight += END_WEIGHT;
                 // The reason is known already; it was not said or not taken in time.
-                sys::shutdown_raw(entry.client, Shutdown::Both);
+                entry.end_client();
                 sys::shutdown_raw(entry.runner, Shutdown::Both);
                 entry.last_words_by = NEVER;
                 wakers.extend(entry.waker.take());
@@ -289,7 +307,7 @@ impl Deadlines {
                 entry.read_by = NEVER;
                 Fired::ClientRead
             } else if due(entry.write_by, now) {
-                sys::shutdown_raw(entry.client, Shutdown::Both);
+                entry.end_client();
                 entry.write_by = NEVER;
                 Fired::ClientWrite
             } else if due(entry.runner_by, now) {
@@ -364,6 +382,12 @@ impl Watch {
             None => NEVER,
             Some(wait) => self.table.now.get().saturating_add(ticks(wait)).saturating_add(1),
         }
+    }
+
+    /// The answer under way has no other end than the connection's: until it is whole, whoever closes that resets it, and so
+    /// does whatever else ends it.
+    pub fn ends_answer(&self, does: bool) {
+        self.with(|e| e.ends_answer = does);
     }
 
     /// For [`Deadlines::revoke`].
@@ -456,15 +480,16 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        let client = self.with(|e| {
+        let (client, cut) = self.with(|e| {
             (e.runner, e.waker, e.to_end) = (NO_FD, None, false);
-            std::mem::replace(&mut e.client, NO_FD)
+            (std::mem::replace(&mut e.client, NO_FD), std::mem::take(&mut e.ends_answer))
         });
         if client != NO_FD {
             self.table.clients.set(self.table.clients.get() - 1);
         }
-        if std::thread::panicking() {
-            // Its task meets a fault of ours: an answer that is cut by it must not end as a whole one does.
+        // An answer that is cut short must not end as a whole one does. Of whose task meets a fault of ours none is known to
+        // be whole.
+        if cut || std::thread::panicking() {
             sys::reset_on_close_raw(client);
         }
         self.table.free.borrow_mut().push(self.index);
@@ -626,6 +651,60 @@ mod tests {
             assert!(rests.get() >= ALL / PART - 1, "{} rests", rests.get());
             assert!(turns.get() as usize >= ALL / PART - 1, "others had {} turns", turns.get());
         });
+    }
+
+    #[test]
+    fn an_answer_whose_end_is_the_connections_is_cut_by_a_reset_whatever_cuts_it() {
+        type Cut = fn(&Rc<Deadlines>, Watch) -> Option<Watch>;
+        let cuts: [(&str, Cut); 4] = [
+            ("closed", |_, watch| {
+                drop(watch);
+                None
+            }),
+            ("the process ends", |table, watch| {
+                table.abort_answers();
+                Some(watch)
+            }),
+            ("revoked", |table, watch| {
+                table.revoke(watch.index(), Revoked::Private);
+                table.end_some();
+                Some(watch)
+            }),
+            ("its client takes nothing", |table, watch| {
+                watch.client_writes(Some(TICK));
+                sweeps(table, 3);
+                Some(watch)
+            }),
+        ];
+        for (how, cut) in cuts {
+            for whole in [false, true] {
+                let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+                let address = listener.local_addr().expect("bound");
+                let mut theirs = std::net::TcpStream::connect(address).expect("connected");
+                let (ours, _) = listener.accept().expect("accepted");
+                let table = Deadlines::new();
+                let watch = table.watch(ours.as_raw_fd());
+                watch.ends_answer(true);
+                watch.ends_answer(!whole);
+                let watch = cut(&table, watch);
+                // Left open: it is ended by what happens, not by this.
+                let ours = (how != "closed").then_some(ours);
+                theirs
+                    .set_read_timeout(Some(Duration::from_millis(if ours.is_some() { 200 } else { 10_000 })))
+                    .expect("set");
+                let end = theirs.read(&mut [0]).map_err(|error| error.kind());
+                let open = whole && how == "the process ends";
+                let expected = if open {
+                    Err(std::io::ErrorKind::WouldBlock)
+                } else if whole {
+                    Ok(0)
+                } else {
+                    Err(std::io::ErrorKind::ConnectionReset)
+                };
+                assert_eq!(end, expected, "{how}, whole: {whole}");
+                drop((watch, ours));
+            }
+        }
     }
 
     #[test]

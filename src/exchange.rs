@@ -64,13 +64,11 @@ pub struct Failed {
     pub cause: Cause,
     /// Nothing was sent to the client yet: it can be told. Otherwise its connection ends, and the answer with it.
     pub answerable: bool,
-    /// The answer was of a kind whose end is the connection's end: only a reset shows that it is cut short.
-    pub reset: bool,
 }
 
 impl Failed {
     fn before_answer(cause: Cause) -> Self {
-        Self { cause, answerable: true, reset: false }
+        Self { cause, answerable: true }
     }
 }
 
@@ -186,11 +184,10 @@ pub async fn exchange(
         let status = answer.status;
         if let Some(leftover) = answer.switched {
             if !leftover.is_empty() {
-                client.send(shard, &leftover).await.map_err(|_| Failed {
-                    cause: Cause::ClientGone,
-                    answerable: false,
-                    reset: false,
-                })?;
+                client
+                    .send(shard, &leftover)
+                    .await
+                    .map_err(|_| Failed { cause: Cause::ClientGone, answerable: false })?;
             }
             let alive = enter(client, shard, &runner, outgoing);
             let next = Next::Tunnel(Tunnel::new(runner, outgoing.rest, &leftover, alive));
@@ -393,7 +390,7 @@ async fn both_ways(
             }
             uploaded = Some(result);
             if let Some(cause) = client_failed {
-                let failed = Failed { cause, answerable: !started.get(), reset: false };
+                let failed = Failed { cause, answerable: !started.get() };
                 return Poll::Ready(Err(failed));
             }
         }

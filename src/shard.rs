@@ -206,7 +206,9 @@ async fn main(start: Start) -> io::Result<()> {
     let ending = shard.clone();
     monoio::spawn(async move { ending.deadlines.end_revoked().await });
     monoio::spawn(keep_time(shard.clone(), Ticker::new(TICK)?, down.clone()));
-    mail(&shard, &down, &listener).await
+    let ended = mail(&shard, &down, &listener).await;
+    shard.deadlines.abort_answers();
+    ended
 }
 
 /// Reads the control plane's messages until `Stop`.

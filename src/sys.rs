@@ -133,6 +133,17 @@ pub fn reset_on_close_raw(fd: RawFd) {
     let _ = socket2::SockRef::from(&fd).set_linger(Some(std::time::Duration::ZERO));
 }
 
+/// Resets the connection now; whoever waits for the socket is woken, and it stays open. As for [`shutdown_raw`].
+pub fn abort_raw(fd: RawFd) {
+    if fd < 0 {
+        return;
+    }
+    // SAFETY: used for this call only, while its owner keeps it open (see above).
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    // What is no TCP connection (any more) has nothing left to reset.
+    let _ = rustix::net::connect_unspec(fd);
+}
+
 /// Which of these sockets (with the caller's label) were closed or half-closed by their peer. Never waits.
 pub fn hung_up<L: Copy>(sockets: &[(L, RawFd)]) -> Vec<(L, bool)> {
     if sockets.is_empty() {

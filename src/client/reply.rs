@@ -45,7 +45,7 @@ impl Asked<'_, '_> {
         let used = self.body_here();
         let keep = own.keep && self.head.keep_alive && !self.shard.draining.get() && used.is_some();
         let (status, own) = (own.status, Own { keep, ..own });
-        let gone = |_| Failed { cause: Cause::ClientGone, answerable: false, reset: false };
+        let gone = |_| Failed { cause: Cause::ClientGone, answerable: false };
         let text = own.text(self.head.method, self.request_id);
         self.client.send(self.shard, &text).await.map_err(gone)?;
         let next = if keep { Next::KeepAlive } else { Next::Close };
@@ -70,7 +70,7 @@ pub async fn warn(asked: Asked<'_, '_>) -> Result<Done, Failed> {
         return asked.own(own).await;
     }
     let Some(accepted) = warning::accept(head, shard.scheme == "https") else {
-        return Err(Failed { cause: Cause::ForeignForm, answerable: true, reset: false });
+        return Err(Failed { cause: Cause::ForeignForm, answerable: true });
     };
     let extra = format!("Location: {}\r\nSet-Cookie: {}\r\n", accepted.location, accepted.set_cookie);
     let own = Own { status: 303, content_type: "text/plain", extra: &extra, body: "", keep: true };
@@ -93,7 +93,7 @@ pub async fn log_in(
         (route, Some(refusal)) => (307, login::instead(asker, route, head, id, refusal).await),
         (_, None) => (500, Err(Cause::Internal)),
     };
-    let redirect = redirect.map_err(|cause| Failed { cause, answerable: true, reset: false })?;
+    let redirect = redirect.map_err(|cause| Failed { cause, answerable: true })?;
     let mut extra = format!("Location: {}\r\nReferrer-Policy: no-referrer\r\n", redirect.location);
     for cookie in &redirect.set_cookies {
         extra.push_str(&format!("Set-Cookie: {cookie}\r\n"));

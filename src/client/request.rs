@@ -59,18 +59,13 @@ pub async fn serve(
             }
             (done.next, done.used, done.overread, done.status, None)
         }
-        Err(Failed { cause, answerable, reset }) => {
+        Err(Failed { cause, answerable }) => {
             if let Cause::Rejected(reject) = cause {
                 // Before the answer, as for heads: who has the answer finds it counted.
                 add(&shard.counters.rejects[reject as usize], 1);
             }
             let status = if answerable { cause.answer().status } else { 0 };
             let stays = answerable && reply::error(asked, cause, sharing).await;
-            if reset {
-                let linger = socket2::SockRef::from(&client.transport.fd()).set_linger(Some(Duration::ZERO));
-                // A socket that is gone already needs no reset.
-                let _ = linger;
-            }
             let next = if stays { Next::KeepAlive } else { Next::Close };
             (next, asked.body_here().unwrap_or(0), Vec::new(), status, Some(cause))
         }
@@ -116,7 +111,7 @@ async fn staged(
 ) -> Result<exchange::Done, Failed> {
     let Asked { shard, client, head, rest, request_id } = asked;
     let Decided { routed, sharing } = decided;
-    let early = |cause| Failed { cause, answerable: true, reset: false };
+    let early = |cause| Failed { cause, answerable: true };
     if shard.config.preview_warning && warns(head, &routed) {
         return Box::pin(reply::warn(asked)).await;
     }

@@ -120,7 +120,7 @@ pub async fn respond(
     started: &Cell<bool>,
 ) -> Result<Answered, Failed> {
     let limits = &shard.config.limits;
-    let fail = |cause| Failed { cause: client.cause_or(cause), answerable: !started.get(), reset: false };
+    let fail = |cause| Failed { cause: client.cause_or(cause), answerable: !started.get() };
     let mut out = shard.buffers.small();
     let mut informational = 0;
     let last = loop {
@@ -164,7 +164,7 @@ pub async fn respond(
     client.watch.runner_answers(None);
     started.set(true);
     client.first_byte(shard, outgoing.located_at);
-    let reset = framing == ResponseBody::UntilClose;
+    client.watch.ends_answer(framing == ResponseBody::UntilClose);
     let sink = if framing == ResponseBody::Chunked { SinkFraming::Chunked } else { SinkFraming::Bare };
     let means = client.means(shard);
     let _alive =
@@ -221,12 +221,11 @@ pub async fn respond(
     shard.buffers.give(out);
     shard.buffers.give(std::mem::take(&mut inbuf));
     match moved {
-        Ok(clean) => Ok(Answered {
-            status: last.status,
-            runner_reusable: clean && last.keep_alive,
-            client_stays,
-            switched: None,
-        }),
+        Ok(clean) => {
+            client.watch.ends_answer(false);
+            let runner_reusable = clean && last.keep_alive;
+            Ok(Answered { status: last.status, runner_reusable, client_stays, switched: None })
+        }
         Err(fault) => {
             let cause = match fault {
                 Fault::SinkBroke(_) => Cause::ClientGone,
@@ -236,7 +235,7 @@ pub async fn respond(
                     Cause::RunnerClosed
                 }
             };
-            Err(Failed { cause: client.cause_or(cause), answerable: false, reset })
+            Err(Failed { cause: client.cause_or(cause), answerable: false })
         }
     }
 }

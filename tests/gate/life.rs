@@ -194,6 +194,49 @@ fn a_second_signal_ends_at_once() {
     assert!(slow.message().is_err() || slow.is_over());
 }
 
+/// To an HTTP/1.0 client the end of the connection is the end of the answer.
+#[test]
+fn an_answer_that_the_end_of_the_process_cuts_short_does_not_end_as_a_whole_one_does() {
+    let runner = Runner::start(|mut wire, _| {
+        let Ok(Some(request)) = wire.message() else { return };
+        let (fields, begin) = match request.target().rsplit('/').next() {
+            Some("chunked") => ("Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n"),
+            _ => ("Connection: close\r\n", "hello"),
+        };
+        let _ = wire.send(format!("HTTP/1.1 200 OK\r\n{fields}\r\n{begin}"));
+        if !request.target().ends_with("/whole") {
+            let _ = wire.rest();
+        }
+    });
+    let api = Api::start(runner.addr);
+    for (timeout, signals) in [("1", 1), ("60", 2)] {
+        let mut gate = Gate::start(&api, &[("SHUTDOWN_TIMEOUT_SEC", timeout)]);
+        let begin = |path: &str| {
+            let mut wire = gate.connect();
+            wire.send(format!("GET /{path} HTTP/1.0\r\nHost: {HOST}\r\n\r\n")).expect("the gate reads");
+            wire.head().expect("an answer").expect("an answer");
+            assert_eq!(wire.exactly(5).expect("its beginning"), b"hello");
+            wire
+        };
+        let mut idle = gate.connect();
+        assert_eq!(idle.get("/whole").expect("an answer").text(), "hello");
+        let mut whole = begin("whole");
+        let mut cut = [begin("until-close"), begin("chunked")];
+        for signal in 0..signals {
+            gate.signal(Signal::TERM);
+            if signal == 0 {
+                assert_eq!(idle.rest().expect("an end without a reset"), b"", "seen to drain");
+            }
+        }
+        for wire in &mut cut {
+            let end = wire.rest().map_err(|error| error.kind());
+            assert_eq!(end, Err(std::io::ErrorKind::ConnectionReset), "{signals} signals");
+        }
+        assert_eq!(whole.rest().expect("an end without a reset"), b"");
+        assert_eq!(gate.exit_code(), Some(0));
+    }
+}
+
 /// It tells of its end before it ends: to somebody who does not listen, too.
 #[test]
 fn a_standard_error_that_nobody_reads_holds_neither_the_drain_nor_the_end_up() {
