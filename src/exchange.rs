@@ -59,6 +59,15 @@ pub struct Done {
     pub early: bool,
 }
 
+/// How far both ways are. Each looks at the other's.
+#[derive(Default)]
+struct Progress {
+    /// Nothing of the request's body is left to send.
+    uploaded: Cell<bool>,
+    /// The answer proper has begun: the client cannot be told anything else.
+    answered: Cell<bool>,
+}
+
 /// An exchange that failed.
 pub struct Failed {
     pub cause: Cause,
@@ -143,7 +152,10 @@ pub async fn exchange(
                 let (received, inbuf) = runner.recv_waiting(std::mem::take(&mut out), FIRST_READ).await;
                 match received {
                     Ok(n) if n > 0 => match still_granted(asker, outgoing).await {
-                        Ok(()) => respond(client, shard, &runner, outgoing, inbuf, &Cell::new(false)).await,
+                        Ok(()) => {
+                            let progress = Progress { uploaded: Cell::new(true), ..Progress::default() };
+                            respond(client, shard, &runner, outgoing, inbuf, &progress).await
+                        }
                         Err(cause) => Err(Failed::before_answer(cause)),
                     },
                     _ if was_reused
@@ -354,7 +366,7 @@ async fn both_ways(
 ) -> Result<(Answered, Uploaded), Failed> {
     let head = outgoing.head;
     let _alive = enter(client, shard, runner, outgoing);
-    let started = Cell::new(false);
+    let progress = Progress::default();
     let means = client.means(shard);
     let lane = Lane { source: client.transport(), sink: runner, way: Way::Up, means: &means };
     // The app's time to answer begins with the body's end. Until then it has to take some of it now and then.
@@ -371,7 +383,7 @@ async fn both_ways(
         }
     };
     let inbuf = shard.buffers.small();
-    let answer = respond(client, shard, runner, outgoing, inbuf, &started);
+    let answer = respond(client, shard, runner, outgoing, inbuf, &progress);
     let (mut upload, mut answer) = (pin!(upload), pin!(answer));
     let mut uploaded = None;
     let answered = std::future::poll_fn(|cx| {
@@ -385,12 +397,13 @@ async fn both_ways(
                 Err(Fault::Resources(_)) => Some(Cause::Internal),
                 Err(Fault::SinkBroke(_)) | Ok(_) => None,
             };
-            if result.is_ok() && !started.get() {
+            progress.uploaded.set(result.is_ok());
+            if result.is_ok() && !progress.answered.get() {
                 client.watch.runner_answers(shard.config.limits.runner_first_byte);
             }
             uploaded = Some(result);
             if let Some(cause) = client_failed {
-                let failed = Failed { cause, answerable: !started.get() };
+                let failed = Failed { cause, answerable: !progress.answered.get() };
                 return Poll::Ready(Err(failed));
             }
         }
@@ -399,10 +412,11 @@ async fn both_ways(
     .await?;
     let uploaded = match uploaded {
         Some(result) => result.ok(),
-        // An early answer. A runner that keeps its connection gets the rest for a moment, so that both connections
-        // may stay; one that does not has no use for it. The upload's waits own nothing, so giving up loses nothing
-        // but the connection, which ends anyway.
+        // An early answer, which said that it is the client's last. A runner that keeps its connection gets the rest for a
+        // moment, so that it may; one that does not has no use for it. The upload's waits own nothing, so giving up loses
+        // nothing but the connection.
         None if answered.runner_reusable => {
+            client.transport().shutdown(Shutdown::Write);
             monoio::time::timeout(shard.config.limits.linger, upload).await.ok().and_then(Result::ok)
         }
         None => None,

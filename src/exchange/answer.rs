@@ -1,6 +1,6 @@
 //! The runner's answer: its head is read, written out for the client, and its body passed on.
 
-use super::{FIRST_READ, Failed, Outgoing, enter};
+use super::{FIRST_READ, Failed, Outgoing, Progress, enter};
 use crate::buffers;
 use crate::chunked::{self, ChunkReader};
 use crate::client::Client;
@@ -15,7 +15,6 @@ use crate::shard::Shard;
 use crate::socket::{Moved, Socket};
 use crate::turns;
 use base64::Engine as _;
-use std::cell::Cell;
 
 /// From so many bytes to come on, a body of a known length is cut when its right ends.
 const LONG_BODY: u64 = 256 * 1024;
@@ -51,11 +50,13 @@ struct Final {
     client_stays: bool,
 }
 
-/// Reads the next head out of what was received and writes the client's to `out`.
+/// Reads the next head out of what was received and writes the client's to `out`. `uploaded`: nothing of the request is left
+/// to come.
 fn step(
     shard: &Shard,
     outgoing: &Outgoing<'_, '_>,
     received: &[u8],
+    uploaded: bool,
     out: &mut Vec<u8>,
 ) -> Result<Step, Cause> {
     let head = outgoing.head;
@@ -88,7 +89,9 @@ fn step(
         ResponseBody::UntilClose => ResponseBody::Chunked,
         other => other,
     };
-    let close = !head.keep_alive || shard.draining.get() || framing == ResponseBody::UntilClose;
+    // RFC 9110 10.1.1: a client that has not sent its body says by nothing whether it still will, so what comes next may be
+    // that or another request. Nor is it known that the body ends in time.
+    let close = !head.keep_alive || !uploaded || shard.draining.get() || framing == ResponseBody::UntilClose;
     forward::write_response(answer, &response_plan(shard, outgoing, framing, close), out);
     Ok(Step::Final(Final {
         head_bytes,
@@ -117,15 +120,15 @@ pub async fn respond(
     runner: &Socket,
     outgoing: &Outgoing<'_, '_>,
     mut inbuf: Vec<u8>,
-    started: &Cell<bool>,
+    progress: &Progress,
 ) -> Result<Answered, Failed> {
     let limits = &shard.config.limits;
-    let fail = |cause| Failed { cause: client.cause_or(cause), answerable: !started.get() };
+    let fail = |cause| Failed { cause: client.cause_or(cause), answerable: !progress.answered.get() };
     let mut out = shard.buffers.small();
     let mut informational = 0;
     let last = loop {
         out.clear();
-        match step(shard, outgoing, &inbuf, &mut out).map_err(fail)? {
+        match step(shard, outgoing, &inbuf, progress.uploaded.get(), &mut out).map_err(fail)? {
             Step::Final(last) => break last,
             Step::More => {
                 // Even if more is here: a head that comes in morsels is parsed anew for each, and others have their turn.
@@ -137,7 +140,7 @@ pub async fn respond(
                 }
             }
             Step::Switched(behind) => {
-                started.set(true);
+                progress.answered.set(true);
                 client.send(shard, &out).await.map_err(|_| fail(Cause::ClientGone))?;
                 let (status, switched) = (101, Some(behind));
                 return Ok(Answered { status, runner_reusable: false, client_stays: false, switched });
@@ -162,7 +165,7 @@ pub async fn respond(
         }
     }
     client.watch.runner_answers(None);
-    started.set(true);
+    progress.answered.set(true);
     client.first_byte(shard, outgoing.located_at);
     client.watch.ends_answer(framing == ResponseBody::UntilClose);
     let sink = if framing == ResponseBody::Chunked { SinkFraming::Chunked } else { SinkFraming::Bare };

@@ -196,6 +196,47 @@ fn an_early_answer_reaches_a_client_that_reads_only_when_it_has_sent_everything(
     gate.check(&runner);
 }
 
+/// Whatever the runner does with its own connection: what the client sends next might be the body, or might not.
+#[test]
+fn an_early_answer_says_that_it_is_the_last_of_its_connection() {
+    let runner = Runner::start(|mut wire, _| {
+        while let Ok(Some(head)) = wire.head() {
+            let closes = head.target().ends_with("/closes");
+            let connection = if closes { "Connection: close\r\n" } else { "" };
+            let answer =
+                format!("HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n{connection}\r\nbig");
+            if wire.send(answer).is_err() || closes || wire.body(&head).is_err() {
+                return;
+            }
+        }
+    });
+    let gate = Gate::start(&Api::start(runner.addr), &[]);
+    for path in ["/closes", "/stays"] {
+        for fields in
+            ["Content-Length: 5\r\nExpect: 100-continue", "Content-Length: 5", "Transfer-Encoding: chunked"]
+        {
+            let mut wire = gate.connect();
+            wire.send(format!("POST {path} HTTP/1.1\r\nHost: {HOST}\r\n{fields}\r\n\r\n"))
+                .expect("the gate reads");
+            let answer = wire.expect_message().expect("the early answer");
+            assert_eq!(answer.status(), 413, "{path}, {fields}: {answer:?}");
+            assert_eq!(answer.field("Connection"), Some("close"), "{path}, {fields}");
+            let begun = std::time::Instant::now();
+            assert_eq!(wire.rest().expect("an end without a reset"), b"", "{path}, {fields}");
+            assert!(begun.elapsed() < std::time::Duration::from_secs(1), "{path}, {fields}: it hangs");
+        }
+    }
+    // An answer to all of it is nobody's last.
+    let mut wire = gate.connect();
+    for _ in 0..2 {
+        wire.send(format!("POST /stays HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 5\r\n\r\nhello"))
+            .expect("the gate reads");
+        let answer = wire.expect_message().expect("an answer");
+        assert!(answer.status() == 413 && answer.field("Connection").is_none(), "{answer:?}");
+    }
+    gate.check(&runner);
+}
+
 #[test]
 fn a_chunked_upload_arrives_to_the_byte() {
     let got: Arc<Mutex<Vec<u8>>> = Arc::default();
