@@ -161,7 +161,12 @@ pub fn serve(shard: Rc<Shard>, client: Client) -> impl Future<Output = ()> {
             let next = sys::boxed(|| requests(&shard, &client, warm, soon, &mut in_a_row)).await;
             match next {
                 Next::KeepAlive if !shard.draining.get() => warm = false,
-                Next::KeepAlive | Next::Close => break,
+                Next::KeepAlive => {
+                    // Its answer did not say that it is the last.
+                    sys::boxed(|| reply::linger(&shard, &client)).await;
+                    break;
+                }
+                Next::Close => break,
                 Next::Tunnel(tunnel) => {
                     // A task of its own, so that neither carries the other's state.
                     monoio::spawn(Contained::new(tunnelled(shard, client, tunnel)));

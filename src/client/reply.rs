@@ -49,7 +49,8 @@ impl Asked<'_, '_> {
         let text = own.text(self.head.method, self.request_id);
         self.client.send(self.shard, &text).await.map_err(gone)?;
         let next = if keep { Next::KeepAlive } else { Next::Close };
-        Ok(Done { next, status, used: used.unwrap_or(0), overread: Vec::new(), early: false })
+        let early = used.is_none();
+        Ok(Done { next, status, used: used.unwrap_or(0), overread: Vec::new(), early })
     }
 }
 
@@ -199,7 +200,7 @@ pub async fn error(asked: Asked<'_, '_>, cause: Cause, sharing: Option<Sharing<'
     if client.send(shard, &text).await.is_err() {
         return false;
     }
-    if !whole {
+    if !keep && (!whole || head.keep_alive) {
         linger(shard, client).await;
     }
     keep
@@ -277,7 +278,8 @@ fn error_fields(row: &crate::error::Answer) -> String {
     fields
 }
 
-/// Reads on for a moment and throws away, so that closing does not turn into a reset that eats the answer. Nothing
+/// Reads on for a moment and throws away, so that closing does not turn into a reset that eats the answer (RFC 9112 9.6):
+/// for clients that may be sending the rest of a body, or a next request because it was not they who wanted the end. Nothing
 /// of it is interpreted.
 pub async fn linger(shard: &Shard, client: &Client) {
     client.transport.shutdown(Shutdown::Write);

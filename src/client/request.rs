@@ -53,7 +53,7 @@ pub async fn serve(
     };
     let (next, used, overread, status, cause) = match outcome {
         Ok(done) => {
-            if done.early {
+            if matches!(done.next, Next::Close) && (done.early || head.keep_alive) {
                 // The client may read only when it has sent everything.
                 reply::linger(shard, client).await;
             }

@@ -237,6 +237,42 @@ fn an_early_answer_says_that_it_is_the_last_of_its_connection() {
     gate.check(&runner);
 }
 
+/// What the gate answers by itself without reading the body, as above.
+#[test]
+fn an_answer_of_the_gates_own_reaches_a_client_that_reads_only_when_it_has_sent_everything() {
+    const LENGTH: usize = 3_000_000;
+    let runner = Runner::echo();
+    let gate = Gate::start(&Api::start(runner.addr), &[("PREVIEW_WARNING_ENABLED", "true")]);
+    for (start, host, fields, status) in [
+        ("POST /accept-daytona-preview-warning?redirect=/x", HOST, "Sec-Fetch-Site: same-origin", 303),
+        ("OPTIONS /x", HOST, "Origin: http://a.test\r\nAccess-Control-Request-Method: POST", 204),
+        ("GET /health", "preview.test", "X-A: b", 200),
+    ] {
+        for chunked in [false, true] {
+            let mut wire = gate.connect();
+            let framing = if chunked {
+                "Transfer-Encoding: chunked".into()
+            } else {
+                format!("Content-Length: {LENGTH}")
+            };
+            wire.send(format!("{start} HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n{framing}\r\n\r\n"))
+                .expect("the gate reads");
+            let block = vec![b'x'; 100_000];
+            for _ in 0..LENGTH / block.len() {
+                let piece =
+                    if chunked { [b"186a0\r\n".as_slice(), &block, b"\r\n"].concat() } else { block.clone() };
+                wire.send(piece).unwrap_or_else(|error| panic!("{start}: the upload was cut off: {error}"));
+            }
+            wire.end_writing();
+            let answer = wire.expect_message().expect("the answer");
+            assert_eq!(answer.status(), status, "{start}: {answer:?}");
+            assert_eq!(answer.field("Connection"), Some("close"), "{start}");
+            assert_eq!(wire.rest().expect("an end without a reset"), b"", "{start}");
+        }
+    }
+    assert!(runner.received().is_empty());
+}
+
 #[test]
 fn a_chunked_upload_arrives_to_the_byte() {
     let got: Arc<Mutex<Vec<u8>>> = Arc::default();

@@ -194,6 +194,35 @@ fn a_second_signal_ends_at_once() {
     assert!(slow.message().is_err() || slow.is_over());
 }
 
+/// It sends the next request before it hears that this answer is the last.
+#[test]
+fn a_drain_resets_no_client_that_pipelines() {
+    let runner = Runner::echo();
+    let mut gate = Gate::start(&Api::start(runner.addr), &[]);
+    for host in ["preview.test", HOST] {
+        let mut wire = gate.connect();
+        let sending = std::thread::spawn({
+            let mut wire = wire.again();
+            let request = format!("GET /health HTTP/1.1\r\nHost: {host}\r\n\r\n");
+            // Until the gate's end is answered by ours.
+            move || while wire.send(&request).is_ok() {}
+        });
+        wire.expect_message().expect("an answer");
+        gate.signal(Signal::TERM);
+        loop {
+            let answer = wire.expect_message().expect("an answer behind which no other was said to come");
+            if answer.field("Connection") == Some("close") {
+                break;
+            }
+        }
+        assert_eq!(wire.rest().expect("an end without a reset"), b"", "{host}");
+        wire.end_writing();
+        sending.join().expect("no panic");
+        assert_eq!(gate.exit_code(), Some(0));
+        gate = Gate::start(&Api::start(runner.addr), &[]);
+    }
+}
+
 /// To an HTTP/1.0 client the end of the connection is the end of the answer.
 #[test]
 fn an_answer_that_the_end_of_the_process_cuts_short_does_not_end_as_a_whole_one_does() {
