@@ -19,6 +19,7 @@ use crate::framing::RequestBody;
 use crate::grant::{Asker, Grant, authorize};
 use crate::head::RequestHead;
 use crate::live::Alive;
+use crate::log::{self, Level};
 use crate::pool::Trust;
 use crate::relay::{Fault, Lane, SinkFraming, Way};
 use crate::route::route;
@@ -27,10 +28,12 @@ use crate::socket::{self, Moved, Socket};
 use crate::sys;
 use crate::target::{self, Target};
 use crate::tunnel::Tunnel;
+use crate::turns;
 use answer::{Answered, respond};
 use rustix::net::Shutdown;
 use std::cell::Cell;
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
@@ -119,7 +122,7 @@ pub async fn exchange(
             Some(socket) => socket,
             None => match connect(client, shard, &target).await {
                 Ok(socket) => socket,
-                Err(cause) if cause != Cause::ClientGone && !looked_up_again => {
+                Err(Cause::RunnerConnect | Cause::RunnerConnectTimeout) if !looked_up_again => {
                     // What is remembered may be old: the sandbox may have moved.
                     looked_up_again = true;
                     target =
@@ -311,43 +314,59 @@ async fn send_head(shard: &Shard, runner: &Socket, mut out: Vec<u8>) -> (Result<
 }
 
 async fn connect(client: &Client, shard: &Shard, target: &Target) -> Result<Socket, Cause> {
-    let mut last = Cause::RunnerConnect;
+    let mut last = None;
     for addr in &target.runner.address.addrs {
         add(&shard.counters.runner_connects, 1);
-        let attempt = async {
-            let (fd, established) = socket::start_connect(*addr)?;
-            let socket = Socket::new(fd)?;
-            if !established {
-                client.watch.attach(socket.raw_fd());
-                let _attached = Attached { client };
-                client.watch.runner_answers(Some(shard.config.limits.runner_connect));
-                client.watch.waits_for_others(true);
-                socket.writable().await?;
-                if let Some(error) = socket.take_error()? {
-                    return Err(error);
-                }
-                if client.watch.fired().is_some() {
-                    return Err(std::io::ErrorKind::TimedOut.into());
-                }
-            }
-            Ok::<_, std::io::Error>(socket)
-        };
-        match attempt.await {
+        let error = match connect_to(client, shard, *addr).await {
             Ok(socket) => return Ok(socket),
-            Err(_) => {
-                add(&shard.counters.runner_connect_failures, 1);
-                last = match client.watch.fired() {
-                    Some(Fired::Runner) => {
-                        client.watch.unfire();
-                        Cause::RunnerConnectTimeout
-                    }
-                    Some(_) => return Err(Cause::ClientGone),
-                    None => Cause::RunnerConnect,
-                };
+            Err(error) => error,
+        };
+        add(&shard.counters.runner_connect_failures, 1);
+        last = match client.watch.fired() {
+            Some(Fired::Runner) => {
+                client.watch.unfire();
+                Some(Cause::RunnerConnectTimeout)
             }
+            Some(_) => return Err(Cause::ClientGone),
+            None if socket::is_want(&error) => {
+                let remedy = "`sandgate doctor` names the limits of descriptors, ports and memory";
+                let fields = [("error", error.to_string()), ("remedy", remedy.to_owned())];
+                let fields = fields.each_ref().map(|(name, value)| (*name, value.as_str()));
+                log::event(Level::Error, "no connection to a runner could be made here", &fields);
+                // Another address is the runner's own word.
+                last.or(Some(Cause::Overloaded))
+            }
+            None => Some(Cause::RunnerConnect),
+        };
+    }
+    Err(last.unwrap_or(Cause::RunnerConnect))
+}
+
+async fn connect_to(client: &Client, shard: &Shard, addr: SocketAddr) -> io::Result<Socket> {
+    let started = match socket::start_connect(addr) {
+        Err(error) if socket::is_want_of_descriptors(&error) && shard.pool.make_room(&shard.counters) > 0 => {
+            // The ring closes at the end of the turn.
+            turns::pass().await;
+            socket::start_connect(addr)
+        }
+        started => started,
+    };
+    let (fd, established) = started?;
+    let socket = Socket::new(fd)?;
+    if !established {
+        client.watch.attach(socket.raw_fd());
+        let _attached = Attached { client };
+        client.watch.runner_answers(Some(shard.config.limits.runner_connect));
+        client.watch.waits_for_others(true);
+        socket.writable().await?;
+        if let Some(error) = socket.take_error()? {
+            return Err(error);
+        }
+        if client.watch.fired().is_some() {
+            return Err(io::ErrorKind::TimedOut.into());
         }
     }
-    Err(last)
+    Ok(socket)
 }
 
 enum Uploaded {

@@ -27,7 +27,8 @@ pub struct Limits {
     pub runner_idle: Duration,
     /// Idle runner connections kept per shard. Costs a socket and about 300 bytes each.
     pub runner_idle_max: usize,
-    /// Open client connections per shard; beyond it new ones are answered 503 and closed.
+    /// Open client connections per shard; beyond it, and where only [`descriptors_kept`] are left, new ones are answered 503
+    /// and closed.
     pub connections_max: usize,
     /// How long and how much of an unread request body is drained so that an early answer is not lost in a reset. Costs
     /// reads, no memory.
@@ -70,6 +71,15 @@ impl Default for Limits {
         }
     }
 }
+
+/// Of a process's limit of descriptors, the last ones that clients' connections leave alone: they are for connections to
+/// runners, without which who was let in could not be served, and for pipes and the API.
+pub fn descriptors_kept(limit: u64) -> u64 {
+    (limit / 4).min(DESCRIPTORS_KEPT_MAX)
+}
+
+/// As many new runner connections at a time are a storm already.
+pub const DESCRIPTORS_KEPT_MAX: u64 = 1024;
 
 impl Limits {
     /// Relations that must hold between the bounds; each broken one as a sentence for the operator.

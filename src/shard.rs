@@ -13,6 +13,7 @@ use crate::counters::{CacheKind, Counters, Revoked, add};
 use crate::deadlines::{Deadlines, TICK};
 use crate::grant::Verdicts;
 use crate::ids::SandboxId;
+use crate::limits;
 use crate::live::Live;
 use crate::log_writer::LogSender;
 use crate::mailbox::{Change, Down, ToControl, ToShard};
@@ -30,7 +31,7 @@ use crate::turns::{self, Turns};
 use crate::warm::{WARM_MAX, Warm};
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -58,6 +59,8 @@ pub struct Shard {
     pub activity: Rc<Activity>,
     /// All shards'.
     pub admission: Arc<Admission>,
+    /// Descriptors from here on are not for clients' connections.
+    client_fd_end: RawFd,
     pub live: Rc<Live>,
     /// What was learnt before these is old.
     pub changes: Record,
@@ -110,6 +113,7 @@ impl Shard {
             places: RefCell::new(Places::new(limits.sandbox_cache_max)),
             activity: Activity::new(config.activity_interval, config.tunnel_activity_bytes),
             admission,
+            client_fd_end: client_fd_end(),
             changes: Record::new(CHANGES_MAX),
             questions: Questions::new(up, limits.questions_max),
             request_ids: RequestIds::new(),
@@ -123,6 +127,12 @@ impl Shard {
             config,
         }
     }
+}
+
+fn client_fd_end() -> RawFd {
+    use rustix::process::{Resource, getrlimit};
+    let end = getrlimit(Resource::Nofile).current.map(|limit| limit - limits::descriptors_kept(limit));
+    end.and_then(|end| RawFd::try_from(end).ok()).unwrap_or(RawFd::MAX)
 }
 
 #[cfg(test)]
@@ -316,7 +326,9 @@ async fn accept_all(shard: &Rc<Shard>, listener: &RefCell<Option<Socket>>) -> io
 
 pub(crate) fn accepted(shard: &Rc<Shard>, fd: OwnedFd, peer: std::net::IpAddr) {
     add(&shard.counters.accepted, 1);
-    if shard.deadlines.clients() >= shard.config.limits.connections_max {
+    let full = shard.deadlines.clients() >= shard.config.limits.connections_max;
+    // The kernel gives out the lowest number that is free: it says how many are in use.
+    if full || fd.as_raw_fd() >= shard.client_fd_end {
         shed(shard, &fd);
         return;
     }

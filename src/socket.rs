@@ -191,6 +191,18 @@ pub fn start_connect(addr: SocketAddr) -> io::Result<(OwnedFd, bool)> {
     Ok((OwnedFd::from(socket), established))
 }
 
+/// Is it something of ours that was missing for a connection, and not the peer? Descriptors, a local port
+/// (`EADDRNOTAVAIL`), memory, epoll watches (`ENOSPC`).
+pub fn is_want(error: &io::Error) -> bool {
+    let others = [libc::EADDRNOTAVAIL, libc::EAGAIN, libc::ENOBUFS, libc::ENOMEM, libc::ENOSPC];
+    is_want_of_descriptors(error) || error.raw_os_error().is_some_and(|code| others.contains(&code))
+}
+
+/// The process's or the machine's.
+pub fn is_want_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
 /// The network namespace's ports for connecting, as they were at the first connect.
 ///
 /// A socket that names them may have any of them. One that does not gets an even one, and only when the kernel has

@@ -424,7 +424,7 @@ pub const VARIABLES: &[Variable] = &[
         "SANDGATE_CONNECTIONS_MAX",
         number(1, 10_000_000, "connections per shard"),
         Value("200000"),
-        "Open client connections; beyond it new ones are answered 503 and closed.",
+        "Open client connections; beyond it, or short of descriptors, new ones are answered 503 and closed.",
     ),
     row(
         "SANDGATE_SANDBOX_CACHE_MAX",

@@ -2,7 +2,7 @@
 
 use super::Finding;
 use crate::buffers::PIPE;
-use crate::limits::Limits;
+use crate::limits::{self, Limits};
 use crate::ring::{Choice, Driver, Wish};
 use crate::{ring, serve};
 use std::io;
@@ -168,12 +168,12 @@ impl Machine {
     pub fn descriptors(&self, load: &Load<'_>, hard: Option<u64>) -> Finding {
         let limits = load.limits;
         let per_shard = 2 * limits.connections_max + limits.runner_idle_max + 2 * limits.pipes_max;
-        let wanted = (load.shards * per_shard) as u64 + DESCRIPTORS_BASE;
+        let wanted = (load.shards * per_shard) as u64 + DESCRIPTORS_BASE + limits::DESCRIPTORS_KEPT_MAX;
         let Some(hard) = hard.filter(|hard| *hard < wanted) else {
             let value = hard.map_or_else(|| "unlimited".to_owned(), |hard| hard.to_string());
             return Finding::pass("descriptors", value);
         };
-        let carries = hard.saturating_sub(DESCRIPTORS_BASE) / 2;
+        let carries = hard.saturating_sub(DESCRIPTORS_BASE + limits::descriptors_kept(hard)) / 2;
         let value = format!("{hard}, enough for {carries} connections");
         let above = self.number("proc/sys/fs/nr_open").is_some_and(|most| most < wanted);
         let first = if above { format!("sysctl -w fs.nr_open={wanted}, then ") } else { String::new() };

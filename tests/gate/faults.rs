@@ -457,8 +457,7 @@ fn out_of_descriptors_new_connections_are_turned_away_and_old_ones_served() {
     std::thread::sleep(Duration::from_millis(500));
     let spent = gate.cpu() - spent;
     assert!(spent < Duration::from_millis(250), "{spent:?} of CPU in half a second of waiting");
-    let answer = old.get("/meanwhile").expect("who was in is served");
-    assert!(answer.status() == 200 || answer.status() >= 500, "{answer:?}");
+    assert_eq!(old.get("/meanwhile").expect("who was in is served").status(), 200);
     crowd.clear();
     let begun = Instant::now();
     loop {
@@ -470,6 +469,133 @@ fn out_of_descriptors_new_connections_are_turned_away_and_old_ones_served() {
         std::thread::sleep(Duration::from_millis(50));
     }
     assert_eq!(old.get("/still").expect("an answer").status(), 200);
+}
+
+/// A runner that answers `/held` when told to, and tells when it has read it.
+fn holding_runner() -> (Runner, mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let ((read, has_read), (go, may_go)) = (mpsc::channel(), mpsc::channel());
+    let (read, may_go) = (Mutex::new(read), Mutex::new(may_go));
+    let runner = Runner::start(move |mut wire, _| {
+        while let Ok(Some(request)) = wire.message() {
+            if request.target().ends_with("/held") {
+                read.lock().expect("no thread panics with it").send(()).expect("the test waits");
+                let _ = may_go.lock().expect("no thread panics with it").recv_timeout(DEADLINE);
+            }
+            if wire.send(ok(request.target())).is_err() {
+                return;
+            }
+        }
+    });
+    (runner, has_read, go)
+}
+
+/// Idle clients are let in for as long as there is something left for what those who are in want.
+#[test]
+fn clients_leave_descriptors_for_the_runners_connections() {
+    let (runner, has_read, go) = holding_runner();
+    let gate = Gate::start_under(&["prlimit", "--nofile=128:128"], &Api::start(runner.addr), &[]);
+    let mut old: Vec<Wire> = (0..8).map(|_| gate.connect()).collect();
+    for wire in &mut old {
+        assert_eq!(wire.get("/before").expect("an answer").status(), 200);
+    }
+    let mut crowd: Vec<Wire> = (0..200).map(|_| gate.connect()).collect();
+    let begun = Instant::now();
+    while !crowd.iter().any(Wire::is_cut) {
+        assert!(begun.elapsed() < DEADLINE, "nobody is turned away");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for wire in &mut old {
+        // Each needs a connection of its own.
+        wire.send(format!("GET /held HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).expect("the gate reads");
+        has_read.recv_timeout(DEADLINE).expect("the runner reads it");
+    }
+    (0..old.len()).for_each(|_| go.send(()).expect("the runner waits"));
+    for wire in &mut old {
+        assert_eq!(wire.expect_message().expect("an answer").status(), 200);
+    }
+    crowd.clear();
+    gate.check(&runner);
+}
+
+/// The gate may have no descriptor from this number on; what it has is left to it. The limit that was.
+fn limit_descriptors(gate: &Gate, end: u64) -> u64 {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let id = Pid::from_raw(gate.child.id() as i32).expect("it runs");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", gate.child.id())).expect("it runs");
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).expect("a limit");
+    let maximum = line.split_whitespace().nth(4).and_then(|n| n.parse().ok());
+    let new = Rlimit { current: Some(end), maximum };
+    prlimit(Some(id), Resource::Nofile, new).expect("our own child").current.expect("a limit")
+}
+
+#[test]
+fn a_request_for_which_there_is_no_descriptor_is_told_so_and_its_runner_not_blamed() {
+    let (runner, has_read, go) = holding_runner();
+    let api = Api::start(runner.addr);
+    let gate = Gate::start(&api, &[]);
+    let (mut holds, mut wants) = (gate.connect(), gate.connect());
+    for wire in [&mut holds, &mut wants] {
+        assert_eq!(wire.get("/before").expect("an answer").status(), 200);
+    }
+    holds.send(format!("GET /held HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).expect("the gate reads");
+    has_read.recv_timeout(DEADLINE).expect("the runner reads it");
+    let asked = api.script.runner_questions.load(SeqCst);
+    let limit = limit_descriptors(&gate, 3);
+    for _ in 0..3 {
+        let answer = wants.get("/none-left").expect("an answer");
+        assert!(answer.status() == 503 && answer.has_code("OVERLOADED"), "{answer:?}");
+        assert_eq!(answer.field("X-Preview-Error-Source"), Some("proxy"));
+        assert!(answer.field("Retry-After").is_some(), "{answer:?}");
+    }
+    assert_eq!(api.script.runner_questions.load(SeqCst), asked, "the API cannot help it");
+    let begun = Instant::now();
+    while !gate.events.lock().expect("no thread panics with it").contains("Too many open files") {
+        assert!(begun.elapsed() < DEADLINE, "the operator is not told");
+        std::thread::yield_now();
+    }
+    limit_descriptors(&gate, limit);
+    assert_eq!(wants.get("/again").expect("an answer").status(), 200);
+    go.send(()).expect("the runner waits");
+    assert_eq!(holds.expect_message().expect("an answer").status(), 200);
+}
+
+/// Idle connections are kept for speed alone.
+#[test]
+fn an_idle_runner_connection_makes_room_for_one_that_is_wanted() {
+    let (runner, other) = (
+        Runner::echo(),
+        Runner::start(|mut wire, _| {
+            let Ok(Some(_)) = wire.message() else { return };
+            let _ = wire.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        }),
+    );
+    let api = Api::start(runner.addr);
+    api.script.send_to("sb2", other.addr.port());
+    let gate = Gate::start(&api, &[]);
+    let mut wire = gate.connect();
+    let mut get = |host: &str| {
+        wire.send(format!("GET /x HTTP/1.1\r\nHost: {host}\r\n\r\n")).expect("the gate reads");
+        wire.expect_message().expect("an answer").status()
+    };
+    let other_host = HOST.replace("sb1", "sb2");
+    assert_eq!((get(HOST), get(&other_host)), (200, 200));
+    // One is idle, the other's is closed.
+    assert_eq!(gate.metric("preview_pool_idle{shard=\"0\"}"), 1);
+    let numbers = || -> Vec<u64> {
+        let names = std::fs::read_dir(format!("/proc/{}/fd", gate.child.id())).expect("it runs");
+        names.filter_map(|name| name.ok()?.file_name().to_str()?.parse().ok()).collect()
+    };
+    let begun = Instant::now();
+    loop {
+        let taken = numbers();
+        let free = (0..).find(|number| !taken.contains(number)).expect("some are free");
+        limit_descriptors(&gate, free);
+        if get(&other_host) == 200 {
+            break;
+        }
+        assert!(begun.elapsed() < DEADLINE, "no room is made");
+    }
+    assert_eq!(gate.metric("preview_pool_idle{shard=\"0\"}"), 0);
 }
 
 #[test]
