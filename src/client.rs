@@ -160,12 +160,8 @@ pub fn serve(shard: Rc<Shard>, client: Client) -> impl Future<Output = ()> {
             }
             let next = sys::boxed(|| requests(&shard, &client, warm, soon, &mut in_a_row)).await;
             match next {
-                Next::KeepAlive if !shard.draining.get() => warm = false,
-                Next::KeepAlive => {
-                    // Its answer did not say that it is the last.
-                    sys::boxed(|| reply::linger(&shard, &client)).await;
-                    break;
-                }
+                // A drain ends it at the next tick: until then a request may be here, which no answer said would be too late.
+                Next::KeepAlive => warm = false,
                 Next::Close => break,
                 Next::Tunnel(tunnel) => {
                     // A task of its own, so that neither carries the other's state.

@@ -34,10 +34,13 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Connections accepted in one go before others have their turn.
 const ACCEPT_BATCH: u32 = 64;
+/// How long a handshake that has begun may take until the first byte of the request is here.
+const HANDSHAKE: Duration = Duration::from_millis(200);
 /// Changes remembered per shard; verdicts from before the oldest are asked for anew.
 const CHANGES_MAX: usize = 16 * 1024;
 /// Ticks between two looks at the idle runner connections.
@@ -68,6 +71,8 @@ pub struct Shard {
     pub request_ids: RequestIds,
     pub log: Log,
     pub draining: Cell<bool>,
+    /// New connections may come, or be waiting.
+    listening: Cell<bool>,
     /// Why one of the tasks it cannot be without has ended; for whoever reads the mail.
     broken: Cell<Option<io::Error>>,
     /// How often a signed link has ended or changed: what is being asked about links meanwhile is not to be kept.
@@ -119,6 +124,7 @@ impl Shard {
             request_ids: RequestIds::new(),
             log: Log::new(config.access_log, config.slow, log, counters.clone()),
             draining: Cell::new(false),
+            listening: Cell::new(true),
             broken: Cell::new(None),
             links_changed: Cell::new(0),
             warm: Warm::new(if driver == Driver::Epoll { 0 } else { WARM_MAX }),
@@ -222,7 +228,7 @@ async fn main(start: Start) -> io::Result<()> {
 }
 
 /// Reads the control plane's messages until `Stop`.
-async fn mail(shard: &Rc<Shard>, down: &Down, listener: &RefCell<Option<Socket>>) -> io::Result<()> {
+async fn mail(shard: &Rc<Shard>, down: &Down, listener: &Rc<RefCell<Option<Socket>>>) -> io::Result<()> {
     let bell = Socket::new(down.bell().try_clone_to_owned()?)?;
     loop {
         // Emptied before the queue is, so that no ring is missed.
@@ -253,9 +259,7 @@ async fn mail(shard: &Rc<Shard>, down: &Down, listener: &RefCell<Option<Socket>>
                 ToShard::Drain => {
                     shard.draining.set(true);
                     shard.pool.clear(&shard.counters);
-                    if let Some(listener) = listener.borrow().as_ref() {
-                        listener.shutdown(rustix::net::Shutdown::Both);
-                    }
+                    monoio::spawn(stop_listening(shard.clone(), listener.clone()));
                 }
                 ToShard::LastWords => {
                     let told = shard.deadlines.revoke_who_tell_why(Revoked::Draining);
@@ -302,26 +306,48 @@ async fn accept_all(shard: &Rc<Shard>, listener: &RefCell<Option<Socket>>) -> io
     let mut reserve = std::fs::File::open("/dev/null").ok();
     loop {
         turns::in_turn(socket.readable()).await?;
-        if shard.draining.get() {
+        if !shard.listening.get() {
             return Ok(());
         }
-        for _ in 0..ACCEPT_BATCH {
-            match socket::try_accept(socket.fd()) {
-                Ok(Some((fd, peer))) => accepted(shard, fd, peer.ip()),
-                Ok(None) => break,
-                Err(_) => {
-                    add(&shard.counters.accept_failures, 1);
-                    drop(reserve.take());
-                    if let Ok(Some((fd, _))) = socket::try_accept(socket.fd()) {
-                        shed(shard, &fd);
-                    }
-                    reserve = std::fs::File::open("/dev/null").ok();
-                    monoio::time::sleep(TICK).await;
-                    break;
-                }
+        if accept_some(shard, &socket).is_err() {
+            drop(reserve.take());
+            if let Ok(Some((fd, _))) = socket::try_accept(socket.fd()) {
+                shed(shard, &fd);
+            }
+            reserve = std::fs::File::open("/dev/null").ok();
+            monoio::time::sleep(TICK).await;
+        }
+    }
+}
+
+/// As many as one turn bears; how many. An error: there may be more, but nothing to take them with.
+fn accept_some(shard: &Rc<Shard>, listener: &Socket) -> io::Result<u32> {
+    for taken in 0..ACCEPT_BATCH {
+        match socket::try_accept(listener.fd()) {
+            Ok(Some((fd, peer))) => accepted(shard, fd, peer.ip()),
+            Ok(None) => return Ok(taken),
+            Err(error) => {
+                add(&shard.counters.accept_failures, 1);
+                return Err(error);
             }
         }
     }
+    Ok(ACCEPT_BATCH)
+}
+
+/// Closing a listener resets whoever waits in it, with a request sent already. So nobody new is let into it, those whose
+/// handshake is under way get their round trip, and what waits then is served before it is closed.
+async fn stop_listening(shard: Rc<Shard>, listener: Rc<RefCell<Option<Socket>>>) {
+    let Some(listener) = listener.borrow_mut().take() else { return };
+    // Without it some may still come between the last look and the end.
+    let _ = socket::refuse_handshakes(listener.fd());
+    monoio::time::sleep(HANDSHAKE).await;
+    // Whoever stays behind for want of a descriptor could not be served.
+    while accept_some(&shard, &listener).is_ok_and(|taken| taken == ACCEPT_BATCH) {
+        turns::pass().await;
+    }
+    shard.listening.set(false);
+    listener.shutdown(rustix::net::Shutdown::Both);
 }
 
 pub(crate) fn accepted(shard: &Rc<Shard>, fd: OwnedFd, peer: std::net::IpAddr) {
@@ -405,7 +431,7 @@ async fn tick(shard: &Rc<Shard>, mut ticker: Ticker) -> io::Result<()> {
             sys::give_memory_back();
         }
         shard.log.hand_over();
-        if shard.draining.get() && shard.deadlines.clients() == 0 && !told {
+        if !shard.listening.get() && shard.deadlines.clients() == 0 && !told {
             told = shard.questions.tell(ToControl::Drained { shard: shard.index });
         }
     }

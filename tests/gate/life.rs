@@ -194,6 +194,33 @@ fn a_second_signal_ends_at_once() {
     assert!(slow.message().is_err() || slow.is_over());
 }
 
+/// To them they are connected, and their requests are sent.
+#[test]
+fn a_drain_serves_whom_the_kernel_has_let_in_already() {
+    let runner = Runner::echo();
+    let mut gate = Gate::start(&Api::start(runner.addr), &[]);
+    assert_eq!(gate.get("/known").expect("an answer").status(), 200);
+    gate.signal(Signal::STOP);
+    let state = || std::fs::read_to_string(format!("/proc/{}/stat", gate.child.id())).expect("it is there");
+    while !state().contains(") T ") {
+        std::thread::yield_now();
+    }
+    // More than are accepted in a turn.
+    let mut wires: Vec<_> = (0..500).map(|_| gate.connect()).collect();
+    for wire in &mut wires {
+        wire.send(format!("GET /queued HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).expect("the kernel takes it");
+    }
+    gate.signal(Signal::TERM);
+    gate.signal(Signal::CONT);
+    for (at, wire) in wires.iter_mut().enumerate() {
+        let answer = wire.expect_message().unwrap_or_else(|error| panic!("the {at}th of them: {error}"));
+        assert_eq!(answer.status(), 200, "the {at}th of them: {answer:?}");
+        assert_eq!(wire.rest().expect("an end without a reset"), b"");
+        wire.end_writing();
+    }
+    assert_eq!(gate.exit_code(), Some(0));
+}
+
 /// It sends the next request before it hears that this answer is the last.
 #[test]
 fn a_drain_resets_no_client_that_pipelines() {
