@@ -1,5 +1,7 @@
 //! Every bound of the data plane, in one place, with what it costs.
 
+use crate::rate::Rate;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 /// The bounds of one process; where a field says "per shard" it holds for each core by itself.
@@ -11,8 +13,9 @@ pub struct Limits {
     pub header_count_max: usize,
     /// Longest request target in bytes.
     pub uri_bytes_max: usize,
-    /// Most informational (1xx) responses forwarded for one request; more is an upstream fault.
-    pub informational_max: u32,
+    /// Informational (1xx) responses forwarded for one request: apps beat with them for hours, and more at a time is an
+    /// upstream fault.
+    pub informational: Rate,
     /// From the first byte of a request to the end of its head. 408 and close after it.
     pub head_deadline: Duration,
     /// How long a kept-alive client connection may be silent. Longer than common load balancers' 600 s.
@@ -52,7 +55,7 @@ impl Default for Limits {
             head_bytes_max: 32 * 1024,
             header_count_max: 128,
             uri_bytes_max: 16 * 1024,
-            informational_max: 32,
+            informational: Rate { per_second: nonzero(50), burst: nonzero(100) },
             head_deadline: Duration::from_secs(15),
             client_idle: Duration::from_secs(620),
             client_stall: Some(Duration::from_secs(300)),
@@ -70,6 +73,10 @@ impl Default for Limits {
             bulk_buffers_max: 64,
         }
     }
+}
+
+fn nonzero(number: u32) -> NonZeroU32 {
+    NonZeroU32::new(number).expect("a literal that is not zero")
 }
 
 /// Of a process's limit of descriptors, the last ones that clients' connections leave alone: they are for connections to

@@ -17,6 +17,39 @@ pub struct Rate {
     pub burst: NonZeroU32,
 }
 
+impl Rate {
+    /// In which one token comes, and in which an empty bucket fills.
+    fn times(self) -> (Duration, Duration) {
+        let interval = Duration::from_secs(1) / self.per_second.get();
+        (interval, interval * self.burst.get())
+    }
+}
+
+/// One bucket by itself.
+pub struct Bucket {
+    /// `None`: it is full.
+    full_at: Option<Instant>,
+    interval: Duration,
+    span: Duration,
+}
+
+impl Bucket {
+    pub fn new(rate: Rate) -> Self {
+        let (interval, span) = rate.times();
+        Self { full_at: None, interval, span }
+    }
+
+    /// Takes a token; `false`: there is none.
+    pub fn take(&mut self, now: Instant) -> bool {
+        let full_at = self.full_at.map_or(now, |at| at.max(now)) + self.interval;
+        let taken = full_at.duration_since(now) <= self.span;
+        if taken {
+            self.full_at = Some(full_at);
+        }
+        taken
+    }
+}
+
 pub struct Buckets<K> {
     /// When each will be full again.
     full_at: TtlMap<K, Instant>,
@@ -29,8 +62,8 @@ pub struct Buckets<K> {
 impl<K: Hash + Eq + Clone> Buckets<K> {
     /// At most `keys_max` are remembered.
     pub fn new(rate: Rate, keys_max: usize) -> Self {
-        let interval = Duration::from_secs(1) / rate.per_second.get();
-        Self { full_at: TtlMap::new(keys_max), interval, span: interval * rate.burst.get() }
+        let (interval, span) = rate.times();
+        Self { full_at: TtlMap::new(keys_max), interval, span }
     }
 
     /// Takes a token, or says how long to wait for one.
@@ -95,6 +128,20 @@ mod tests {
         assert!(buckets.take(&1, now + wait - Duration::from_nanos(1)).is_err());
         assert_eq!(buckets.take(&1, now + wait), Ok(()));
         assert_eq!(buckets.take(&2, now), Ok(()), "another's bucket is its own");
+    }
+
+    #[test]
+    fn a_bucket_by_itself_gives_what_is_asked_slowly_for_ever_and_a_burst_once() {
+        let number = |n| NonZeroU32::new(n).expect("not zero");
+        let mut bucket = Bucket::new(Rate { per_second: number(10), burst: number(5) });
+        let mut now = Instant::now();
+        for beat in 0..10_000 {
+            assert!(bucket.take(now), "{beat}");
+            now += Duration::from_millis(100);
+        }
+        assert_eq!((0..100).filter(|_| bucket.take(now)).count(), 5);
+        now += Duration::from_millis(300);
+        assert_eq!((0..100).filter(|_| bucket.take(now)).count(), 3);
     }
 
     #[test]

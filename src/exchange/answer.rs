@@ -10,11 +10,13 @@ use crate::forward::{self, Confine, ResponsePlan};
 use crate::framing::ResponseBody;
 use crate::grant::Access;
 use crate::head::{FieldId, RequestHead, ResponseHead, Version};
+use crate::rate::Bucket;
 use crate::relay::{Fault, Lane, SPLICE_MIN, SinkFraming, Way};
 use crate::shard::Shard;
 use crate::socket::{Moved, Socket};
 use crate::turns;
 use base64::Engine as _;
+use std::time::Instant;
 
 /// From so many bytes to come on, a body of a known length is cut when its right ends.
 const LONG_BODY: u64 = 256 * 1024;
@@ -125,7 +127,7 @@ pub async fn respond(
     let limits = &shard.config.limits;
     let fail = |cause| Failed { cause: client.cause_or(cause), answerable: !progress.answered.get() };
     let mut out = shard.buffers.small();
-    let mut informational = 0;
+    let mut informational = None;
     let last = loop {
         out.clear();
         match step(shard, outgoing, &inbuf, progress.uploaded.get(), &mut out).map_err(fail)? {
@@ -146,8 +148,8 @@ pub async fn respond(
                 return Ok(Answered { status, runner_reusable: false, client_stays: false, switched });
             }
             Step::Informational(used) => {
-                informational += 1;
-                if informational > limits.informational_max {
+                let bucket = informational.get_or_insert_with(|| Bucket::new(limits.informational));
+                if !bucket.take(Instant::now()) {
                     return Err(fail(Cause::RunnerGarbage));
                 }
                 client.send(shard, &out).await.map_err(|_| fail(Cause::ClientGone))?;

@@ -264,6 +264,29 @@ fn every_fault_of_a_runner_has_its_one_outcome_for_every_kind_of_traffic() {
     gate.check(&runner);
 }
 
+/// A flood of them is a fault, see the table.
+#[test]
+fn an_app_may_beat_with_informational_answers_for_as_long_as_it_likes() {
+    const BEATS: usize = 120;
+    let runner = Runner::start(|mut wire, _| {
+        let Ok(Some(request)) = wire.message() else { return };
+        for _ in 0..BEATS / 12 {
+            let _ = wire.send("HTTP/1.1 102 Processing\r\n\r\n".repeat(12));
+            // Half as fast as may be.
+            std::thread::sleep(Duration::from_millis(250));
+        }
+        let _ = wire.send(ok(request.target()));
+    });
+    let gate = Gate::start(&Api::start(runner.addr), &[]);
+    let mut wire = gate.connect();
+    wire.send(format!("GET /beats HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).expect("the gate reads");
+    for beat in 0..BEATS {
+        assert_eq!(wire.expect_message().expect("an answer").status(), 102, "{beat}");
+    }
+    assert_eq!(wire.expect_message().expect("an answer").status(), 200);
+    gate.check(&runner);
+}
+
 #[test]
 fn what_follows_an_answer_without_a_body_is_delivered_to_nobody() {
     let runner = Runner::start(|mut wire, _| {

@@ -17,7 +17,7 @@ const DOWNLOAD: usize = 600_000;
 const ECHO: usize = 50_000;
 const EVENTS: usize = 20;
 /// More 1xx than this are an app's mistake.
-const INFORMATIONAL_MAX: usize = 32;
+const INFORMATIONAL_MAX: usize = 200;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
