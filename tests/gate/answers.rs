@@ -196,6 +196,24 @@ fn an_early_answer_reaches_a_client_that_reads_only_when_it_has_sent_everything(
     gate.check(&runner);
 }
 
+#[test]
+fn a_target_reaches_the_app_as_it_was_sent_whatever_is_seen_of_ascii() {
+    let runner = Runner::echo();
+    let gate = Gate::start(&Api::start(runner.addr), &[]);
+    let path = r#"/a"b<c>d{e}|^`[]'%zz;=,"#;
+    for target in [path.to_owned(), format!(r#"{path}?q="<>\&p={{}}|^`"#), r"/?\..\..\".to_owned()] {
+        let answer = gate.get(&target).expect("an answer");
+        assert_eq!(answer.status(), 200, "{target}: {answer:?}");
+        assert!(answer.text().ends_with(&target), "{target}: {answer:?}");
+    }
+    // What some take for a separator does not get to a hop that might.
+    for target in [r"/a\b", r"/..\..\x", r"/a\..\..\b?c"] {
+        let answer = gate.get(target).expect("an answer");
+        assert!(answer.status() == 400 && answer.has_code("BAD_REQUEST"), "{target}: {answer:?}");
+    }
+    gate.check(&runner);
+}
+
 /// Whatever the runner does with its own connection: what the client sends next might be the body, or might not.
 #[test]
 fn an_early_answer_says_that_it_is_the_last_of_its_connection() {

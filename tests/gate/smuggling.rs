@@ -269,8 +269,6 @@ fn starts(all: &mut Vec<Case>) {
         ("GET * HTTP/1.1", "target_syntax"),
         ("GET /x#y HTTP/1.1", "target_syntax"),
         ("GET /x?y#z HTTP/1.1", "target_syntax"),
-        ("GET /x\"y HTTP/1.1", "target_syntax"),
-        ("GET /<x> HTTP/1.1", "target_syntax"),
         ("GET /x\\..\\y HTTP/1.1", "target_syntax"),
         ("GET ftp://3000-sb1.preview.test/x HTTP/1.1", "target_syntax"),
         ("GET //3000-sb1.preview.test:80@x HTTP/1.1 HTTP/1.1", "syntax"),
