@@ -169,7 +169,10 @@ pub async fn respond(
     client.watch.runner_answers(None);
     progress.answered.set(true);
     client.first_byte(shard, outgoing.located_at);
-    client.watch.ends_answer(framing == ResponseBody::UntilClose);
+    let ends_answer = framing == ResponseBody::UntilClose;
+    if ends_answer {
+        client.watch.ends_answer(true);
+    }
     let sink = if framing == ResponseBody::Chunked { SinkFraming::Chunked } else { SinkFraming::Bare };
     let means = client.means(shard);
     let _alive =
@@ -227,7 +230,9 @@ pub async fn respond(
     shard.buffers.give(std::mem::take(&mut inbuf));
     match moved {
         Ok(clean) => {
-            client.watch.ends_answer(false);
+            if ends_answer {
+                client.watch.ends_answer(false);
+            }
             let runner_reusable = clean && last.keep_alive;
             Ok(Answered { status: last.status, runner_reusable, client_stays, switched: None })
         }
