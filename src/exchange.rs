@@ -411,9 +411,10 @@ async fn both_ways(
         {
             // A runner that takes no more may have answered already; a client that broke off ends the exchange.
             let client_failed = match &result {
-                Err(Fault::SourceEnded | Fault::SourceBroke(_)) => Some(client.cause_or(Cause::ClientGone)),
+                Err(Fault::SourceEnded | Fault::SourceBroke(_) | Fault::Revoked) => {
+                    Some(client.cause_or(Cause::ClientGone))
+                }
                 Err(Fault::SourceSyntax(reject)) => Some(Cause::Rejected(*reject)),
-                Err(Fault::Resources(_)) => Some(Cause::Internal),
                 Err(Fault::SinkBroke(_)) | Ok(_) => None,
             };
             progress.uploaded.set(result.is_ok());

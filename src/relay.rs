@@ -106,8 +106,8 @@ pub enum Fault {
     SourceSyntax(Reject),
     /// The sink takes no more.
     SinkBroke(io::Error),
-    /// No pipe could be made: out of descriptors.
-    Resources(io::Error),
+    /// The right by which bytes are moved is gone.
+    Revoked,
 }
 
 /// What a lane needs besides its two ends.
@@ -223,7 +223,7 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
         let (mut first, mut left, mut unpaused) = (first, length, 0);
         while left > 0 {
             if left >= SPLICE_MIN
-                && let Some(pipe) = self.pipe()?
+                && let Some(pipe) = self.pipe()
             {
                 return self.spliced(pipe, first, left).await;
             }
@@ -245,6 +245,7 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
                     self.take_turns(&mut unpaused, n as u64).await?;
                 }
             }
+            self.is_allowed()?;
         }
         Ok(())
     }
@@ -256,6 +257,7 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
         loop {
             // No deadline: a stream may be silent for as long as it likes, in either direction.
             self.source.readable().await.map_err(Fault::SourceBroke)?;
+            self.is_allowed()?;
             let mut buf = self.means.buffers.small();
             let room = buf.capacity();
             let n = match self.source.try_recv_at_most(&mut buf, room).map_err(Fault::SourceBroke)? {
@@ -300,7 +302,7 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
             SinkFraming::Bare => self.send(rest).await?,
             SinkFraming::Chunked => self.send_chunk(rest).await?,
         }
-        let pipe = if splice { self.pipe()? } else { None };
+        let pipe = if splice { self.pipe() } else { None };
         let moved = match pipe {
             Some(pipe) => self.spliced_while_busy(pipe, framing).await?,
             None => 0,
@@ -390,6 +392,7 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
                 return Err(Fault::SourceEnded);
             }
             self.take_turns(&mut unpaused, n as u64 + weight + ahead).await?;
+            self.is_allowed()?;
         }
     }
 
@@ -467,6 +470,10 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
                     ready.unwrap_or(Ok(())).map_err(Fault::SourceBroke)?;
                 }
             }
+            if let Err(revoked) = self.is_allowed() {
+                pipe.give_back();
+                return Err(revoked);
+            }
         }
     }
 
@@ -510,6 +517,7 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
                 self.send(b"\r\n").await?;
             }
             self.take_turns(&mut unpaused, n).await?;
+            self.is_allowed()?;
         }
     }
 
@@ -546,11 +554,15 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
         Ok(())
     }
 
-    pub fn pipe(&self) -> Result<Option<Lease<'_>>, Fault> {
-        if self.source.splice_fd().is_none() || self.sink.splice_fd().is_none() {
-            return Ok(None);
-        }
-        self.means.buffers.pipe().map_err(Fault::Resources)
+    /// `None`: copy instead. All are lent, or the process is out of descriptors, or an end has none.
+    pub fn pipe(&self) -> Option<Lease<'_>> {
+        self.source.splice_fd().and(self.sink.splice_fd())?;
+        self.means.buffers.pipe().ok().flatten()
+    }
+
+    /// Looked at in every turn: who is revoked is marked at once, and ended when his turn comes.
+    fn is_allowed(&self) -> Result<(), Fault> {
+        self.means.watch.revoked().map_or(Ok(()), |_| Err(Fault::Revoked))
     }
 
     async fn wait_readable(&self) -> Result<(), Fault> {

@@ -421,7 +421,11 @@ async fn tick(shard: &Rc<Shard>, mut ticker: Ticker) -> io::Result<()> {
         let late = ticker.next().await?.as_micros() as u64;
         let counters = &shard.counters;
         counters.loop_stall_us.set(counters.loop_stall_us.get().max(late));
-        shard.deadlines.sweep(&shard.draining, counters, || ticker.rested()).await;
+        let rested = |others: Duration| {
+            counters.loop_stall_us.set(counters.loop_stall_us.get().max(others.as_micros() as u64));
+            ticker.rested();
+        };
+        shard.deadlines.sweep(&shard.draining, counters, rested).await;
         shard.warm.tick();
         shard.activity.look(shard.deadlines.now(), &shard.questions, counters);
         shard.live.tick(shard);

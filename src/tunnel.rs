@@ -311,8 +311,7 @@ async fn catch_up<C, S: Stream, D: Stream>(
     lane.means.buffers.give(buf);
     if pace.reads_much() {
         pace.full_reads = 0;
-        // None left, or none to be had: copying goes on.
-        if let Ok(Some(pipe)) = lane.pipe() {
+        if let Some(pipe) = lane.pipe() {
             rush(&lane, course, pipe).await?;
         }
     }
@@ -334,7 +333,7 @@ async fn rush<C, S: Stream, D: Stream>(
 ) -> Result<(), Fault> {
     let mut unpaused = 0;
     let mut loan = None;
-    while lane.way == Way::Up || lane.means.watch.revoked().is_none() {
+    while lane.means.watch.revoked().is_none() {
         let mut frames = course.tunnel.frames.get();
         let unseen = if lane.way == Way::Up { u64::MAX } else { frames.unseen() };
         let moved = if unseen >= SPLICE_IN_FRAME_MIN {

@@ -238,8 +238,7 @@ pub async fn respond(
         }
         Err(fault) => {
             let cause = match fault {
-                Fault::SinkBroke(_) => Cause::ClientGone,
-                Fault::Resources(_) => Cause::Internal,
+                Fault::SinkBroke(_) | Fault::Revoked => Cause::ClientGone,
                 Fault::SourceEnded | Fault::SourceBroke(_) | Fault::SourceSyntax(_) => {
                     add(&shard.counters.truncated, 1);
                     Cause::RunnerClosed

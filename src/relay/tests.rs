@@ -45,6 +45,62 @@ fn a_body_that_began_without_a_pipe_goes_on_through_the_first_that_is_free() {
     });
 }
 
+/// How a body may be moved for ever.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Endless {
+    Spliced,
+    Copied,
+    Chunked,
+    UntilEnd,
+}
+
+/// Whoever is revoked is ended when his turn comes; up to then not even his own bytes go on.
+#[test]
+fn a_body_whose_right_is_gone_moves_no_further_though_nobody_has_ended_it() {
+    for how in [Endless::Spliced, Endless::Copied, Endless::Chunked, Endless::UntilEnd] {
+        on_each_driver(move || async move {
+            let ((source, mut app), (sink, mut client)) = (pair(), pair());
+            let sending = std::thread::spawn(move || {
+                let block = [b"10000\r\n".as_slice(), &[b'x'; 65_536], b"\r\n"].concat();
+                while app.write_all(&block).is_ok() {}
+            });
+            let taking = std::thread::spawn(move || std::io::copy(&mut client, &mut std::io::sink()));
+            let table = Deadlines::new();
+            let (buffers, counters, watch) =
+                (Buffers::new(1, usize::from(how == Endless::Spliced)), Counters::default(), table.nobody());
+            let (stall, runner_stall, in_use) = (Patience::default(), Patience::default(), None);
+            let means =
+                Means { buffers: &buffers, counters: &counters, watch: &watch, stall, runner_stall, in_use };
+            let lane = Lane { source: &source, sink: &sink, way: Way::Down, means: &means };
+            let moved = || counters.bytes_down_copied.get() + counters.bytes_down_spliced.get();
+            let mut reader = ChunkReader::new(4096);
+            let body = async {
+                match how {
+                    Endless::Spliced | Endless::Copied => lane.exact(b"", u64::MAX).await,
+                    Endless::Chunked => {
+                        lane.chunked(&mut reader, Vec::new(), SinkFraming::Bare).await.map(drop)
+                    }
+                    Endless::UntilEnd => lane.until_end(SinkFraming::Bare).await.map(drop),
+                }
+            };
+            let marked = async {
+                while moved() < 4 * TURN {
+                    turns::pass().await;
+                }
+                assert!(table.revoke(watch.index(), crate::counters::Revoked::Private));
+                moved()
+            };
+            let (ended, before) = futures_util::future::join(body, marked).await;
+            assert!(matches!(ended, Err(Fault::Revoked)), "{how:?}: {ended:?}");
+            assert!(moved() - before <= 2 * TURN, "{how:?}: {} more", moved() - before);
+            source.shutdown(Shutdown::Both);
+            sink.shutdown(Shutdown::Both);
+            sending.join().expect("no panic");
+            taking.join().expect("no panic").expect("an end");
+        });
+    }
+}
+
 /// Every read is a byte, and there is always one more: their number counts, not their bytes.
 #[test]
 fn a_body_that_comes_byte_by_byte_leaves_the_others_their_turn() {

@@ -133,7 +133,7 @@ mod tests {
             // Polled in this order: it runs by then.
             let ended = async {
                 assert!(table.revoke(watch.index(), why));
-                table.end_some();
+                table.end_all();
             };
             futures_util::future::join(tunnel, ended).await;
         });
