@@ -172,11 +172,21 @@ fn reason(status: u16) -> &'static str {
     }
 }
 
-/// Tells the client why its request ends here. `true`: the connection goes on.
-pub async fn error(asked: Asked<'_, '_>, cause: Cause, sharing: Option<Sharing<'_>>) -> bool {
+/// What is to be done with a client's connection once it has its answer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    Keep,
+    /// Nothing more is to come from there.
+    Close,
+    /// The client may still be sending: see [`linger`].
+    Linger,
+}
+
+/// Tells the client why its request ends here.
+pub async fn error(asked: Asked<'_, '_>, cause: Cause, sharing: Option<Sharing<'_>>) -> After {
     let Asked { shard, client, head, request_id, .. } = asked;
     if cause == Cause::ClientGone {
-        return false;
+        return After::Close;
     }
     let method = String::from_utf8_lossy(head.method_text.of(head.bytes));
     let path = String::from_utf8_lossy(head.path());
@@ -197,13 +207,12 @@ pub async fn error(asked: Asked<'_, '_>, cause: Cause, sharing: Option<Sharing<'
         }
         (_, Asks::Other) => error_text(cause, head.method, &method, &path, request_id, keep, &shared),
     };
-    if client.send(shard, &text).await.is_err() {
-        return false;
+    match client.send(shard, &text).await {
+        Err(_) => After::Close,
+        Ok(()) if keep => After::Keep,
+        Ok(()) if !whole || head.keep_alive => After::Linger,
+        Ok(()) => After::Close,
     }
-    if !keep && (!whole || head.keep_alive) {
-        linger(shard, client).await;
-    }
-    keep
 }
 
 /// As [`error`], when there is no head to speak of. The connection ends.

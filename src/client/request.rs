@@ -1,7 +1,7 @@
 //! One request through all stages, and what is written down of it.
 
 use super::Client;
-use super::reply::{self, Asked};
+use super::reply::{self, After, Asked};
 use crate::access_log::Line;
 use crate::admission::{Exceeded, Limit};
 use crate::cors::{self, Decision, Relation, Sharing};
@@ -51,12 +51,11 @@ pub async fn serve(
             staged(asked, decided, &mut stamps).await
         }
     };
+    let lingers;
     let (next, used, overread, status, cause) = match outcome {
         Ok(done) => {
-            if matches!(done.next, Next::Close) && (done.early || head.keep_alive) {
-                // The client may read only when it has sent everything.
-                reply::linger(shard, client).await;
-            }
+            // The client may read only when it has sent everything.
+            lingers = matches!(done.next, Next::Close) && (done.early || head.keep_alive);
             (done.next, done.used, done.overread, done.status, None)
         }
         Err(Failed { cause, answerable }) => {
@@ -65,8 +64,9 @@ pub async fn serve(
                 add(&shard.counters.rejects[reject as usize], 1);
             }
             let status = if answerable { cause.answer().status } else { 0 };
-            let stays = answerable && reply::error(asked, cause, sharing).await;
-            let next = if stays { Next::KeepAlive } else { Next::Close };
+            let after = if answerable { reply::error(asked, cause, sharing).await } else { After::Close };
+            lingers = after == After::Linger;
+            let next = if after == After::Keep { Next::KeepAlive } else { Next::Close };
             (next, asked.body_here().unwrap_or(0), Vec::new(), status, Some(cause))
         }
     };
@@ -77,6 +77,10 @@ pub async fn serve(
     }
     drop(active);
     finish(asked, &stamps, status, cause);
+    if lingers {
+        // The request is over, and nothing is held for it any more.
+        reply::linger(shard, client).await;
+    }
     (next, used, overread)
 }
 

@@ -127,10 +127,14 @@ pub async fn respond(
     let limits = &shard.config.limits;
     let fail = |cause| Failed { cause: client.cause_or(cause), answerable: !progress.answered.get() };
     let mut out = shard.buffers.small();
-    let mut informational = None;
+    let (mut informational, mut waits) = (None, None);
     let last = loop {
         out.clear();
-        match step(shard, outgoing, &inbuf, progress.uploaded.get(), &mut out).map_err(fail)? {
+        let step = step(shard, outgoing, &inbuf, progress.uploaded.get(), &mut out).map_err(fail)?;
+        if waits.is_some() && client.watch.revoked().is_some() {
+            return Err(fail(Cause::Revoked));
+        }
+        match step {
             Step::Final(last) => break last,
             Step::More => {
                 // Even if more is here: a head that comes in morsels is parsed anew for each, and others have their turn.
@@ -154,6 +158,10 @@ pub async fn respond(
                 }
                 client.send(shard, &out).await.map_err(|_| fail(Cause::ClientGone))?;
                 inbuf.drain(..used);
+                // What comes at last may take hours, by a right that was looked at before the first of these.
+                if waits.is_none() {
+                    waits = enter(client, shard, runner, outgoing);
+                }
             }
         }
     };
@@ -175,8 +183,10 @@ pub async fn respond(
     }
     let sink = if framing == ResponseBody::Chunked { SinkFraming::Chunked } else { SinkFraming::Bare };
     let means = client.means(shard);
-    let _alive =
-        goes_on(last.body, &inbuf[last.head_bytes..]).then(|| enter(client, shard, runner, outgoing));
+    let _alive = match waits {
+        None if goes_on(last.body, &inbuf[last.head_bytes..]) => enter(client, shard, runner, outgoing),
+        waits => waits,
+    };
     let lane = Lane { source: runner, sink: client.transport(), way: Way::Down, means: &means };
     let moved = async {
         let here = &inbuf[last.head_bytes..];

@@ -417,3 +417,41 @@ fn an_answer_that_took_longer_than_its_right_is_not_shown() {
     assert_eq!(answer.status(), 401, "{answer:?}");
     assert!(!answer.text().contains("secret"));
 }
+
+/// Such an app may say for hours that it is at it; the right is looked at when what it says comes, and then no more.
+#[test]
+fn an_answer_behind_informational_ones_is_not_shown_either_when_the_right_has_gone() {
+    let (read, has_read) = mpsc::channel();
+    let (go, may_go) = mpsc::channel();
+    let shared = Mutex::new((read, may_go));
+    let runner = Runner::start(move |mut wire, _| {
+        while let Ok(Some(_)) = wire.message() {
+            wire.send("HTTP/1.1 102 Processing\r\n\r\n").expect("the gate reads");
+            let (read, may_go) = &*shared.lock().expect("no thread panics with it");
+            read.send(()).expect("the test waits");
+            let () = may_go.recv_timeout(DEADLINE).expect("the test says when");
+            if wire.send(ok("a secret of the sandbox")).is_err() {
+                return;
+            }
+        }
+    });
+    let world = World::before(runner, &[]);
+    for is_revoked in [false, true] {
+        let mut wire = world.gate.connect();
+        wire.send(get("/slow")).expect("the gate reads");
+        has_read.recv_timeout(DEADLINE).expect("the runner has it");
+        assert_eq!(wire.head().expect("an answer").expect("an answer").status(), 102);
+        if is_revoked {
+            world.api.script.status.store(404, SeqCst);
+            cli(world.redis.port, &["del", PUBLIC_KEY]);
+            world.until_metric("preview_revoked_total{reason=\"private\"} 1");
+            go.send(()).expect("the runner waits");
+            // The end, by whatever; if there is an answer before it, not the app's.
+            let rest = wire.rest().unwrap_or_default();
+            assert!(!String::from_utf8_lossy(&rest).contains("secret"), "{rest:?}");
+        } else {
+            go.send(()).expect("the runner waits");
+            assert_eq!(wire.expect_message().expect("an answer").text(), "a secret of the sandbox");
+        }
+    }
+}
