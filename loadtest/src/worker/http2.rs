@@ -30,6 +30,8 @@ pub(super) fn spawn(worker: &Rc<Worker>, connections: u32, ready: &mpsc::Sender<
                 slot: worker.new_slot(),
                 shared: shared.clone(),
                 visitor: Visitor::default(),
+                on: Cell::default(),
+                unreachable: Cell::default(),
             };
             tasks.push(spawn_local(stream.run(ready.clone())));
         }
@@ -69,6 +71,10 @@ struct Stream {
     slot: Rc<Slot>,
     shared: Rc<Shared>,
     visitor: Visitor,
+    /// Number of the connection the last request went to.
+    on: Cell<u64>,
+    /// The last request could not be sent for want of a connection.
+    unreachable: Cell<bool>,
 }
 
 struct Answer {
@@ -86,7 +92,7 @@ impl Stream {
         drop(ready);
         while let Some((arrival, could)) = self.worker.arrival(&self.slot).await {
             self.serve(arrival, could).await;
-            if self.shared.connection.borrow().is_none() {
+            if self.unreachable.take() {
                 self.worker.hold_off(&arrival).await;
             }
         }
@@ -141,7 +147,11 @@ impl Stream {
         let deadline = begun + worker.plan.client.timeout.0;
         let outcome = match tokio::time::timeout_at(deadline.into(), self.exchange(&arrival)).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(Failure::Timeout),
+            Err(_) => {
+                // It may be dead, as a kept HTTP/1.1 connection may be that ends so.
+                self.shared.leave(self.on.get());
+                Err(Failure::Timeout)
+            }
         };
         let ended_at = Instant::now();
         self.slot.under_way.set(None);
@@ -166,31 +176,30 @@ impl Stream {
     /// On the shared connection; once more on a new one when that takes no more requests (RFC 9113 6.8), as servers may
     /// say at any time.
     async fn exchange(&self, arrival: &Arrival) -> Result<Answer, Failure> {
-        let connection = self.connection().await?;
-        let number = connection.number;
-        match self.attempt(arrival, connection).await {
-            Err(Broken { failure, gone, unprocessed }) => {
-                if gone {
-                    self.shared.leave(number);
-                }
-                if !unprocessed {
-                    return Err(failure);
-                }
+        match self.attempt(arrival).await {
+            Err(Broken { unprocessed: true, .. }) => {
+                self.worker.record(|recorder| recorder.resent(arrival));
+                self.attempt(arrival).await
             }
-            Ok(answer) => return Ok(answer),
+            first => first,
         }
-        self.worker.record(|recorder| recorder.resent(arrival));
-        let connection = self.connection().await?;
-        let number = connection.number;
-        self.attempt(arrival, connection).await.map_err(|Broken { failure, gone, .. }| {
-            if gone {
-                self.shared.leave(number);
-            }
-            failure
-        })
+        .map_err(|broken| broken.failure)
     }
 
-    async fn attempt(&self, arrival: &Arrival, connection: Connection) -> Result<Answer, Broken> {
+    async fn attempt(&self, arrival: &Arrival) -> Result<Answer, Broken> {
+        let connection = self.connection().await.map_err(|failure| {
+            self.unreachable.set(true);
+            Broken::of_stream(failure)
+        })?;
+        self.on.set(connection.number);
+        let answer = self.ask(arrival, connection).await;
+        if answer.as_ref().is_err_and(|broken| broken.gone) {
+            self.shared.leave(self.on.get());
+        }
+        answer
+    }
+
+    async fn ask(&self, arrival: &Arrival, connection: Connection) -> Result<Answer, Broken> {
         if let Some(took) = self.shared.took.take() {
             self.worker.record(|recorder| recorder.extra(arrival, "connect", took));
         }

@@ -396,6 +396,8 @@ impl<'a> Echoes<'a> {
     async fn write(&self, io: &mut (impl AsyncWrite + Unpin)) -> Result<(), Failure> {
         let ending = &self.session.worker.ending;
         let mut out = Vec::with_capacity(self.payload.len() + 14);
+        // Since when only this thread's lateness keeps the next message back: before, the other side did.
+        let mut could = self.begun;
         loop {
             let n = self.sent.get();
             let is_last = n == self.messages || ending.patience.get().is_some();
@@ -405,7 +407,7 @@ impl<'a> Echoes<'a> {
                 biased;
                 () = self.pinged.notified() => out.append(&mut self.pongs.borrow_mut()),
                 () = self.alarm.until(self.planned(n)), if !is_last => {
-                    let lag = self.planned(n).elapsed();
+                    let lag = self.planned(n).max(could).elapsed();
                     self.session.worker.record(|recorder| recorder.late(&self.session.arrival, lag));
                     websocket::write_message(&mut out, self.payload, mask(n));
                     self.frame_bytes.set(out.len());
@@ -418,6 +420,7 @@ impl<'a> Echoes<'a> {
                 io.flush().await
             };
             written.await.map_err(|error| Failure::of_stream(&error))?;
+            could = Instant::now();
         }
     }
 

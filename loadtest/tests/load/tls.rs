@@ -187,8 +187,10 @@ fn http_2_connections_that_go_away_are_replaced_and_nothing_is_lost() {
         (plan.phases[0].load, plan.client.streams) = (load, 4);
         let result = run(plan);
         let total = result.phases[0].total();
+        // Whoever waited 100 ms after each connection would come to a thousand in the closed loop, and comes to 13,000 here.
+        let least = if load == Load::Closed { 2000 } else { 190 };
         assert!(
-            total.ok >= 150 && total.failed + total.unfinished == 0,
+            total.ok >= least && total.failed + total.unfinished == 0,
             "{load:?}: {} {:?}",
             total.ok,
             total.errors
