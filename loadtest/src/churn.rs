@@ -53,6 +53,11 @@ impl Changes {
         Self { lines: lines.into_iter().map(spawn).collect(), given_up }
     }
 
+    /// Makes no more of them and probes no longer: the load is over before its time.
+    pub fn end(&self) {
+        self.given_up.store(true, Relaxed);
+    }
+
     /// What became of each, with the number of its phase. Returns when all is put back, soon after the load's end.
     pub fn finish(mut self) -> Vec<(usize, ChurnResult)> {
         self.lines.drain(..).filter_map(|line| line.join().ok()).flatten().collect()
@@ -61,7 +66,7 @@ impl Changes {
 
 impl Drop for Changes {
     fn drop(&mut self) {
-        self.given_up.store(true, Relaxed);
+        self.end();
         for line in self.lines.drain(..) {
             // A panic of that thread has been printed by then.
             let _ = line.join();

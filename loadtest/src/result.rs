@@ -279,7 +279,7 @@ pub struct ChurnResult {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CutShort {
-    /// By the operator.
+    /// By the operator, or because a load generator was lost.
     Stopped,
     /// So long after the lever was pulled; what had not been felt by then may have come later.
     LoadOver { after_s: f64 },
@@ -293,7 +293,7 @@ pub enum ChurnVerdict {
     Missed(String),
     /// The change was not made, or nobody could wait for its effect: nothing is known about the target.
     Unknown(String),
-    /// The operator ended the run before.
+    /// The run was ended before.
     Stopped,
     /// The backend has no such lever, and the scenario does without.
     LeftOut(String),

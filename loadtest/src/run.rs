@@ -7,7 +7,7 @@ use crate::calls::{CallCounter, Calls};
 use crate::churn::Changes;
 use crate::host::{self, Meter, ProxySource, Usage};
 use crate::plan::{Plan, Share};
-use crate::result::{CallUse, ProxyUse, Reason, RunResult, ServerCounters, Validity};
+use crate::result::{CallUse, ProxyUse, Reason, RunResult, ServerCounters, ServerSample, Validity};
 use crate::scrape::{self, Scraper};
 use crate::transport::Place;
 use crate::worker::{self, Assignment, Report};
@@ -123,12 +123,7 @@ impl Conductor<'_> {
         let threads = self.crew.threads();
         self.await_ready(threads)?;
         let started_at = SystemTime::now();
-        let (scraped, scrape_end) = (channel(), Arc::new(AtomicBool::new(false)));
-        let scraping = scraper.map(|scraper| spawn_scraper(scraper, scraped.0, scrape_end.clone()));
-        if scraping.is_some() {
-            // The first page belongs before the load.
-            drop(scraped.1.recv_timeout(Duration::from_secs(4)));
-        }
+        let scraping = scraper.map(Scraping::begin).transpose()?;
         let start = Instant::now() + HEADSTART;
         self.crew.start(HEADSTART)?;
         let mut tally = Tally::new(self.plan, threads);
@@ -149,6 +144,8 @@ impl Conductor<'_> {
                 Ok((_, Report::Failed(why))) => {
                     tally.thread_lost();
                     lost.add(why);
+                    // Those to come would be made under another load.
+                    churn.end();
                 }
                 Ok((thread, report)) => tally.take(thread, report)?,
                 Err(RecvTimeoutError::Timeout) => {}
@@ -161,7 +158,7 @@ impl Conductor<'_> {
                 if let Some(proxy) = &mut proxy {
                     proxy.tick(&tick, &mut tally);
                 }
-                while let Ok(sample) = scraped.1.try_recv() {
+                for sample in scraping.iter().flat_map(|scraping| scraping.samples.try_iter()) {
                     tally.server(sample);
                 }
                 watch(&tally.moment(start.elapsed()));
@@ -172,8 +169,7 @@ impl Conductor<'_> {
         }
         let stopped = self.stop.load(Relaxed) || lost.threads > 0;
         let partial = stopped && start.elapsed() < length(self.plan);
-        scrape_end.store(true, Relaxed);
-        let server = scraping.and_then(|thread| thread.join().ok());
+        let server = scraping.and_then(Scraping::finish);
         let churn = churn.finish();
         let (proxy, refused) =
             proxy.map_or_else(Default::default, |watched| (watched.phases, watched.calls_refused));
@@ -343,28 +339,51 @@ fn share(part: Duration, whole: Duration) -> f64 {
     if whole.is_zero() { 0.0 } else { part.as_secs_f64() / whole.as_secs_f64() }
 }
 
-/// Scrapes once before the load and each second until told to end.
-fn spawn_scraper(
-    mut scraper: Scraper,
-    samples: Sender<crate::result::ServerSample>,
-    end: Arc<AtomicBool>,
-) -> JoinHandle<ServerCounters> {
-    thread::spawn(move || {
-        scraper.begin();
-        drop(samples.send(crate::result::ServerSample::default()));
-        let begun = Instant::now();
-        let mut next = begun + Duration::from_secs(1);
-        while !end.load(Relaxed) {
-            thread::sleep(Duration::from_millis(20));
-            if Instant::now() >= next {
+/// The metrics page, scraped on a thread of its own: before the load, each second, after it. Dropping this ends it, too.
+struct Scraping {
+    samples: Receiver<ServerSample>,
+    end: Sender<()>,
+    thread: JoinHandle<Option<ServerCounters>>,
+}
+
+impl Scraping {
+    /// Returns when the first page has been read, or could not be.
+    fn begin(mut scraper: Scraper) -> Result<Self, String> {
+        let (sender, samples) = channel();
+        let (end, ended) = channel();
+        let (first, first_read) = channel::<()>();
+        let scrape = move || {
+            scraper.begin();
+            drop(first);
+            let begun = Instant::now();
+            let mut next = begun + Duration::from_secs(1);
+            loop {
+                match ended.recv_timeout(next.saturating_duration_since(Instant::now())) {
+                    Ok(()) => return Some(scraper.end()),
+                    // The run was given up.
+                    Err(RecvTimeoutError::Disconnected) => return None,
+                    Err(RecvTimeoutError::Timeout) => {}
+                }
                 next += Duration::from_secs(1);
                 if let Some(sample) = scraper.sample(begun.elapsed()) {
-                    drop(samples.send(sample.clone()));
+                    // Nobody may be listening any more.
+                    drop(sender.send(sample.clone()));
                 }
             }
-        }
-        scraper.end()
-    })
+        };
+        let thread = thread::Builder::new().name("scrape".into()).spawn(scrape);
+        let thread = thread.map_err(|error| format!("thread: {error}"))?;
+        // Nothing is sent: the thread drops its end.
+        let _ = first_read.recv_timeout(Duration::from_secs(4));
+        Ok(Self { samples, end, thread })
+    }
+
+    /// Reads the page once more and gives everything out.
+    fn finish(self) -> Option<ServerCounters> {
+        // A thread that is gone has no counters, as its handle says.
+        let _ = self.end.send(());
+        self.thread.join().ok()?
+    }
 }
 
 /// Threads of this process.

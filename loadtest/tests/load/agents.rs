@@ -3,14 +3,17 @@
 use super::peer::{Server, ok, plan};
 use crate::free_port::free_port;
 use loadtest::agent;
-use loadtest::plan::{Load, Plan};
-use loadtest::result::RunResult;
-use loadtest::run::{Agents, Observation, run_on};
+use loadtest::plan::{Action, Churn, Expectation, Load, Plan, Probe};
+use loadtest::quantity::Span;
+use loadtest::result::{ChurnVerdict, ClientHost, RunResult};
+use loadtest::run::{Agents, Crew, Observation, conduct, run_on};
+use loadtest::worker::Report;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -42,6 +45,10 @@ fn load(
 ) -> Result<RunResult, String> {
     let mut plan = plan(&server.url(), Load::Hold { rate: 200.0 }, length_ms);
     plan.client.connections = 8;
+    load_of(plan, names, key, stop)
+}
+
+fn load_of(plan: Plan, names: Vec<String>, key: &str, stop: &Arc<AtomicBool>) -> Result<RunResult, String> {
     let agents = Agents { names, key: key.into() };
     run_on(&agents, &Arc::new(plan), &Observation::default(), stop, &mut |_| {})
 }
@@ -151,7 +158,7 @@ fn strangers_hold_nobody_up_and_may_not_say_much() {
     assert!(cut.is_some_and(|error| error.kind() != std::io::ErrorKind::WouldBlock), "64 MiB were taken");
 }
 
-/// What the others measured until then is worth having, and must not be taken for the whole.
+/// What the others measured until then is worth having, and must not be taken for the whole. Changes to come are not waited for.
 #[test]
 fn the_loss_of_an_agent_leaves_a_partial_result_that_is_not_valid() {
     let server = Server::start(|_| ok());
@@ -167,14 +174,34 @@ fn the_loss_of_an_agent_leaves_a_partial_result_that_is_not_valid() {
     let mut line = String::new();
     BufReader::new(dies.stdout.take().expect("piped")).read_line(&mut line).expect("its address");
     let name = line.trim().strip_prefix("agent on ").expect("its address").to_owned();
-    let result = thread::scope(|scope| {
-        let run = scope.spawn(|| load(vec![stays, name.clone()], KEY, &server, &Arc::default(), 60_000));
+    let mut plan = plan(&server.url(), Load::Hold { rate: 200.0 }, 60_000);
+    plan.client.connections = 8;
+    plan.phases[0].churn = vec![Churn {
+        name: "late".into(),
+        at: Span(Duration::from_secs(50)),
+        action: Action::Command("true".into()),
+        probe: Probe {
+            sandbox: None,
+            path: "/".into(),
+            effect: Expectation::Fails,
+            recovery: false,
+            every: Span(Duration::from_millis(20)),
+        },
+        within: Span(Duration::from_secs(5)),
+        undo: None,
+        if_possible: false,
+    }];
+    let (result, took) = thread::scope(|scope| {
+        let run = scope.spawn(|| load_of(plan, vec![stays, name.clone()], KEY, &Arc::default()));
         while server.requests.load(SeqCst) < 100 {
             thread::yield_now();
         }
         dies.kill().expect("it lives");
-        run.join().expect("no panic").expect("a result of what there is")
+        let killed = Instant::now();
+        (run.join().expect("no panic").expect("a result of what there is"), killed.elapsed())
     });
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    assert_eq!(result.phases[0].churn[0].verdict(), ChurnVerdict::Stopped);
     dies.wait().expect("it ended");
     std::fs::remove_file(&key_file).expect("ours");
     let lost = result.validity.reasons.iter().find(|reason| reason.code == "client_lost").expect("told");
@@ -182,6 +209,52 @@ fn the_loss_of_an_agent_leaves_a_partial_result_that_is_not_valid() {
     let (ok, sent) = (result.phases[0].total().ok, server.requests.load(SeqCst));
     assert!(result.meta.partial && ok >= 40 && ok < sent, "{ok} of {sent}");
     assert!(result.phases[0].duration_s < 60.0);
+}
+
+/// Threads that get ready, and cannot be started.
+struct Unstartable;
+
+impl Crew for Unstartable {
+    fn threads(&self) -> u32 {
+        1
+    }
+
+    fn start(&mut self, _: Duration) -> Result<(), String> {
+        Err("gone".into())
+    }
+
+    fn stop(&mut self) {}
+
+    fn hosts(&self) -> Vec<ClientHost> {
+        Vec::new()
+    }
+}
+
+#[test]
+fn a_run_that_cannot_begin_leaves_nobody_reading_the_metrics_page() {
+    let server = Server::start(|_| super::peer::Answer::Say(200, "a 1\n".into()));
+    let plan = Arc::new(plan(&server.url(), Load::Quiet, 1000));
+    let observation = Observation {
+        metrics_url: Some(format!("http://{}/metrics", server.address)),
+        ..Observation::default()
+    };
+    let (sender, reports) = mpsc::channel();
+    sender.send((0, Report::Ready)).expect("it is there");
+    let error = conduct(&plan, &mut Unstartable, &reports, &observation, &Arc::default(), &mut |_| {}).err();
+    assert_eq!((error.as_deref(), server.requests.load(SeqCst)), (Some("gone"), 1));
+    // No other test of this binary has a thread of that name.
+    let is_scraping = || {
+        let tasks = std::fs::read_dir("/proc/self/task").expect("Linux has it");
+        let name =
+            |task: std::io::Result<std::fs::DirEntry>| std::fs::read_to_string(task?.path().join("comm"));
+        // A thread may end while it is looked at.
+        tasks.filter_map(|task| name(task).ok()).any(|name| name == "scrape\n")
+    };
+    let begun = Instant::now();
+    while is_scraping() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "it goes on");
+        thread::yield_now();
+    }
 }
 
 #[test]
