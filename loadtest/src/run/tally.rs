@@ -259,9 +259,12 @@ impl<'a> Tally<'a> {
         let mut proxy = proxy.into_iter();
         let mut phases = Vec::new();
         let mut begin = Duration::ZERO;
-        for (n, phase) in plan.phases.iter().enumerate() {
+        // The phase in which the end came is the last of which there is anything; those before it are whole. Clocks would
+        // not say: the seconds of a whole phase, added up, may be a little shorter than it.
+        let cut = partial.then(|| (0..plan.phases.len()).rev().find(|n| self.was_begun(*n)).unwrap_or(0));
+        for (n, phase) in plan.phases.iter().enumerate().take(cut.map_or(usize::MAX, |cut| cut + 1)) {
             let ran = self.cpu[n].values().map(|(_, wall)| *wall).max().unwrap_or_default();
-            let duration = if partial { ran.min(phase.length.0) } else { phase.length.0 };
+            let duration = if cut == Some(n) { ran.min(phase.length.0) } else { phase.length.0 };
             let named = names.iter().cloned().zip(std::mem::take(&mut self.classes[n]));
             let wanted = |name: &String| phase.mix.iter().any(|(class, _)| class.to_string() == *name);
             let mut used = proxy.next().flatten();
@@ -293,9 +296,6 @@ impl<'a> Tally<'a> {
                 idle: self.idle[n].take(),
             });
             begin += phase.length.0;
-            if partial && duration < phase.length.0 {
-                break;
-            }
         }
         let reasons = reasons(plan, &phases, partial);
         let assertions =
@@ -319,6 +319,12 @@ impl<'a> Tally<'a> {
             assertions,
             search: None,
         }
+    }
+
+    /// Something of it was reported.
+    fn was_begun(&self, phase: usize) -> bool {
+        let counted = self.classes[phase].iter().any(|class| class.planned > 0);
+        counted || !self.cpu[phase].is_empty() || self.idle[phase].is_some()
     }
 
     fn client_use(&mut self, phase: usize) -> ClientUse {

@@ -156,6 +156,44 @@ fn a_soak_that_gets_slower_or_larger_says_so_and_a_steady_one_does_not() {
     assert!(codes(&result(soak, &hiccup, Vec::new())).is_empty());
 }
 
+/// Threads wake a little late for a phase and add up its seconds from there: less than the whole.
+#[test]
+fn an_end_in_a_later_phase_leaves_those_before_whole_whatever_their_seconds_add_up_to() {
+    let mut plan = plan(Load::Hold { rate: 20.0 });
+    let warmup = Phase {
+        name: "warm-up".into(),
+        length: Span(Duration::from_millis(800)),
+        warmup: true,
+        ..plan.phases[0].clone()
+    };
+    plan.phases.insert(0, warmup);
+    plan.phases.push(Phase { name: "never".into(), ..plan.phases[1].clone() });
+    let of = |phase, wall_us| {
+        let Report::Second(mut second) = second(0, 1, 1) else { unreachable!() };
+        (second.phase, second.wall) = (phase, Duration::from_micros(wall_us));
+        Report::Second(second)
+    };
+    let ended = |reports: Vec<Report>| {
+        let mut tally = Tally::new(&plan, 1);
+        reports.into_iter().for_each(|report| tally.take(0, report).expect("planned"));
+        let result = tally.finish(&plan, Vec::new(), SystemTime::now(), true, None, Vec::new(), Vec::new());
+        result.phases.into_iter().map(|phase| (phase.name, phase.duration_s)).collect::<Vec<_>>()
+    };
+    let phase = |name: &str, duration_s| (name.to_owned(), duration_s);
+    assert_eq!(ended(vec![of(0, 799_600), of(1, 250_000)]), [phase("warm-up", 0.8), phase("p", 0.25)]);
+    assert_eq!(ended(vec![of(0, 400_000)]), [phase("warm-up", 0.4)]);
+    assert_eq!(ended(Vec::new()), [phase("warm-up", 0.0)]);
+    // Stopped before the phase's first second was reported: what was sent in it is there all the same.
+    let class = |planned| vec![ClassResult { planned, sent: planned, ok: planned, ..ClassResult::default() }];
+    let done = Done {
+        classes: vec![class(16), class(1), class(0)],
+        lag: vec![Hist::default(); 3],
+        idle: vec![None; 3],
+    };
+    let reports = vec![of(0, 799_600), Report::Done(Box::new(done))];
+    assert_eq!(ended(reports), [phase("warm-up", 0.8), phase("p", 0.0)]);
+}
+
 #[test]
 fn reports_of_what_was_not_planned_are_refused() {
     let plan = plan(Load::Hold { rate: 1.0 });
