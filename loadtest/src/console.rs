@@ -68,7 +68,8 @@ pub fn summary(result: &RunResult) -> String {
         add_phase(&mut text, phase);
     }
     if let Some(search) = &result.search {
-        let found = search.rate.map_or("none held".into(), |rate| format!("{rate:.0} requests/s"));
+        let found =
+            search.rate.map_or_else(|| search.nothing_held().into(), |rate| format!("{rate:.0} requests/s"));
         let _infallible = writeln!(text, "\nhighest rate with {}: {found}", search.bound);
     }
     add_reasons(&mut text, "", result);
@@ -214,7 +215,11 @@ pub fn search_step(step: &SearchStep) -> String {
         time(step.p99_us),
         step.error_share * 100.0,
         step.achieved,
-        if step.held { "holds" } else { "does not hold" },
+        match (step.held, step.partial) {
+            (true, _) => "holds",
+            (false, true) => "ended early",
+            (false, false) => "does not hold",
+        },
         if step.invalid { " (the load generator was in the way)" } else { "" },
     )
 }

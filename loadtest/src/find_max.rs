@@ -72,8 +72,9 @@ pub fn search(
             let step = judge(&result, bound, &name, rate);
             tell(&step);
             held = step.held;
-            let stopped = result.meta.partial;
-            search.steps.push(step);
+            let stopped = step.partial;
+            // Stopped in the warm-up, it is no phase that counts.
+            search.steps.extend(result.measured().next().map(|_| step));
             match &mut whole {
                 None => whole = Some(result),
                 Some(whole) => whole.append(result),
@@ -135,22 +136,26 @@ fn judge(result: &RunResult, bound: &Bound, name: &str, rate: f64) -> SearchStep
     let bad = total.failed + missing;
     let error_share = if ended + missing > 0 { bad as f64 / (ended + missing) as f64 } else { 1.0 };
     let p99_us = total.response.quantile_us(0.99);
+    let partial = result.meta.partial;
+    let within = ended > 0 && error_share <= bound.errors && p99_us <= bound.p99.as_secs_f64() * 1e6;
     SearchStep {
         phase: name.into(),
         rate,
         achieved: measured.map_or(0.0, PhaseResult::rate),
         p99_us,
         error_share,
-        held: ended > 0 && error_share <= bound.errors && p99_us <= bound.p99.as_secs_f64() * 1e6,
+        held: within && !partial,
         invalid: !result.validity.valid,
+        partial,
     }
 }
 
 /// What invalidates a step does not invalidate the search: a rate that held although the load generator was in the way
-/// holds. One that did not is a limit of the wrong party, and then the result is only a lower bound.
+/// holds. One that did not is a limit of the wrong party, and then the result is only a lower bound. A step that was cut short
+/// is neither.
 fn finish(mut whole: RunResult, search: Search, bound: &Bound) -> RunResult {
     let mut reasons: Vec<Reason> = Vec::new();
-    if search.steps.iter().any(|step| step.invalid && !step.held) {
+    if search.steps.iter().any(|step| step.invalid && !step.held && !step.partial) {
         reasons.push(Reason {
             code: "client_limit".into(),
             message: "rates were given up at which the load generator itself was late or busy: the target may do more".into(),
@@ -158,7 +163,7 @@ fn finish(mut whole: RunResult, search: Search, bound: &Bound) -> RunResult {
         });
     }
     if search.rate.is_none() {
-        let message = "not even the lowest rate held".into();
+        let message = format!("no rate found: {}", search.nothing_held());
         reasons.push(Reason { code: "nothing_held".into(), message, fatal: false });
     }
     if search.rate.is_some_and(|rate| rate >= bound.to) {
@@ -183,7 +188,7 @@ fn finish(mut whole: RunResult, search: Search, bound: &Bound) -> RunResult {
 mod tests {
     use super::*;
     use crate::plan::{Class, Client, Target, Workload};
-    use crate::result::ClassResult;
+    use crate::result::{ClassResult, Meta};
 
     fn bound(from: f64, to: f64) -> Bound {
         Bound {
@@ -278,6 +283,47 @@ mod tests {
             assert_eq!((result.meta.partial, result.validity.valid), (true, stopped));
             let said = result.validity.reasons.last().expect("told");
             assert_eq!(said.message, "no such process: at 400/s");
+        }
+    }
+
+    /// What holds for half a second need not hold for ten.
+    #[test]
+    fn a_step_that_is_cut_short_neither_holds_nor_fails() {
+        // What the cut step's requests took, and whether it came to its measured phase.
+        for (whole_steps, ms, measured) in [(1, 1, true), (1, 50, true), (1, 1, false), (0, 1, true)] {
+            let mut left = whole_steps;
+            let mut run = |plan: Plan| {
+                let partial = left == 0;
+                left -= i32::from(!partial);
+                let mut class = ClassResult { ok: 100, ..ClassResult::default() };
+                class.response.record_ns(if partial { ms } else { 1 } * 1_000_000);
+                let mut phases = Vec::new();
+                if measured || !partial {
+                    phases.push(PhaseResult { name: plan.phases[1].name.clone(), ..PhaseResult::default() });
+                    phases[0].classes.insert("get:1".into(), class);
+                }
+                let meta = Meta { partial, ..Meta::default() };
+                // As the load generator is when it was lost: that says nothing about the target.
+                let validity = Validity { valid: !partial, ..Validity::default() };
+                Ok(RunResult { phases, meta, validity, ..RunResult::default() })
+            };
+            let stop = AtomicBool::new(true);
+            let result = search(&template(), &bound(100.0, 10_000.0), &stop, &mut run, &mut |_| {})
+                .expect("there is something");
+            let search = result.search.as_ref().expect("a search");
+            assert_eq!(search.rate, (whole_steps == 1).then_some(100.0));
+            let held: Vec<_> = search.steps.iter().map(|step| (step.held, step.partial)).collect();
+            assert_eq!(
+                held[..],
+                [&[(true, false)][1 - whole_steps as usize..], &[(false, true)][usize::from(!measured)..]]
+                    .concat()
+            );
+            let judged: Vec<_> = result.judged().map(|phase| phase.name.as_str()).collect();
+            assert_eq!(judged, &["100/s"][1 - whole_steps as usize..], "figures are of the rate found");
+            assert!(result.validity.valid && result.meta.partial, "{:?}", result.validity);
+            let said =
+                result.validity.reasons.iter().any(|reason| reason.message.contains("not even the lowest"));
+            assert!(!said, "{:?}", result.validity);
         }
     }
 

@@ -46,7 +46,7 @@ pub fn text(result: &RunResult) -> String {
                 "Highest rate with {bound}: **{}/s**. The figures by class, and the thresholds', are of its step.\n",
                 number_text(rate)
             ),
-            None => writeln!(text, "Highest rate with {bound}: **not even the lowest held**.\n"),
+            None => writeln!(text, "Highest rate with {bound}: **{}**.\n", search.nothing_held()),
         };
     }
     text.push_str(
@@ -124,10 +124,11 @@ fn phases(text: &mut String, phases: &[PhaseResult]) {
 fn steps(text: &mut String, search: &Search) {
     text.push_str("\n| rate | ended | p99 | errors | |\n|--:|--:|--:|--:|---|\n");
     for step in search.steps.iter().take(PHASES_MAX) {
-        let word = match (step.held, step.invalid) {
-            (true, _) => "held",
-            (false, false) => "did not hold",
-            (false, true) => "did not hold, the load generator was in the way",
+        let word = match step {
+            step if step.held => "held",
+            step if step.partial => "ended early",
+            step if step.invalid => "did not hold, the load generator was in the way",
+            _ => "did not hold",
         };
         let _ = writeln!(
             text,

@@ -436,7 +436,8 @@ fn search(result: &RunResult) -> Markup {
                         td.n { (number_text(step.rate)) "/s" } td.n { (number_text(step.achieved)) "/s" }
                         td.n { (time_text(step.p99_us)) } td.n { (share_text(step.error_share)) }
                         td {
-                            @if step.invalid { span.badge.warn { "load generator at its limit" } }
+                            @if step.partial { span.badge.warn { "ended early" } }
+                            @else if step.invalid { span.badge.warn { "load generator at its limit" } }
                             @else if step.held { span.badge.good { "held" } }
                             @else { span.badge.bad { "did not hold" } }
                         }
@@ -451,7 +452,7 @@ fn found_text(search: &Search) -> Markup {
     html! {
         @match search.rate {
             Some(rate) => { b { (number_text(rate)) "/s" } " held with " (search.bound) "." },
-            None => "Not even the lowest rate held.",
+            None => { "No rate found: " (search.nothing_held()) "." },
         }
     }
 }
