@@ -42,8 +42,8 @@ pub fn run(
                 break;
             }
         }
-        // One's turn without the other's compares nothing, but may be all there is.
-        let is_whole = pair.iter().all(Option::is_some);
+        // One's turn without the other's, or with a part of it, compares nothing, but may be all there is.
+        let is_whole = end.is_none();
         for (whole, result) in whole.iter_mut().zip(pair).filter(|_| is_whole || round == 1) {
             match (whole.as_mut(), result) {
                 (Some(whole), Some(result)) => whole.append(result),
@@ -52,7 +52,7 @@ pub fn run(
             }
         }
         if let Some(why) = end {
-            let left_out = if is_whole || round == 1 { "" } else { ", which is left out" };
+            let left_out = if round == 1 { "" } else { ", which is left out" };
             let why = format!("{why}: in round {round} of {rounds}{left_out}");
             whole.iter_mut().flatten().for_each(|whole| whole.end_early(&why, !stop.load(Relaxed)));
             break;
@@ -112,7 +112,10 @@ mod tests {
         assert_eq!(ended(1, true, Ok(())), Ok([said(1, first, true), None]));
         assert_eq!(ended(2, true, Ok(())), Ok([said(1, first, true), said(1, first, true)]));
         let second = "ended before its time: in round 2 of 3, which is left out";
-        assert_eq!(ended(3, true, Ok(())), Ok([said(1, second, true), said(1, second, true)]));
+        // Its first turn cut, its second.
+        for end in [3, 4] {
+            assert_eq!(ended(end, true, Ok(())), Ok([said(1, second, true), said(1, second, true)]));
+        }
         let gone = "no such process: in round 2 of 3, which is left out";
         assert_eq!(ended(4, false, Err("no such process")), Ok([said(1, gone, false), said(1, gone, false)]));
         assert_eq!(ended(1, false, Err("no such process")), Err("no such process".into()));
