@@ -31,11 +31,14 @@ const ORDER_BYTES_MAX: usize = 16 << 20;
 /// Everything else, and all that is read from somebody who has not shown the key.
 const LINE_BYTES_MAX: usize = 64 << 10;
 /// Both must be up to this; results go with the version. Behind the slash: what they say to each other.
-const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/2");
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/3");
 /// For what is answered at once.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// An agent tells each second.
+/// An agent that has nothing to report says that it is there: behind the last second, requests may have a long grace.
+const HEARTBEAT: Duration = Duration::from_secs(3);
+/// Longer than a machine at its limit keeps a thread waiting.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
+const _: () = assert!(SILENCE_MAX.as_secs() >= 10 * HEARTBEAT.as_secs());
 /// How long the next coordinator waits for a load that is just ending.
 const BUSY_WAIT: Duration = Duration::from_secs(3);
 /// Peers that have not shown the key, at a time; beyond it the one that has been there longest goes.
@@ -61,6 +64,8 @@ enum FromAgent {
         thread: u32,
         report: Report,
     },
+    /// Nothing new.
+    StillHere,
     Refused(String),
 }
 
@@ -337,6 +342,7 @@ fn make_load(channel: Channel, mut crew: Local, inbox: &Receiver<(u32, Report)>)
         }
     });
     let mut left = crew.threads();
+    let mut said = Instant::now();
     let outcome = loop {
         while let Ok(order) = order_inbox.try_recv() {
             match order {
@@ -353,10 +359,17 @@ fn make_load(channel: Channel, mut crew: Local, inbox: &Receiver<(u32, Report)>)
                 if let Err(error) = send(&mut stream, &FromAgent::Report { thread, report }) {
                     break Err(error);
                 }
+                said = Instant::now();
                 left -= u32::from(last);
                 if left == 0 {
                     break Ok(());
                 }
+            }
+            Err(RecvTimeoutError::Timeout) if said.elapsed() >= HEARTBEAT => {
+                if let Err(error) = send(&mut stream, &FromAgent::StillHere) {
+                    break Err(error);
+                }
+                said = Instant::now();
             }
             Err(RecvTimeoutError::Timeout) => {}
             Err(error) => break Err(io::Error::other(error)),
@@ -447,6 +460,7 @@ impl Remote {
                         }
                         continue;
                     }
+                    Ok(FromAgent::StillHere) => continue,
                     Ok(_) => "not understood".into(),
                     Err(error) => error.to_string(),
                 };
@@ -496,5 +510,65 @@ impl Drop for Remote {
             // Also ends the reading thread.
             drop(agent.shutdown(Shutdown::Both));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Class, Client, Load, Phase, Target, Workload};
+    use crate::quantity::Span;
+
+    /// A load that is over soon and whose requests are waited for long after it.
+    fn plan(target: SocketAddr, grace: Duration) -> Plan {
+        Plan {
+            name: "x".into(),
+            target: Target { url: format!("http://{target}/"), ..Target::default() },
+            client: Client { threads: 1, connections: 1, grace: Span(grace), ..Client::default() },
+            workload: Workload::default(),
+            phases: vec![Phase {
+                name: "p".into(),
+                load: Load::Hold { rate: 10.0 },
+                length: Span(Duration::from_millis(300)),
+                mix: vec![(Class::Get { bytes: 1 }, 1.0)],
+                warmup: false,
+                churn: Vec::new(),
+                idle: None,
+            }],
+        }
+    }
+
+    #[test]
+    fn an_agent_says_that_it_is_there_while_it_waits_for_the_last_answers() {
+        // Connects in the kernel, and never answers.
+        let target = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let plan = plan(target.local_addr().expect("bound"), 3 * HEARTBEAT);
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let agent = thread::spawn(move || serve(&listener, "key", true));
+        let mut channel = Channel::new(TcpStream::connect(address).expect("it listens")).expect("a socket");
+        let hear = |channel: &mut Channel, within| {
+            channel.receive::<FromAgent>(REPORT_BYTES_MAX, within).expect("no silence")
+        };
+        let FromAgent::Hello { nonce, .. } = hear(&mut channel, ANSWER_MAX) else { panic!("no hello") };
+        let order = serde_json::to_string(&Order { plan, share: Share::WHOLE }).expect("a plan");
+        let digest = digest(&order);
+        let proof = hex(&proof("key", &nonce, &digest).finalize().into_bytes());
+        channel.send(&ToAgent::Claim { digest, proof }).expect("it listens");
+        assert!(matches!(hear(&mut channel, ANSWER_MAX), FromAgent::Welcome));
+        channel.send(&ToAgent::Order(order)).expect("it listens");
+        assert!(matches!(hear(&mut channel, ANSWER_MAX), FromAgent::Crew { threads: 1, .. }));
+        channel.send(&ToAgent::Start { after_ms: 0 }).expect("it listens");
+        let mut beats = 0;
+        loop {
+            match hear(&mut channel, 2 * HEARTBEAT) {
+                FromAgent::StillHere => beats += 1,
+                FromAgent::Report { report: Report::Done(_), .. } => break,
+                FromAgent::Report { report: Report::Failed(error), .. } => panic!("{error}"),
+                _ => {}
+            }
+        }
+        assert!(beats >= 2, "{beats}");
+        agent.join().expect("no panic").expect("it served");
     }
 }

@@ -1,6 +1,6 @@
 //! Load from several processes' worth of agents, over real connections.
 
-use super::peer::{Server, ok, plan};
+use super::peer::{Answer, Server, ok, plan};
 use crate::free_port::free_port;
 use loadtest::agent;
 use loadtest::plan::{Action, Churn, Expectation, Load, Plan, Probe};
@@ -211,6 +211,24 @@ fn the_loss_of_an_agent_leaves_a_partial_result_that_is_not_valid() {
     assert!(result.phases[0].duration_s < 60.0);
 }
 
+/// Behind the last second agents have nothing to report for a while, and the coordinator knows that they are there.
+#[test]
+fn an_agent_that_waits_for_the_last_answers_is_not_lost() {
+    let server = Server::start(|_| Answer::Raw(Vec::new()));
+    let (name, handle) = agent();
+    let mut plan = plan(&server.url(), Load::Hold { rate: 20.0 }, 200);
+    plan.client.grace = Span(Duration::from_secs(5));
+    let result = load_of(plan, vec![name], KEY, &Arc::default()).expect("it is there");
+    let total = result.phases[0].total();
+    assert_eq!((total.sent, total.unfinished), (4, 4));
+    assert!(
+        result.validity.reasons.iter().all(|reason| reason.code != "client_lost"),
+        "{:?}",
+        result.validity
+    );
+    handle.join().expect("an agent ends well");
+}
+
 /// Threads that get ready, and cannot be started.
 struct Unstartable;
 
@@ -232,7 +250,7 @@ impl Crew for Unstartable {
 
 #[test]
 fn a_run_that_cannot_begin_leaves_nobody_reading_the_metrics_page() {
-    let server = Server::start(|_| super::peer::Answer::Say(200, "a 1\n".into()));
+    let server = Server::start(|_| Answer::Say(200, "a 1\n".into()));
     let plan = Arc::new(plan(&server.url(), Load::Quiet, 1000));
     let observation = Observation {
         metrics_url: Some(format!("http://{}/metrics", server.address)),
