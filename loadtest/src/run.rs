@@ -505,13 +505,17 @@ fn check_open_files(plan: &Plan, share: Share) -> Result<(), String> {
     let client = &plan.client;
     let idle =
         plan.phases.iter().filter_map(|phase| phase.idle.as_ref()).map(|idle| idle.count).max().unwrap_or(0);
-    let sessions = plan.phases.iter().flat_map(|phase| &phase.mix).any(|(class, _)| class.is_session());
-    let sessions = if sessions { u64::from(client.sessions_max) } else { 0 };
+    let sessions = plan.phases.iter().flat_map(|phase| &phase.mix).filter(|(class, _)| class.is_session());
+    // All of them may be of the class that needs most. Of a paced one, the connection and its timer.
+    let each = sessions.map(|(class, _)| if class.is_paced() { 2 } else { 1 }).max().unwrap_or(0);
+    let sessions = u64::from(client.sessions_max) * each;
     let wanted = (u64::from(client.connections) + idle + sessions) / u64::from(share.count) + 64;
     match host::raise_open_files() {
         Some(limit) if limit < wanted => Err(format!(
-            "up to {wanted} connections, and this process may open {limit} files: raise the hard limit \
-             (ulimit -Hn, LimitNOFILE), or lower connections, idle or sessions-max"
+            "connections{} may need {wanted} files, and this process may open {limit}: raise the hard limit \
+             (ulimit -Hn, LimitNOFILE), or lower --connections, --idle or --sessions-max {}",
+            if each > 1 { " and the timers of sessions" } else { "" },
+            client.sessions_max
         )),
         _ => Ok(()),
     }

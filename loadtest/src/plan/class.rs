@@ -31,6 +31,11 @@ impl Class {
         matches!(self, Self::Events { .. } | Self::WebSocket { .. } | Self::Page { .. })
     }
 
+    /// Sends its messages as planned, whatever becomes of their echoes: has a timer of its own.
+    pub fn is_paced(&self) -> bool {
+        matches!(self, Self::WebSocket { every: Some(_), .. })
+    }
+
     pub fn method(&self) -> &'static str {
         match self {
             Self::Upload { .. } | Self::Exec { .. } => "POST",

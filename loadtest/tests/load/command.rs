@@ -1,6 +1,6 @@
 //! The binary: exit codes, files, signals.
 
-use super::peer::{Server, ok};
+use super::peer::{Answer, Server, ok};
 use crate::free_port::free_port;
 use loadtest::result::RunResult;
 use rustix::process::{Pid, Signal, kill_process};
@@ -144,7 +144,7 @@ fn turns_are_compared_in_files_and_judged_each_by_its_thresholds() {
 #[test]
 fn the_proxy_s_cpu_and_counters_are_in_the_report() {
     let server = Server::start(|asked| match asked.line.as_str() {
-        "GET /metrics" => super::peer::Answer::Say(200, format!("requests_total {}\n", asked.number)),
+        "GET /metrics" => Answer::Say(200, format!("requests_total {}\n", asked.number)),
         _ => ok(),
     });
     let json = file("counters");
@@ -179,7 +179,7 @@ fn the_proxy_s_cpu_and_counters_are_in_the_report() {
 #[test]
 fn a_metrics_page_that_says_nothing_is_told_everywhere() {
     let server = Server::start(|asked| match asked.line.as_str() {
-        "GET /page" => super::peer::Answer::Say(200, "<h1>5 metrics</h1>\nnot found\n".into()),
+        "GET /page" => Answer::Say(200, "<h1>5 metrics</h1>\nnot found\n".into()),
         _ => ok(),
     });
     let absent = format!("http://127.0.0.1:{}/metrics", free_port());
@@ -266,6 +266,23 @@ fn a_target_that_is_not_there_is_an_invalid_result_and_a_wrong_command_none() {
         let (output, text) = output(loadtest(arguments).spawn().expect("it starts"));
         assert_eq!(output.status.code(), Some(2), "{text}");
         assert!(text.contains(said), "{text}");
+    }
+}
+
+/// A WebSocket whose messages are sent as planned has a timer beside its connection.
+#[test]
+fn sessions_that_may_need_more_files_than_there_are_to_open_are_refused_before_the_load() {
+    let server = Server::start(|_| Answer::Echo { corrupt_after: u32::MAX });
+    for (class, code) in [("ws:2x8@5ms=1", 2), ("ws:2x8=1", 0)] {
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -n 1000 && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_loadtest"), "run"]);
+        command.args([&server.url(), "--rate", "20", "--for", "300ms", "--lag-max", "1s"]);
+        command.args(["--sessions-max", "850", "--mix", class]);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let (output, text) = output(command.spawn().expect("a shell"));
+        assert_eq!(output.status.code(), Some(code), "{class}: {text}");
+        let said = "may need 1828 files, and this process may open 1000";
+        assert_eq!(text.contains(said) && text.contains("--sessions-max 850"), code == 2, "{class}: {text}");
     }
 }
 

@@ -198,6 +198,8 @@ pub fn plan(url: &str, load: Load, length_ms: u64) -> Plan {
         client: Client {
             threads: 1,
             connections: 16,
+            // Twice as many files are within every machine's limit.
+            sessions_max: 1000,
             grace: Span(Duration::from_secs(2)),
             // Machines that run tests are busy: lateness is judged where it is the matter.
             lag_max: Some(Span(Duration::from_secs(1))),
