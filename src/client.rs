@@ -12,7 +12,7 @@ use crate::admission::Held;
 use crate::buffers;
 use crate::contained::Contained;
 use crate::counters::add;
-use crate::deadlines::{Fired, Watch};
+use crate::deadlines::{Fired, Idle, Watch};
 use crate::error::Cause;
 use crate::exchange::Next;
 use crate::head::RequestHead;
@@ -149,7 +149,7 @@ pub fn serve(shard: Rc<Shard>, client: Client) -> impl Future<Output = ()> {
         loop {
             if !warm {
                 let since = shard.deadlines.now();
-                client.watch.idle(shard.config.limits.client_idle);
+                client.watch.idle(Idle::InSocket, shard.config.limits.client_idle);
                 if client.transport.readable().await.is_err() {
                     break;
                 }
@@ -326,7 +326,7 @@ async fn next_request(shard: &Shard, client: &Client, buf: Vec<u8>) -> (Received
     let Some(warm) = shard.warm.enter().filter(|_| !shard.draining.get()) else {
         return (Received::Nothing, buf);
     };
-    client.watch.idle(shard.config.limits.client_idle);
+    client.watch.idle(Idle::InRing, shard.config.limits.client_idle);
     let (received, buf) = client.transport.recv_cancellable(buf, warm.wait()).await;
     let received = match received {
         Ok(0) => Received::End,

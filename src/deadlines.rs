@@ -51,6 +51,15 @@ pub enum Fired {
     Revoked(Revoked),
 }
 
+/// Where the first byte of the next request would be found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Idle {
+    /// In the socket, until its task takes it.
+    InSocket,
+    /// In a buffer of the ring's, which nobody sees before its task does. The wait is cancelled soon.
+    InRing,
+}
+
 struct Entry {
     client: RawFd,
     runner: RawFd,
@@ -62,7 +71,7 @@ struct Entry {
     /// Tick since which the client's leaving matters; `NEVER`: it does not.
     waiting_since: u32,
     /// Between requests: may be closed for a drain.
-    idle: bool,
+    idle: Option<Idle>,
     /// When it is revoked its task tells the client why before the end.
     tells_why: bool,
     /// It is revoked and not ended yet.
@@ -143,7 +152,7 @@ impl Deadlines {
             last_words_by: NEVER,
             runner_by: NEVER,
             waiting_since: NEVER,
-            idle: false,
+            idle: None,
             tells_why: false,
             to_end: false,
             ends_answer: false,
@@ -258,7 +267,7 @@ impl Deadlines {
         self.now.get()
     }
 
-    /// One tick: fires what is due, and counts it. With `drain`, idle connections end too. `rested` hears of every turn that
+    /// One tick: fires what is due, and counts it. With `drain`, idle connections end too, but for those whose next request is here. `rested` hears of every turn that
     /// was left to others meanwhile, and how long it was.
     pub async fn sweep(&self, drain: &Cell<bool>, counters: &Counters, mut rested: impl FnMut(Duration)) {
         self.now.set(self.now.get() + 1);
@@ -277,7 +286,7 @@ impl Deadlines {
     fn sweep_some(&self, from: usize, drain: bool, room: usize) -> (u64, Option<usize>) {
         let now = self.now.get();
         let mut fired = 0;
-        let mut suspects = Vec::new();
+        let (mut idlers, mut suspects) = (Vec::new(), Vec::new());
         let mut wakers = Vec::new();
         let mut entries = self.entries.borrow_mut();
         let (mut weight, mut next) = (0, None);
@@ -298,11 +307,10 @@ impl Deadlines {
                 entry.last_words_by = NEVER;
                 wakers.extend(entry.waker.take());
             }
-            if entry.idle && (drain || due(entry.read_by, now)) {
+            let ends_idle = entry.idle.is_some() && due(entry.read_by, now);
+            if ends_idle || (drain && entry.idle == Some(Idle::InSocket)) {
                 weight += END_WEIGHT;
-                // Only the reading side: what was sent may still be on its way.
-                sys::shutdown_raw(entry.client, Shutdown::Read);
-                entry.read_by = NEVER;
+                idlers.push((at, entry.client));
                 continue;
             }
             let reason = if due(entry.read_by, now) {
@@ -328,6 +336,14 @@ impl Deadlines {
             fired += 1;
             entry.fired.get_or_insert(reason);
             wakers.extend(entry.waker.take());
+        }
+        for (at, has_bytes) in sys::readable(&idlers) {
+            // Its task is about to take them; without the reading side the rest of that request would never come.
+            if !has_bytes {
+                // Only the reading side: what was sent may still be on its way.
+                sys::shutdown_raw(entries[at].client, Shutdown::Read);
+                entries[at].read_by = NEVER;
+            }
         }
         for (at, gone) in sys::hung_up(&suspects) {
             let entry = &mut entries[at];
@@ -435,17 +451,17 @@ impl Watch {
     }
 
     /// Between requests, for at most this long.
-    pub fn idle(&self, within: Duration) {
+    pub fn idle(&self, idle: Idle, within: Duration) {
         let by = self.by(Some(within));
         self.with(|e| {
             e.rearm();
-            (e.idle, e.read_by) = (true, by);
+            (e.idle, e.read_by) = (Some(idle), by);
         });
     }
 
     /// A request has begun.
     pub fn busy(&self) {
-        self.with(|e| (e.idle, e.read_by) = (false, NEVER));
+        self.with(|e| (e.idle, e.read_by) = (None, NEVER));
     }
 
     /// The runner connection this client's request uses now; the socket must stay open until [`Self::detach`].
@@ -579,6 +595,32 @@ mod tests {
         assert_eq!(runner.read(&mut [0; 1]).expect("ended"), 0);
     }
 
+    /// Its task has not seen the first bytes yet; without the reading side the rest would never come.
+    #[test]
+    fn what_idles_with_a_request_waiting_is_not_ended() {
+        let table = Deadlines::new();
+        for (idle, spoken) in [(Idle::InSocket, true), (Idle::InRing, false)] {
+            let (mut ours, mut theirs) = UnixStream::pair().expect("pair");
+            let watch = table.watch(ours.as_raw_fd());
+            watch.idle(idle, TICK * 100);
+            if spoken {
+                theirs.write_all(b"P").expect("sent");
+            }
+            table.sweep_at_once(true);
+            theirs.write_all(b"OST").expect("sent");
+            let mut all = vec![0; if spoken { 4 } else { 3 }];
+            ours.read_exact(&mut all).expect("all of it comes");
+        }
+        // By its own deadline, either way.
+        for idle in [Idle::InSocket, Idle::InRing] {
+            let (mut ours, _theirs) = UnixStream::pair().expect("pair");
+            let watch = table.watch(ours.as_raw_fd());
+            watch.idle(idle, TICK);
+            sweeps(&table, 3);
+            assert_eq!(ours.read(&mut [0; 1]).expect("ended"), 0);
+        }
+    }
+
     #[test]
     fn a_drain_ends_idle_connections_and_no_others() {
         let (mut idle, _a) = UnixStream::pair().expect("pair");
@@ -586,7 +628,7 @@ mod tests {
         busy.set_nonblocking(true).expect("set");
         let table = Deadlines::new();
         let (idle_watch, busy_watch) = (table.watch(idle.as_raw_fd()), table.watch(busy.as_raw_fd()));
-        idle_watch.idle(Duration::from_secs(600));
+        idle_watch.idle(Idle::InSocket, Duration::from_secs(600));
         busy_watch.busy();
         table.sweep_at_once(true);
         assert_eq!(idle.read(&mut [0; 1]).expect("ended"), 0);
@@ -772,7 +814,7 @@ mod tests {
         drop(first);
         let third = table.watch(one.as_raw_fd());
         assert_eq!(third.index(), place);
-        second.idle(TICK * 100);
+        second.idle(Idle::InSocket, TICK * 100);
         table.end_all();
         for mut open in [&one, &other] {
             open.set_nonblocking(true).expect("set");

@@ -30,17 +30,18 @@ use crate::ticker::Ticker;
 use crate::turns::{self, Turns};
 use crate::warm::{WARM_MAX, Warm};
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Connections accepted in one go before others have their turn.
 const ACCEPT_BATCH: u32 = 64;
-/// How long a handshake that has begun may take until the first byte of the request is here.
-const HANDSHAKE: Duration = Duration::from_millis(200);
 /// Changes remembered per shard; verdicts from before the oldest are asked for anew.
 const CHANGES_MAX: usize = 16 * 1024;
 /// Ticks between two looks at the idle runner connections.
@@ -71,6 +72,8 @@ pub struct Shard {
     pub request_ids: RequestIds,
     pub log: Log,
     pub draining: Cell<bool>,
+    /// Who waits for new connections, and ends that when the shard drains.
+    accepter: RefCell<Option<Waker>>,
     /// New connections may come, or be waiting.
     listening: Cell<bool>,
     /// Why one of the tasks it cannot be without has ended; for whoever reads the mail.
@@ -124,6 +127,7 @@ impl Shard {
             request_ids: RequestIds::new(),
             log: Log::new(config.access_log, config.slow, log, counters.clone()),
             draining: Cell::new(false),
+            accepter: RefCell::default(),
             listening: Cell::new(true),
             broken: Cell::new(None),
             links_changed: Cell::new(0),
@@ -214,21 +218,20 @@ pub fn run(start: Start) -> io::Result<()> {
 async fn main(start: Start) -> io::Result<()> {
     let Start { index, config, admission, driver, core: _, listener, down, up, log } = start;
     let shard = Rc::new(Shard::new(index, config, admission, driver, up, log));
-    let listener = Rc::new(RefCell::new(Some(Socket::new(listener)?)));
-    monoio::spawn(accept(shard.clone(), listener.clone(), down.clone()));
+    monoio::spawn(accept(shard.clone(), Socket::new(listener)?, down.clone()));
     let _set = readiness::open()?;
     let counting = shard.clone();
     monoio::spawn(async move { counting.turns.count().await });
     let ending = shard.clone();
     monoio::spawn(async move { ending.deadlines.end_revoked().await });
     monoio::spawn(keep_time(shard.clone(), Ticker::new(TICK)?, down.clone()));
-    let ended = mail(&shard, &down, &listener).await;
+    let ended = mail(&shard, &down).await;
     shard.deadlines.abort_answers();
     ended
 }
 
 /// Reads the control plane's messages until `Stop`.
-async fn mail(shard: &Rc<Shard>, down: &Down, listener: &Rc<RefCell<Option<Socket>>>) -> io::Result<()> {
+async fn mail(shard: &Rc<Shard>, down: &Down) -> io::Result<()> {
     let bell = Socket::new(down.bell().try_clone_to_owned()?)?;
     loop {
         // Emptied before the queue is, so that no ring is missed.
@@ -259,7 +262,9 @@ async fn mail(shard: &Rc<Shard>, down: &Down, listener: &Rc<RefCell<Option<Socke
                 ToShard::Drain => {
                     shard.draining.set(true);
                     shard.pool.clear(&shard.counters);
-                    monoio::spawn(stop_listening(shard.clone(), listener.clone()));
+                    if let Some(accepter) = shard.accepter.take() {
+                        accepter.wake();
+                    }
                 }
                 ToShard::LastWords => {
                     let told = shard.deadlines.revoke_who_tell_why(Revoked::Draining);
@@ -289,65 +294,94 @@ fn gauges(shard: &Shard) {
 }
 
 /// A shard that accepts no more though nobody told it so would be missed by those alone who are given to it: it ends.
-async fn accept(shard: Rc<Shard>, listener: Rc<RefCell<Option<Socket>>>, down: Arc<Down>) {
+async fn accept(shard: Rc<Shard>, listener: Socket, down: Arc<Down>) {
     if let Err(error) = accept_all(&shard, &listener).await
         && !shard.draining.get()
     {
         ends(&shard, &down, error);
     }
+    // Dropped alone it would be closed some turns later.
+    listener.shutdown(rustix::net::Shutdown::Both);
+    shard.listening.set(false);
 }
 
-/// Until the shard drains. An error: listening ended by itself, or what is to end it could not be had.
-async fn accept_all(shard: &Rc<Shard>, listener: &RefCell<Option<Socket>>) -> io::Result<()> {
-    let Some(socket) = listener.borrow_mut().take() else { return Ok(()) };
-    // `mail` ends the listening through a handle of its own.
-    *listener.borrow_mut() = Some(Socket::new(socket.fd().try_clone_to_owned()?)?);
+/// Until the shard drains and the queue is empty: closing a listener resets whoever waits in it, with a request sent
+/// already. An error: listening ended by itself.
+async fn accept_all(shard: &Rc<Shard>, listener: &Socket) -> io::Result<()> {
     // Held back so that at the limit of descriptors a connection can still be taken and turned away.
     let mut reserve = std::fs::File::open("/dev/null").ok();
     loop {
-        turns::in_turn(socket.readable()).await?;
-        if !shard.listening.get() {
-            return Ok(());
+        if shard.draining.get() {
+            turns::pass().await;
+        } else {
+            turns::in_turn(connections_or_drain(shard, listener)).await?;
         }
-        if accept_some(shard, &socket).is_err() {
-            drop(reserve.take());
-            if let Ok(Some((fd, _))) = socket::try_accept(socket.fd()) {
-                shed(shard, &fd);
+        let draining = shard.draining.get();
+        match accept_some(shard, listener) {
+            Ok(Queue::Empty) if draining => return Ok(()),
+            Ok(_) => {}
+            Err(_) => {
+                drop(reserve.take());
+                let told = turn_some_away(shard, listener, if draining { ACCEPT_BATCH } else { 1 });
+                reserve = std::fs::File::open("/dev/null").ok();
+                if !draining {
+                    monoio::time::sleep(TICK).await;
+                } else if told != Some(Queue::More) {
+                    // What is left cannot even be told.
+                    return Ok(());
+                }
             }
-            reserve = std::fs::File::open("/dev/null").ok();
-            monoio::time::sleep(TICK).await;
         }
     }
 }
 
-/// As many as one turn bears; how many. An error: there may be more, but nothing to take them with.
-fn accept_some(shard: &Rc<Shard>, listener: &Socket) -> io::Result<u32> {
-    for taken in 0..ACCEPT_BATCH {
+/// A connection may be waiting, or the shard drains.
+async fn connections_or_drain(shard: &Shard, listener: &Socket) -> io::Result<()> {
+    let mut readable = pin!(listener.readable());
+    poll_fn(|cx| {
+        if shard.draining.get() {
+            return Poll::Ready(Ok(()));
+        }
+        *shard.accepter.borrow_mut() = Some(cx.waker().clone());
+        readable.as_mut().poll(cx)
+    })
+    .await
+}
+
+/// What is left to accept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Queue {
+    Empty,
+    /// Perhaps.
+    More,
+}
+
+/// As many as one turn bears. An error: there may be more, but nothing to take them with.
+fn accept_some(shard: &Rc<Shard>, listener: &Socket) -> io::Result<Queue> {
+    for _ in 0..ACCEPT_BATCH {
         match socket::try_accept(listener.fd()) {
             Ok(Some((fd, peer))) => accepted(shard, fd, peer.ip()),
-            Ok(None) => return Ok(taken),
+            Ok(None) => return Ok(Queue::Empty),
             Err(error) => {
                 add(&shard.counters.accept_failures, 1);
                 return Err(error);
             }
         }
     }
-    Ok(ACCEPT_BATCH)
+    Ok(Queue::More)
 }
 
-/// Closing a listener resets whoever waits in it, with a request sent already. So nobody new is let into it, those whose
-/// handshake is under way get their round trip, and what waits then is served before it is closed.
-async fn stop_listening(shard: Rc<Shard>, listener: Rc<RefCell<Option<Socket>>>) {
-    let Some(listener) = listener.borrow_mut().take() else { return };
-    // Without it some may still come between the last look and the end.
-    let _ = socket::refuse_handshakes(listener.fd());
-    monoio::time::sleep(HANDSHAKE).await;
-    // Whoever stays behind for want of a descriptor could not be served.
-    while accept_some(&shard, &listener).is_ok_and(|taken| taken == ACCEPT_BATCH) {
-        turns::pass().await;
+/// Takes no more than one descriptor at a time. `None`: there is not even one.
+fn turn_some_away(shard: &Shard, listener: &Socket, most: u32) -> Option<Queue> {
+    for _ in 0..most {
+        let (fd, _) = match socket::try_accept(listener.fd()) {
+            Ok(Some(accepted)) => accepted,
+            Ok(None) => return Some(Queue::Empty),
+            Err(_) => return None,
+        };
+        shed(shard, &fd);
     }
-    shard.listening.set(false);
-    listener.shutdown(rustix::net::Shutdown::Both);
+    Some(Queue::More)
 }
 
 pub(crate) fn accepted(shard: &Rc<Shard>, fd: OwnedFd, peer: std::net::IpAddr) {

@@ -230,30 +230,6 @@ pub fn listen(addr: SocketAddr, backlog: i32, defer: bool) -> io::Result<OwnedFd
     Ok(OwnedFd::from(socket))
 }
 
-/// From now on the listener answers no first packet of a handshake, as if it had been lost: who sends one tries again in a
-/// second. Handshakes that have begun go on. The connections accepted from it keep the filter, to which nothing of theirs
-/// matters.
-pub fn refuse_handshakes(listener: BorrowedFd<'_>) -> io::Result<()> {
-    use socket2::SockFilter;
-    /// linux/bpf_common.h: load an absolute byte, mask it, compare it, return.
-    const LOAD: u16 = 0x30;
-    const AND: u16 = 0x54;
-    const EQUAL: u16 = 0x15;
-    const RETURN: u16 = 0x06;
-    /// RFC 9293 3.1: where the flags stand in the header of TCP, at which what a socket's filter sees begins.
-    const FLAGS: u32 = 13;
-    const SYN: u32 = 0x02;
-    const ACK: u32 = 0x10;
-    let filter = [
-        SockFilter::new(LOAD, 0, 0, FLAGS),
-        SockFilter::new(AND, 0, 0, SYN | ACK),
-        SockFilter::new(EQUAL, 0, 1, SYN),
-        SockFilter::new(RETURN, 0, 0, 0),
-        SockFilter::new(RETURN, 0, 0, u32::MAX),
-    ];
-    socket2::SockRef::from(&listener).attach_filter(&filter)
-}
-
 /// Takes the address without listening; SO_REUSEPORT lets every shard have its own socket on it.
 pub fn bind(addr: SocketAddr) -> io::Result<socket2::Socket> {
     use socket2::{Domain, Protocol, Type};
@@ -270,16 +246,19 @@ pub fn bind(addr: SocketAddr) -> io::Result<socket2::Socket> {
     Ok(socket)
 }
 
-/// Accepts one waiting connection, non-blocking and close-on-exec. `Ok(None)`: none waits, or it went away again.
+/// Accepts one waiting connection, non-blocking and close-on-exec; passes those that went away again. `Ok(None)`: none waits.
 pub fn try_accept(listener: BorrowedFd<'_>) -> io::Result<Option<(OwnedFd, SocketAddr)>> {
     use rustix::net::SocketFlags;
-    match rustix::net::acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-        Ok((fd, addr)) => {
-            let Some(addr) = addr.and_then(|a| SocketAddr::try_from(a).ok()) else { return Ok(None) };
-            Ok(Some((fd, SocketAddr::new(addr.ip().to_canonical(), addr.port()))))
+    loop {
+        match rustix::net::acceptfrom_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok((fd, addr)) => {
+                let Some(addr) = addr.and_then(|a| SocketAddr::try_from(a).ok()) else { continue };
+                return Ok(Some((fd, SocketAddr::new(addr.ip().to_canonical(), addr.port()))));
+            }
+            Err(Errno::AGAIN) => return Ok(None),
+            Err(Errno::INTR | Errno::CONNABORTED | Errno::PROTO) => {}
+            Err(error) => return Err(error.into()),
         }
-        Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED | Errno::PROTO) => Ok(None),
-        Err(error) => Err(error.into()),
     }
 }
 
@@ -322,21 +301,6 @@ mod tests {
         let (_silent, (accepted, peer)) = (silent, accepted(&listener));
         assert_eq!(peer, client.local_addr().expect("connected"));
         assert_eq!(rustix::net::recv(&accepted, &mut [0; 2][..], RecvFlags::DONTWAIT).expect("here").1, 1);
-    }
-
-    #[test]
-    fn who_is_in_the_queue_stays_there_when_handshakes_are_refused() {
-        let (listener, addr) = listening(false);
-        let mut client = std::net::TcpStream::connect(addr).expect("connected");
-        refuse_handshakes(listener.as_fd()).expect("filtered");
-        let within = std::time::Duration::from_millis(200);
-        let late = std::net::TcpStream::connect_timeout(&addr, within).map_err(|error| error.kind());
-        assert_eq!(late.map(drop), Err(io::ErrorKind::TimedOut));
-        let (accepted, _) = accepted(&listener);
-        std::io::Write::write_all(&mut client, b"x").expect("sent");
-        let mut ours = std::net::TcpStream::from(accepted);
-        ours.set_nonblocking(false).expect("set");
-        std::io::Read::read_exact(&mut ours, &mut [0]).expect("received");
     }
 
     /// A connected pair: ours on the shard's ring, theirs plain.

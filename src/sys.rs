@@ -146,16 +146,24 @@ pub fn abort_raw(fd: RawFd) {
 
 /// Which of these sockets (with the caller's label) were closed or half-closed by their peer. Never waits.
 pub fn hung_up<L: Copy>(sockets: &[(L, RawFd)]) -> Vec<(L, bool)> {
+    polled(sockets, libc::POLLRDHUP, libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR)
+}
+
+/// Which of these have bytes, an end or an error for who reads. Never waits.
+pub fn readable<L: Copy>(sockets: &[(L, RawFd)]) -> Vec<(L, bool)> {
+    polled(sockets, libc::POLLIN, libc::POLLIN | libc::POLLHUP | libc::POLLERR)
+}
+
+fn polled<L: Copy>(sockets: &[(L, RawFd)], asked: libc::c_short, watched: libc::c_short) -> Vec<(L, bool)> {
     if sockets.is_empty() {
         return Vec::new();
     }
-    let watched = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR;
     let mut polled: Vec<_> =
-        sockets.iter().map(|(_, fd)| libc::pollfd { fd: *fd, events: libc::POLLRDHUP, revents: 0 }).collect();
+        sockets.iter().map(|(_, fd)| libc::pollfd { fd: *fd, events: asked, revents: 0 }).collect();
     // SAFETY: pointer and length belong to `polled`, which lives across the call; a timeout of zero never blocks.
     let found = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, 0) };
-    let gone = |p: &libc::pollfd| found > 0 && p.revents & watched != 0;
-    sockets.iter().zip(&polled).map(|((label, _), p)| (*label, gone(p))).collect()
+    let is = |p: &libc::pollfd| found > 0 && p.revents & watched != 0;
+    sockets.iter().zip(&polled).map(|((label, _), p)| (*label, is(p))).collect()
 }
 
 /// A stream that may be read and written at the same time by whoever can name it.

@@ -3,6 +3,7 @@
 use crate::free_port::free_port;
 use crate::harness::{Api, DEADLINE, Gate, HOST, Runner, ok};
 use rustix::process::Signal;
+use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Mutex, mpsc};
@@ -163,16 +164,25 @@ fn a_drain_finishes_what_runs_and_takes_nothing_new() {
     has_read.recv_timeout(DEADLINE).expect("the runner reads it");
     gate.signal(Signal::TERM);
     assert!(idle.is_over(), "an idle connection is closed");
-    let begun = Instant::now();
-    while TcpStream::connect(gate.addr).is_ok() {
-        assert!(begun.elapsed() < DEADLINE, "new connections are taken");
-        std::thread::yield_now();
-    }
+    await_refusal(gate.addr);
     go.send(()).expect("the runner waits");
     let answer = slow.expect_message().expect("what runs is finished");
     assert!(answer.text().ends_with("/slow"), "{answer:?}");
     assert!(slow.is_over());
     assert_eq!(gate.exit_code(), Some(0));
+}
+
+/// Connects until that is refused, which must be at once: who balances load fails over then, and waits for nothing.
+fn await_refusal(addr: SocketAddr) {
+    let begun = Instant::now();
+    let error = loop {
+        assert!(begun.elapsed() < DEADLINE, "new connections are taken");
+        if let Err(error) = TcpStream::connect_timeout(&addr, Duration::from_millis(700)) {
+            break error;
+        }
+    };
+    let ends = [ErrorKind::ConnectionRefused, ErrorKind::ConnectionReset];
+    assert!(ends.contains(&error.kind()), "{error}");
 }
 
 #[test]
@@ -194,30 +204,68 @@ fn a_second_signal_ends_at_once() {
     assert!(slow.message().is_err() || slow.is_over());
 }
 
-/// To them they are connected, and their requests are sent.
-#[test]
-fn a_drain_serves_whom_the_kernel_has_let_in_already() {
-    let runner = Runner::echo();
-    let mut gate = Gate::start(&Api::start(runner.addr), &[]);
-    assert_eq!(gate.get("/known").expect("an answer").status(), 200);
+/// It is stopped, then told to drain and let go.
+fn drain_with_a_full_queue(gate: &Gate, fill: impl FnOnce()) {
     gate.signal(Signal::STOP);
     let state = || std::fs::read_to_string(format!("/proc/{}/stat", gate.child.id())).expect("it is there");
     while !state().contains(") T ") {
         std::thread::yield_now();
     }
-    // More than are accepted in a turn.
-    let mut wires: Vec<_> = (0..500).map(|_| gate.connect()).collect();
-    for wire in &mut wires {
-        wire.send(format!("GET /queued HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).expect("the kernel takes it");
-    }
+    fill();
     gate.signal(Signal::TERM);
     gate.signal(Signal::CONT);
+}
+
+/// To them they are connected, and their requests are sent or under way.
+#[test]
+fn a_drain_serves_whom_the_kernel_has_let_in_already() {
+    let runner = Runner::echo();
+    let mut gate = Gate::start(&Api::start(runner.addr), &[]);
+    assert_eq!(gate.get("/known").expect("an answer").status(), 200);
+    let mut wires = Vec::new();
+    drain_with_a_full_queue(&gate, || {
+        // More than are accepted in a turn.
+        wires.extend((0..500).map(|_| gate.connect()));
+        for wire in &mut wires {
+            wire.send(format!("POST /queued HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 4\r\n\r\nha"))
+                .expect("the kernel takes it");
+        }
+    });
+    await_refusal(gate.addr);
     for (at, wire) in wires.iter_mut().enumerate() {
+        wire.send("lf").unwrap_or_else(|error| panic!("the {at}th of them: {error}"));
         let answer = wire.expect_message().unwrap_or_else(|error| panic!("the {at}th of them: {error}"));
         assert_eq!(answer.status(), 200, "the {at}th of them: {answer:?}");
         assert_eq!(wire.rest().expect("an end without a reset"), b"");
         wire.end_writing();
     }
+    assert_eq!(gate.exit_code(), Some(0));
+}
+
+#[test]
+fn a_drain_short_of_descriptors_tells_whom_it_cannot_serve() {
+    let runner = Runner::echo();
+    let api = Api::start(runner.addr);
+    let mut gate = Gate::start_under(&["prlimit", "--nofile=96:96"], &api, &[]);
+    assert_eq!(gate.get("/known").expect("an answer").status(), 200);
+    let mut wires = Vec::new();
+    drain_with_a_full_queue(&gate, || {
+        wires.extend((0..300).map(|_| gate.connect()));
+        for wire in &mut wires {
+            wire.send(format!("GET /queued HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).expect("the kernel takes it");
+        }
+    });
+    let mut told = [0; 2];
+    for (at, wire) in wires.iter_mut().enumerate() {
+        let answer = wire.expect_message().unwrap_or_else(|error| panic!("the {at}th of them: {error}"));
+        match answer.status() {
+            200 => told[0] += 1,
+            503 => told[1] += 1,
+            _ => panic!("the {at}th of them: {answer:?}"),
+        }
+    }
+    assert!(told[0] > 0 && told[1] > 0, "{told:?}");
+    drop(wires);
     assert_eq!(gate.exit_code(), Some(0));
 }
 
