@@ -30,7 +30,7 @@ pub struct Limits {
     pub runner_idle: Duration,
     /// Idle runner connections kept per shard. Costs a socket and about 300 bytes each.
     pub runner_idle_max: usize,
-    /// Open client connections per shard; beyond it, and where only [`descriptors_kept`] are left, new ones are answered 503
+    /// Open client connections per shard; beyond it, and where only [`Descriptors::kept`] are left, new ones are answered 503
     /// and closed.
     pub connections_max: usize,
     /// How long and how much of an unread request body is drained so that an early answer is not lost in a reset. Costs
@@ -79,14 +79,42 @@ fn nonzero(number: u32) -> NonZeroU32 {
     NonZeroU32::new(number).expect("a literal that is not zero")
 }
 
-/// Of a process's limit of descriptors, the last ones that clients' connections leave alone: they are for connections to
-/// runners, without which who was let in could not be served, and for pipes and the API.
-pub fn descriptors_kept(limit: u64) -> u64 {
-    (limit / 4).min(DESCRIPTORS_KEPT_MAX)
+/// Descriptors of a process and what they are for. Those that are the gate's own count against no other part.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Descriptors {
+    /// For clients' connections and the runner connections that were there first. The kernel gives out the lowest number
+    /// that is free: those below `own + clients`.
+    pub clients: u64,
+    /// The last ones, left alone by clients' connections: for connections to runners, without which who was let in could not
+    /// be served, and for pipes and the API.
+    pub kept: u64,
+}
+
+impl Descriptors {
+    /// `own`: taken already by what the gate needs itself.
+    pub fn of(limit: u64, own: u64) -> Self {
+        let rest = limit.saturating_sub(own);
+        let kept = (rest / 4).min(DESCRIPTORS_KEPT_MAX);
+        Self { clients: rest - kept, kept }
+    }
+
+    /// Is it worth while to start?
+    pub fn carry(self, shards: usize) -> bool {
+        self.clients >= CLIENT_DESCRIPTORS_MIN * shards as u64
+    }
 }
 
 /// As many new runner connections at a time are a storm already.
 pub const DESCRIPTORS_KEPT_MAX: u64 = 1024;
+
+/// With fewer for each shard a gate turns everybody away as soon as somebody has come.
+pub const CLIENT_DESCRIPTORS_MIN: u64 = 16;
+
+/// A shard's own: ring, bells, listener, clock, epoll set, reserve. At most, for either driver.
+pub const SHARD_DESCRIPTORS: u64 = 10;
+
+/// The process's own beside its shards: standard streams, signals, the control plane's epoll set and metrics page.
+pub const PROCESS_DESCRIPTORS: u64 = 16;
 
 impl Limits {
     /// Relations that must hold between the bounds; each broken one as a sentence for the operator.
@@ -102,5 +130,19 @@ impl Limits {
             broken.push("runners close idle connections after 70 s: the pool must let go earlier");
         }
         broken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_gate_has_itself_is_taken_from_no_client() {
+        let part = |limit, own| Descriptors::of(limit, own).clients;
+        assert_eq!([part(1024, 24), part(1024, 875), part(1 << 20, 100)], [750, 112, (1 << 20) - 100 - 1024]);
+        assert_eq!(part(96, 100), 0);
+        // 16 for each of 7, not of 8.
+        assert!(Descriptors::of(1024, 875).carry(7) && !Descriptors::of(1024, 875).carry(8));
     }
 }

@@ -66,9 +66,23 @@ pub struct Log {
     turns: Arc<Mutex<HashMap<&'static str, Turn>>>,
 }
 
-struct Turn {
-    at: Instant,
+/// When a kind of event may be told again. By itself for events on the way of a request: held back there, they cost nothing.
+#[derive(Default)]
+pub struct Turn {
+    at: Option<Instant>,
     suppressed: u64,
+}
+
+impl Turn {
+    /// How many events were held back since the last one that was not; `None` when this one is, too.
+    pub fn pass(&mut self, now: Instant) -> Option<u64> {
+        if self.at.is_some_and(|at| now.saturating_duration_since(at) < QUIET) {
+            self.suppressed += 1;
+            return None;
+        }
+        self.at = Some(now);
+        Some(std::mem::take(&mut self.suppressed))
+    }
 }
 
 impl Log {
@@ -102,24 +116,11 @@ impl Log {
         }
     }
 
-    /// How many events of this kind were held back since the last line; `None` when this one is, too.
+    /// As [`Turn::pass`], for this kind.
     fn turn(&self, now: Instant, what: &'static str) -> Option<u64> {
         // A panic elsewhere leaves the counts usable.
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        match turns.get_mut(what) {
-            Some(turn) if now.saturating_duration_since(turn.at) < QUIET => {
-                turn.suppressed += 1;
-                None
-            }
-            Some(turn) => {
-                turn.at = now;
-                Some(std::mem::take(&mut turn.suppressed))
-            }
-            None => {
-                turns.insert(what, Turn { at: now, suppressed: 0 });
-                Some(0)
-            }
-        }
+        turns.entry(what).or_default().pass(now)
     }
 }
 

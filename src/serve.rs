@@ -1,18 +1,21 @@
 //! From a checked configuration to running shards, and back: start and drain in order.
 
 use crate::admission::Admission;
-use crate::config::{Config, DriverChoice};
+use crate::config::{Config, DriverChoice, Mistake, MistakeKind};
 use crate::contained;
 use crate::control::{Control, Lifetimes, LoginSettings, Settings};
 use crate::deadlines;
+use crate::limits::{self, Descriptors};
 use crate::log;
 use crate::log_writer::LogWriter;
 use crate::mailbox::{Down, ToControl, ToShard};
 use crate::ring::{self, Wish};
 use crate::shard::{self, Start};
 use crate::socket;
+use crate::sys;
 use crate::tunnel::last_words;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -83,6 +86,7 @@ fn serve(config: Config) -> io::Result<ExitCode> {
         .collect::<io::Result<_>>()?;
     let admission = Arc::new(Admission::new(&config.admission));
     let (mut threads, (ended, shard_ended)) = (Vec::new(), mpsc::channel(shard_count));
+    let (ready, all_ready) = std::sync::mpsc::channel();
     for (index, (listener, down)) in listeners.into_iter().zip(&downs).enumerate() {
         let start = Start {
             index,
@@ -91,6 +95,7 @@ fn serve(config: Config) -> io::Result<ExitCode> {
             driver: choice.driver,
             core: if config.pin { cores.get(index % cores.len().max(1)).copied() } else { None },
             listener,
+            ready: ready.clone(),
             down: down.clone(),
             up: up.clone(),
             log: log.sender(),
@@ -103,20 +108,30 @@ fn serve(config: Config) -> io::Result<ExitCode> {
             shard::run(start)
         })?);
     }
-    drop((up, ended));
-    let address = config.listen.to_string();
-    let shards = shard_count.to_string();
-    log::milestone(
-        "info",
-        "sandgate is listening",
-        &[
-            ("version", env!("CARGO_PKG_VERSION")),
-            ("address", &address),
-            ("shards", &shards),
-            ("driver", choice.driver.as_str()),
-            ("driver_reason", &choice.reason),
-        ],
-    );
+    drop((up, ended, ready));
+    // Each says so or ends.
+    if all_ready.iter().count() == shard_count {
+        let client_fd_end = client_fd_end(open_descriptors(), shard_count).inspect_err(|_| {
+            runtime.block_on(tell(&downs, || ToShard::Stop));
+        })?;
+        runtime.block_on(tell(&downs, || ToShard::Accept { client_fd_end }));
+        let address = config.listen.to_string();
+        let shards = shard_count.to_string();
+        log::milestone(
+            "info",
+            "sandgate is listening",
+            &[
+                ("version", env!("CARGO_PKG_VERSION")),
+                ("address", &address),
+                ("shards", &shards),
+                ("driver", choice.driver.as_str()),
+                ("driver_reason", &choice.reason),
+            ],
+        );
+    } else if let Err(likely) = client_fd_end(own_descriptors(shard_count), shard_count) {
+        // Which shard has ended, and of what, is told below.
+        log::milestone("error", &likely.to_string(), &[]);
+    }
 
     let mut failed = !runtime.block_on(live(config.shutdown, control, signals, downs, shard_ended));
     for (index, why) in join(threads, SHARD_PATIENCE) {
@@ -284,6 +299,45 @@ fn raise_descriptor_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     let _ = setrlimit(Resource::Nofile, limit);
+}
+
+/// How many a gate of so many shards has once they run.
+fn own_descriptors(shards: usize) -> u64 {
+    limits::PROCESS_DESCRIPTORS + shards as u64 * limits::SHARD_DESCRIPTORS
+}
+
+/// How many this process has.
+fn open_descriptors() -> u64 {
+    // Without /proc: the kernel gives out the lowest number that is free.
+    let lowest = || sys::eventfd().map_or(0, |fd| fd.as_raw_fd() as u64);
+    std::fs::read_dir("/proc/self/fd").map_or_else(|_| lowest(), |open| open.count() as u64)
+}
+
+/// From where on descriptors are not for clients' connections. `own`: how many the gate needs itself. An error: almost all.
+fn client_fd_end(own: u64, shards: usize) -> io::Result<RawFd> {
+    use rustix::process::{Resource, getrlimit};
+    let Some(limit) = getrlimit(Resource::Nofile).current else { return Ok(RawFd::MAX) };
+    let descriptors = Descriptors::of(limit, own);
+    if descriptors.carry(shards) {
+        return Ok(RawFd::try_from(own + descriptors.clients).unwrap_or(RawFd::MAX));
+    }
+    let for_clients = shards as u64 * (limits::CLIENT_DESCRIPTORS_MIN * 4 / 3 + 1);
+    let wanted = own.max(own_descriptors(shards)) + for_clients;
+    let mistake = Mistake {
+        kind: MistakeKind::Relation,
+        variable: "SANDGATE_SHARDS".to_owned(),
+        value: Some(shards.to_string()),
+        problem: format!(
+            "the limit of {limit} descriptors leaves {} for clients, fewer than {} for each shard",
+            descriptors.clients,
+            limits::CLIENT_DESCRIPTORS_MIN
+        ),
+        remedy: format!(
+            "raise it (LimitNOFILE= of systemd, --ulimit nofile= of docker) to {wanted} at the very least, or run \
+             fewer shards; `sandgate doctor` says what all connections want"
+        ),
+    };
+    Err(io::Error::other(mistake.to_string()))
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ use crate::counters::{CacheKind, Counters, Revoked, add};
 use crate::deadlines::{Deadlines, TICK};
 use crate::grant::Verdicts;
 use crate::ids::SandboxId;
-use crate::limits;
 use crate::live::Live;
+use crate::log::Turn;
 use crate::log_writer::LogSender;
 use crate::mailbox::{Change, Down, ToControl, ToShard};
 use crate::pool::Pool;
@@ -63,8 +63,10 @@ pub struct Shard {
     pub activity: Rc<Activity>,
     /// All shards'.
     pub admission: Arc<Admission>,
-    /// Descriptors from here on are not for clients' connections.
-    client_fd_end: RawFd,
+    /// Descriptors from here on are not for clients' connections; set once all shards have got theirs.
+    client_fd_end: Cell<RawFd>,
+    /// That something of ours was missing for a connection to a runner.
+    pub want_told: RefCell<Turn>,
     pub live: Rc<Live>,
     /// What was learnt before these is old.
     pub changes: Record,
@@ -121,7 +123,8 @@ impl Shard {
             places: RefCell::new(Places::new(limits.sandbox_cache_max)),
             activity: Activity::new(config.activity_interval, config.tunnel_activity_bytes),
             admission,
-            client_fd_end: client_fd_end(),
+            client_fd_end: Cell::new(RawFd::MAX),
+            want_told: RefCell::default(),
             changes: Record::new(CHANGES_MAX),
             questions: Questions::new(up, limits.questions_max),
             request_ids: RequestIds::new(),
@@ -137,12 +140,6 @@ impl Shard {
             config,
         }
     }
-}
-
-fn client_fd_end() -> RawFd {
-    use rustix::process::{Resource, getrlimit};
-    let end = getrlimit(Resource::Nofile).current.map(|limit| limit - limits::descriptors_kept(limit));
-    end.and_then(|end| RawFd::try_from(end).ok()).unwrap_or(RawFd::MAX)
 }
 
 #[cfg(test)]
@@ -200,6 +197,8 @@ pub struct Start {
     /// The CPU to stay on.
     pub core: Option<core_affinity::CoreId>,
     pub listener: OwnedFd,
+    /// Told once the shard has all descriptors that are its own; then it waits for [`ToShard::Accept`].
+    pub ready: std::sync::mpsc::Sender<()>,
     pub down: Arc<Down>,
     pub up: mpsc::Sender<ToControl>,
     pub log: LogSender,
@@ -216,23 +215,28 @@ pub fn run(start: Start) -> io::Result<()> {
 }
 
 async fn main(start: Start) -> io::Result<()> {
-    let Start { index, config, admission, driver, core: _, listener, down, up, log } = start;
+    let Start { index, config, admission, driver, core: _, listener, ready, down, up, log } = start;
     let shard = Rc::new(Shard::new(index, config, admission, driver, up, log));
-    monoio::spawn(accept(shard.clone(), Socket::new(listener)?, down.clone()));
+    // Held back so that at the limit of descriptors a connection can still be taken and turned away.
+    let listener = Listener { socket: Socket::new(listener)?, reserve: reserve() };
     let _set = readiness::open()?;
     let counting = shard.clone();
     monoio::spawn(async move { counting.turns.count().await });
     let ending = shard.clone();
     monoio::spawn(async move { ending.deadlines.end_revoked().await });
     monoio::spawn(keep_time(shard.clone(), Ticker::new(TICK)?, down.clone()));
-    let ended = mail(&shard, &down).await;
+    let bell = Socket::new(down.bell().try_clone_to_owned()?)?;
+    // Who is gone hears of no end either.
+    let _ = ready.send(());
+    drop(ready);
+    let ended = mail(&shard, &down, &bell, listener).await;
     shard.deadlines.abort_answers();
     ended
 }
 
 /// Reads the control plane's messages until `Stop`.
-async fn mail(shard: &Rc<Shard>, down: &Down) -> io::Result<()> {
-    let bell = Socket::new(down.bell().try_clone_to_owned()?)?;
+async fn mail(shard: &Rc<Shard>, down: &Arc<Down>, bell: &Socket, listener: Listener) -> io::Result<()> {
+    let mut listener = Some(listener);
     loop {
         // Emptied before the queue is, so that no ring is missed.
         let _ = rustix::io::read(bell.fd(), &mut [0u8; 8]);
@@ -259,7 +263,16 @@ async fn mail(shard: &Rc<Shard>, down: &Down) -> io::Result<()> {
                     let _ = sender.send(Box::new((*shard.counters).clone()));
                     shard.counters.loop_stall_us.set(0);
                 }
+                ToShard::Accept { client_fd_end } => {
+                    shard.client_fd_end.set(client_fd_end);
+                    if let Some(listener) = listener.take() {
+                        monoio::spawn(accept(shard.clone(), listener, down.clone()));
+                    }
+                }
                 ToShard::Drain => {
+                    if listener.take().is_some() {
+                        shard.listening.set(false);
+                    }
                     shard.draining.set(true);
                     shard.pool.clear(&shard.counters);
                     if let Some(accepter) = shard.accepter.take() {
@@ -293,23 +306,33 @@ fn gauges(shard: &Shard) {
     entries[CacheKind::Runner as usize].set(shard.places.borrow().len() as u64);
 }
 
+struct Listener {
+    socket: Socket,
+    reserve: Option<std::fs::File>,
+}
+
+fn reserve() -> Option<std::fs::File> {
+    std::fs::File::open("/dev/null").ok()
+}
+
 /// A shard that accepts no more though nobody told it so would be missed by those alone who are given to it: it ends.
-async fn accept(shard: Rc<Shard>, listener: Socket, down: Arc<Down>) {
-    if let Err(error) = accept_all(&shard, &listener).await
+async fn accept(shard: Rc<Shard>, mut listener: Listener, down: Arc<Down>) {
+    if let Err(error) = accept_all(&shard, &mut listener).await
         && !shard.draining.get()
     {
         ends(&shard, &down, error);
     }
     // Dropped alone it would be closed some turns later.
-    listener.shutdown(rustix::net::Shutdown::Both);
+    listener.socket.shutdown(rustix::net::Shutdown::Both);
     shard.listening.set(false);
 }
 
 /// Until the shard drains and the queue is empty: closing a listener resets whoever waits in it, with a request sent
 /// already. An error: listening ended by itself.
-async fn accept_all(shard: &Rc<Shard>, listener: &Socket) -> io::Result<()> {
-    // Held back so that at the limit of descriptors a connection can still be taken and turned away.
-    let mut reserve = std::fs::File::open("/dev/null").ok();
+async fn accept_all(
+    shard: &Rc<Shard>,
+    Listener { socket: listener, reserve: kept }: &mut Listener,
+) -> io::Result<()> {
     loop {
         if shard.draining.get() {
             turns::pass().await;
@@ -321,9 +344,9 @@ async fn accept_all(shard: &Rc<Shard>, listener: &Socket) -> io::Result<()> {
             Ok(Queue::Empty) if draining => return Ok(()),
             Ok(_) => {}
             Err(_) => {
-                drop(reserve.take());
+                drop(kept.take());
                 let told = turn_some_away(shard, listener, if draining { ACCEPT_BATCH } else { 1 });
-                reserve = std::fs::File::open("/dev/null").ok();
+                *kept = reserve();
                 if !draining {
                     monoio::time::sleep(TICK).await;
                 } else if told != Some(Queue::More) {
@@ -388,7 +411,7 @@ pub(crate) fn accepted(shard: &Rc<Shard>, fd: OwnedFd, peer: std::net::IpAddr) {
     add(&shard.counters.accepted, 1);
     let full = shard.deadlines.clients() >= shard.config.limits.connections_max;
     // The kernel gives out the lowest number that is free: it says how many are in use.
-    if full || fd.as_raw_fd() >= shard.client_fd_end {
+    if full || fd.as_raw_fd() >= shard.client_fd_end.get() {
         shed(shard, &fd);
         return;
     }

@@ -214,6 +214,9 @@ fn lifetime(driver: Driver, requests: usize) -> u64 {
         socket2::SockRef::from(&listener).local_addr().ok().and_then(|a| a.as_socket()).expect("bound");
     let log = LogWriter::spawn("log", Box::new(io::sink()), 1).expect("a thread");
     let config = inputs::config();
+    // Nobody has to wait for it.
+    let (ready, _) = std::sync::mpsc::channel();
+    down.push(ToShard::Accept { client_fd_end: i32::MAX }).expect("the queue has room");
     let start = Start {
         index: 0,
         admission: inputs::admission(&config),
@@ -221,6 +224,7 @@ fn lifetime(driver: Driver, requests: usize) -> u64 {
         driver,
         core: None,
         listener,
+        ready,
         down: down.clone(),
         up,
         log: log.sender(),

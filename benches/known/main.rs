@@ -108,6 +108,9 @@ impl Bench {
             // Each sandbox used is reported every 45 s, which is work by the sandbox used, not by the sandbox known.
             ("SANDGATE_ANONYMOUS_ACTIVITY", "false"),
         ]);
+        // Nobody has to wait for it.
+        let (ready, _) = channel::channel();
+        down.push(ToShard::Accept { client_fd_end: i32::MAX }).expect("the queue has room");
         let start = Start {
             index: 0,
             admission: inputs::admission(&config),
@@ -115,6 +118,7 @@ impl Bench {
             driver: ring::choose(Wish::Auto).expect("there is epoll at least").driver,
             core: None,
             listener,
+            ready,
             down: down.clone(),
             up,
             log: log.sender(),

@@ -14,7 +14,7 @@ const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_SYS_RESOURCE: u64 = 1 << 24;
 /// What the ports of one address allow by default: 32768 to 60999.
 const PORTS_DEFAULT: u64 = 28_232;
-/// Descriptors beside connections: rings, listeners, bells, logs, the API's connections.
+/// Descriptors beside connections and what each shard has: logs, the API's connections.
 const DESCRIPTORS_BASE: u64 = 256;
 const PAGE: u64 = 4096;
 /// Resident and kernel memory of a tunnel, half of it for each of its sockets (tuning/limits.md).
@@ -168,12 +168,13 @@ impl Machine {
     pub fn descriptors(&self, load: &Load<'_>, hard: Option<u64>) -> Finding {
         let limits = load.limits;
         let per_shard = 2 * limits.connections_max + limits.runner_idle_max + 2 * limits.pipes_max;
-        let wanted = (load.shards * per_shard) as u64 + DESCRIPTORS_BASE + limits::DESCRIPTORS_KEPT_MAX;
+        let own = DESCRIPTORS_BASE + load.shards as u64 * limits::SHARD_DESCRIPTORS;
+        let wanted = (load.shards * per_shard) as u64 + own + limits::DESCRIPTORS_KEPT_MAX;
         let Some(hard) = hard.filter(|hard| *hard < wanted) else {
             let value = hard.map_or_else(|| "unlimited".to_owned(), |hard| hard.to_string());
             return Finding::pass("descriptors", value);
         };
-        let carries = hard.saturating_sub(DESCRIPTORS_BASE + limits::descriptors_kept(hard)) / 2;
+        let carries = limits::Descriptors::of(hard, own).clients / 2;
         let value = format!("{hard}, enough for {carries} connections");
         let above = self.number("proc/sys/fs/nr_open").is_some_and(|most| most < wanted);
         let first = if above { format!("sysctl -w fs.nr_open={wanted}, then ") } else { String::new() };

@@ -126,13 +126,16 @@ fn shards_need_a_cpu_each_within_the_smallest_quota_above_them() {
 fn descriptors_are_two_for_each_connection_that_may_come() {
     let (root, limits) = (Root::new(&[("proc/sys/fs/nr_open", "30000\n")]), limits(10_000, 0));
     let load = Load { shards: 2, cores: 2, limits: &limits };
-    let wanted = 2 * 2 * 10_000 + 256 + 1024;
+    let wanted = 2 * 2 * 10_000 + 256 + 2 * 10 + 1024;
     let told = [None, Some(wanted), Some(wanted - 1), Some(20_000), Some(1024)]
         .map(|hard| root.machine().descriptors(&load, hard));
     use Verdict::{Fail, Pass, Warn};
     assert_eq!(verdicts(&told), [Pass, Pass, Warn, Warn, Fail], "{told:?}");
-    assert!(told[3].value.contains("9360 connections"), "{}", told[3]);
-    assert!(told[3].remedy.starts_with("sysctl -w fs.nr_open=41280"), "{}", told[3]);
+    let many = Load { shards: 96, ..load };
+    let value = root.machine().descriptors(&many, Some(1024)).value;
+    assert!(value.contains("enough for 0 connections"), "{value}");
+    assert!(told[3].value.contains("9350 connections"), "{}", told[3]);
+    assert!(told[3].remedy.starts_with("sysctl -w fs.nr_open=41300"), "{}", told[3]);
 }
 
 #[test]

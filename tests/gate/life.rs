@@ -356,41 +356,72 @@ fn a_standard_error_that_nobody_reads_holds_neither_the_drain_nor_the_end_up() {
     assert_eq!(gate.exit_code(), Some(0));
 }
 
-#[test]
-fn a_metrics_port_that_is_taken_ends_the_start() {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    let port = taken.local_addr().expect("it is bound").port();
-    let output = std::process::Command::new(env!("CARGO_BIN_EXE_sandgate"))
+/// What a gate under such a wrapper says to its end, which is not one of success.
+fn failed_start(wrapper: &[&str], settings: &[(&str, &str)]) -> String {
+    let words: Vec<_> = wrapper.iter().copied().chain([env!("CARGO_BIN_EXE_sandgate")]).collect();
+    let output = std::process::Command::new(words[0])
+        .args(&words[1..])
         .env("DAYTONA_API_URL", "http://127.0.0.1:1/api")
         .env("PROXY_PORT", free_port().to_string())
         .env("PROXY_PROTOCOL", "http")
         .env("PROXY_API_KEY", "a-key-of-this-test-and-of-nothing-else")
         .env("SANDGATE_LISTEN", "127.0.0.1")
-        .env("METRICS_PORT", port.to_string())
+        .envs(settings.iter().copied())
         .output()
         .expect("the binary runs");
-    let events = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success(), "{events}");
-    assert!(events.contains(&port.to_string()), "{events}");
+    let events = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{events}");
     assert!(!events.contains("listening\""), "it said that it listens: {events}");
+    events
+}
+
+#[test]
+fn a_metrics_port_that_is_taken_ends_the_start() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
+    let port = taken.local_addr().expect("it is bound").port().to_string();
+    let events = failed_start(&[], &[("METRICS_PORT", &port)]);
+    assert!(events.contains(&port), "{events}");
 }
 
 /// What is left of it could serve, but nobody would know that it is a part.
 #[test]
 fn a_gate_whose_shard_ends_fails_so_that_it_is_started_anew() {
-    let api = Api::start(Runner::echo().addr);
-    // Enough to listen, too few for eight rings.
-    let mut gate = Gate::start_under(&["prlimit", "--nofile=32:32"], &api, &[("SANDGATE_SHARDS", "8")]);
-    assert_eq!(gate.exit_code(), Some(1));
-    let events = || gate.events.lock().expect("no thread panics with it").clone();
-    let begun = Instant::now();
-    // The last of its words, which may still be on their way.
-    while !events().contains("a shard did not end well") && begun.elapsed() < DEADLINE {
-        std::thread::yield_now();
+    // Too few for eight rings.
+    let events = failed_start(&["prlimit", "--nofile=40:40"], &[("SANDGATE_SHARDS", "8")]);
+    for said in [
+        "a shard has ended",
+        "a shard did not end well",
+        "Too many open files",
+        "CFG_RELATION SANDGATE_SHARDS",
+    ] {
+        assert!(events.contains(said), "{said}: {events}");
     }
-    for said in ["a shard has ended", "a shard did not end well", "Too many open files"] {
-        assert!(events().contains(said), "{said}: {}", events());
+}
+
+/// They would turn everybody away for ever.
+#[test]
+fn shards_that_leave_no_descriptor_for_clients_do_not_start() {
+    let events = failed_start(&["prlimit", "--nofile=128:128"], &[("SANDGATE_SHARDS", "8")]);
+    for said in ["CFG_RELATION SANDGATE_SHARDS", "the limit of 128 descriptors", "LimitNOFILE="] {
+        assert!(events.contains(said), "{said}: {events}");
     }
+}
+
+/// A quarter of the rest, not of all: eight shards have some 80 themselves.
+#[test]
+fn what_the_shards_need_themselves_is_not_taken_from_the_clients() {
+    let runner = Runner::echo();
+    let settings = [("SANDGATE_SHARDS", "8"), ("SANDGATE_PIN", "false")];
+    let gate = Gate::start_under(&["prlimit", "--nofile=320:320"], &Api::start(runner.addr), &settings);
+    let mut wires: Vec<_> = (0..165).map(|_| gate.connect()).collect();
+    for (at, wire) in wires.iter_mut().enumerate() {
+        wire.send("GET /health HTTP/1.1\r\nHost: p.test\r\n\r\n").expect("the gate reads");
+        assert_eq!(wire.expect_message().expect("an answer").status(), 200, "the {at}th of them");
+    }
+    // What a shard is reckoned to have, at most.
+    let open = std::fs::read_dir(format!("/proc/{}/fd", gate.child.id())).expect("it runs").count();
+    let own = open - wires.len();
+    assert!((8 * 7..=16 + 8 * 10).contains(&own), "{own} of its own");
 }
 
 #[test]
