@@ -28,7 +28,6 @@ use crate::socket::{self, Moved, Socket};
 use crate::sys;
 use crate::target::{self, Target};
 use crate::tunnel::Tunnel;
-use crate::turns;
 use answer::{Answered, respond};
 use rustix::net::Shutdown;
 use std::cell::Cell;
@@ -328,11 +327,8 @@ async fn connect(client: &Client, shard: &Shard, target: &Target) -> Result<Sock
                 Some(Cause::RunnerConnectTimeout)
             }
             Some(_) => return Err(Cause::ClientGone),
-            None if socket::is_want(&error) => {
-                let remedy = "`sandgate doctor` names the limits of descriptors, ports and memory";
-                let fields = [("error", error.to_string()), ("remedy", remedy.to_owned())];
-                let fields = fields.each_ref().map(|(name, value)| (*name, value.as_str()));
-                log::event(Level::Error, "no connection to a runner could be made here", &fields);
+            None if socket::is_want(&error, *addr) => {
+                tell_of_want(shard, &error, Instant::now());
                 // Another address is the runner's own word.
                 last.or(Some(Cause::Overloaded))
             }
@@ -342,16 +338,21 @@ async fn connect(client: &Client, shard: &Shard, target: &Target) -> Result<Sock
     Err(last.unwrap_or(Cause::RunnerConnect))
 }
 
+/// Was it? Many requests fail like this at a time: once a second for each shard, and the rest is counted.
+fn tell_of_want(shard: &Shard, error: &io::Error, now: Instant) -> bool {
+    let Some(held_back) = shard.want_told.borrow_mut().pass(now) else { return false };
+    let (error, failures) = (error.to_string(), (held_back + 1).to_string());
+    let fields = [
+        ("error", error.as_str()),
+        ("failures", &failures),
+        ("remedy", "`sandgate doctor` names the limits of descriptors, ports and memory"),
+    ];
+    log::event(Level::Error, "no connection to a runner could be made here", &fields);
+    true
+}
+
 async fn connect_to(client: &Client, shard: &Shard, addr: SocketAddr) -> io::Result<Socket> {
-    let started = match socket::start_connect(addr) {
-        Err(error) if socket::is_want_of_descriptors(&error) && shard.pool.make_room(&shard.counters) > 0 => {
-            // The ring closes at the end of the turn.
-            turns::pass().await;
-            socket::start_connect(addr)
-        }
-        started => started,
-    };
-    let (fd, established) = started?;
+    let (fd, established) = socket::start_connect(addr)?;
     let socket = Socket::new(fd)?;
     if !established {
         client.watch.attach(socket.raw_fd());
@@ -463,6 +464,17 @@ mod tests {
     use crate::ring::{Driver, Wish, choose, on_a_shard};
     use std::io::Read;
     use std::os::unix::net::UnixStream;
+
+    /// A storm of them takes no lock and formats no line.
+    #[test]
+    fn what_was_missing_is_told_once_a_second_and_not_for_each_request() {
+        let shard = Shard::alone(Driver::Epoll, &[]);
+        let error = io::Error::from_raw_os_error(libc::EMFILE);
+        let begun = Instant::now();
+        let told =
+            [0, 1, 999, 1000, 1001].map(|ms| tell_of_want(&shard, &error, begun + Duration::from_millis(ms)));
+        assert_eq!(told, [true, false, false, true, false]);
+    }
 
     /// A connection that holds little, and its other end.
     fn narrow() -> (Socket, UnixStream) {

@@ -18,8 +18,6 @@ use std::time::{Duration, Instant};
 /// For so long what was found silent counts as silent. A request leaves at the end of the loop's turn, so whatever is
 /// found out here is about that old when it does: the moment adds to a gap that cannot be closed, and is as short.
 const SILENCE_HOLDS: Duration = Duration::from_micros(100);
-/// Idle connections closed at a time where there is no descriptor for another one: the next few are wanted soon.
-const ROOM: usize = 8;
 /// Most connections asked at once.
 const LOOK_MAX: usize = 32;
 
@@ -155,26 +153,6 @@ impl Pool {
             (0..closed).for_each(|_| less(&counters.runner_idle));
             !sockets.is_empty() || Rc::strong_count(list) > 1
         });
-    }
-
-    /// Closes a few, for others to be made. How many.
-    pub fn make_room(&self, counters: &Counters) -> usize {
-        let mut left = ROOM;
-        for list in self.lists.borrow().values() {
-            // The oldest first; those found silent are the newest.
-            let mut sockets = list.sockets.borrow_mut();
-            let closed = sockets.len().min(left);
-            sockets.drain(..closed);
-            left -= closed;
-            let silent = &mut list.silent.borrow_mut().sockets;
-            let closed = silent.len().min(left);
-            silent.drain(..closed);
-            left -= closed;
-        }
-        let closed = ROOM - left;
-        self.idle_count.set(self.idle_count.get() - closed);
-        (0..closed).for_each(|_| less(&counters.runner_idle));
-        closed
     }
 
     /// Closes everything (drain).

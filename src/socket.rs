@@ -191,16 +191,24 @@ pub fn start_connect(addr: SocketAddr) -> io::Result<(OwnedFd, bool)> {
     Ok((OwnedFd::from(socket), established))
 }
 
-/// Is it something of ours that was missing for a connection, and not the peer? Descriptors, a local port
-/// (`EADDRNOTAVAIL`), memory, epoll watches (`ENOSPC`).
-pub fn is_want(error: &io::Error) -> bool {
-    let others = [libc::EADDRNOTAVAIL, libc::EAGAIN, libc::ENOBUFS, libc::ENOMEM, libc::ENOSPC];
-    is_want_of_descriptors(error) || error.raw_os_error().is_some_and(|code| others.contains(&code))
+/// Why no connection to this address was made: is it something of ours that was missing, and not the peer? Descriptors, a
+/// local port (`EADDRNOTAVAIL`), memory, epoll watches (`ENOSPC`).
+pub fn is_want(error: &io::Error, addr: SocketAddr) -> bool {
+    match error.raw_os_error() {
+        // Also said of every IPv6 address where the machine has none of its own to connect from.
+        Some(libc::EADDRNOTAVAIL) => addr.is_ipv4() || has_way(addr),
+        Some(libc::EMFILE | libc::ENFILE | libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::ENOSPC) => {
+            true
+        }
+        _ => false,
+    }
 }
 
-/// The process's or the machine's.
-pub fn is_want_of_descriptors(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+/// Is there an address of ours to reach this one from? Sends nothing.
+fn has_way(addr: SocketAddr) -> bool {
+    use socket2::{Domain, Socket, Type};
+    Socket::new(Domain::for_address(addr), Type::DGRAM, None)
+        .is_ok_and(|udp| udp.connect(&addr.into()).is_ok())
 }
 
 /// The network namespace's ports for connecting, as they were at the first connect.
@@ -382,6 +390,16 @@ mod tests {
             closed.readable().await.expect("readable");
             assert_eq!(are_silent([&silent, &speaking, &closed].into_iter())[..], [true, false, false]);
         });
+    }
+
+    /// Without IPv6 every connect to such an address says that none of ours is available.
+    #[test]
+    fn an_address_that_cannot_be_reached_from_here_is_no_want_of_ports() {
+        let no_port = io::Error::from_raw_os_error(libc::EADDRNOTAVAIL);
+        // A link-local address without a link: there is no way to it on any machine.
+        for (addr, want) in [("127.0.0.1:80", true), ("192.0.2.1:80", true), ("[fe80::1]:80", false)] {
+            assert_eq!(is_want(&no_port, addr.parse().expect("an address")), want, "{addr}");
+        }
     }
 
     /// What the kernel does by itself is to keep to even ports until none is left.

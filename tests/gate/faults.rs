@@ -582,45 +582,6 @@ fn a_request_for_which_there_is_no_descriptor_is_told_so_and_its_runner_not_blam
     assert_eq!(holds.expect_message().expect("an answer").status(), 200);
 }
 
-/// Idle connections are kept for speed alone.
-#[test]
-fn an_idle_runner_connection_makes_room_for_one_that_is_wanted() {
-    let (runner, other) = (
-        Runner::echo(),
-        Runner::start(|mut wire, _| {
-            let Ok(Some(_)) = wire.message() else { return };
-            let _ = wire.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-        }),
-    );
-    let api = Api::start(runner.addr);
-    api.script.send_to("sb2", other.addr.port());
-    let gate = Gate::start(&api, &[]);
-    let mut wire = gate.connect();
-    let mut get = |host: &str| {
-        wire.send(format!("GET /x HTTP/1.1\r\nHost: {host}\r\n\r\n")).expect("the gate reads");
-        wire.expect_message().expect("an answer").status()
-    };
-    let other_host = HOST.replace("sb1", "sb2");
-    assert_eq!((get(HOST), get(&other_host)), (200, 200));
-    // One is idle, the other's is closed.
-    assert_eq!(gate.metric("preview_pool_idle{shard=\"0\"}"), 1);
-    let numbers = || -> Vec<u64> {
-        let names = std::fs::read_dir(format!("/proc/{}/fd", gate.child.id())).expect("it runs");
-        names.filter_map(|name| name.ok()?.file_name().to_str()?.parse().ok()).collect()
-    };
-    let begun = Instant::now();
-    loop {
-        let taken = numbers();
-        let free = (0..).find(|number| !taken.contains(number)).expect("some are free");
-        limit_descriptors(&gate, free);
-        if get(&other_host) == 200 {
-            break;
-        }
-        assert!(begun.elapsed() < DEADLINE, "no room is made");
-    }
-    assert_eq!(gate.metric("preview_pool_idle{shard=\"0\"}"), 0);
-}
-
 #[test]
 fn a_drain_with_everything_running_finishes_what_ends_and_cuts_what_does_not() {
     let ledger = Ledger::new();
