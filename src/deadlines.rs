@@ -379,7 +379,8 @@ impl Deadlines {
 
 /// What a turn bears after one so long of the others'.
 fn share(others: Duration) -> usize {
-    let micros = usize::try_from(others.as_micros()).unwrap_or(usize::MAX);
+    // A machine that stood still was not the others'.
+    let micros = others.min(TICK).as_micros() as usize;
     micros.saturating_mul(WEIGHT_PER_MICRO).max(TURN_WEIGHT)
 }
 
@@ -782,7 +783,11 @@ mod tests {
         assert_eq!(left(&table), 2000 - 32);
         assert!(table.end_some(Duration::from_millis(100)));
         assert!((1200..=1400).contains(&left(&table)), "{} left", left(&table));
-        assert!(!table.end_some(Duration::from_secs(1)));
+        // A machine that stood still for an hour was not the others' turn.
+        assert!(table.end_some(Duration::from_secs(3600)));
+        assert!((400..=800).contains(&left(&table)), "{} left", left(&table));
+        table.end_all();
+        assert_eq!(left(&table), 0);
     }
 
     /// Its task was woken by something else and was faster than its turn to end.

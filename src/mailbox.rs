@@ -246,7 +246,8 @@ pub enum ToShard {
     /// Send a copy of the counters back.
     Report(tokio::sync::oneshot::Sender<Box<crate::counters::Counters>>),
     /// Begin to accept connections, those whose descriptors stand below this. The first message.
-    Accept { client_fd_end: std::os::fd::RawFd },
+    /// `idle_fd_end`: from here on no runner's connection is kept idle.
+    Accept { client_fd_end: std::os::fd::RawFd, idle_fd_end: std::os::fd::RawFd },
     /// Accept no more, finish what runs, then say [`ToControl::Drained`].
     Drain,
     /// The time to drain is over: what can tell its client so does.

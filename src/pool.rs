@@ -11,6 +11,7 @@ use crate::socket::{self, Socket};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::os::fd::RawFd;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -62,6 +63,8 @@ pub struct Pool {
     runners: RefCell<HashMap<Arc<RunnerAddress>, Weak<Runner>>>,
     idle_count: Cell<usize>,
     idle_max: usize,
+    /// Of this number and from it on none is kept.
+    fd_end: Cell<RawFd>,
     /// In ticks.
     idle_ticks: u32,
 }
@@ -73,6 +76,7 @@ impl Pool {
             runners: RefCell::default(),
             idle_count: Cell::new(0),
             idle_max,
+            fd_end: Cell::new(RawFd::MAX),
             idle_ticks,
         }
     }
@@ -130,9 +134,15 @@ impl Pool {
         }
     }
 
+    /// The kernel gives out the lowest number that is free: where the descriptors are running out none is to lie idle, for
+    /// other runners want connections, too.
+    pub fn keep_below(&self, fd_end: RawFd) {
+        self.fd_end.set(fd_end);
+    }
+
     /// Takes a connection whose last exchange ended cleanly.
     pub fn give(&self, runner: &Runner, socket: Socket, now: u32, counters: &Counters) {
-        if self.idle_count.get() >= self.idle_max {
+        if self.idle_count.get() >= self.idle_max || socket.raw_fd() >= self.fd_end.get() {
             return;
         }
         runner.idle.sockets.borrow_mut().push((socket, now));
@@ -253,6 +263,21 @@ mod tests {
             assert_eq!(second.raw_fd(), world.fds[0]);
             assert!(world.take(now).is_none());
             assert_eq!(world.counters.runner_stale.get(), 2);
+            assert_eq!((world.pool.idle_count.get(), world.counters.runner_idle.get()), (0, 0));
+        });
+    }
+
+    #[test]
+    fn none_is_kept_whose_descriptor_is_among_the_last() {
+        on_a_shard(|| async {
+            let world = World::of(2).await;
+            let now = Instant::now();
+            let taken = [(); 2].map(|()| world.take(now).expect("silent"));
+            let highest = taken.iter().map(Socket::raw_fd).max().expect("two");
+            world.pool.keep_below(highest);
+            taken.into_iter().for_each(|socket| world.pool.give(&world.runner, socket, 1, &world.counters));
+            assert!(world.take(now).is_some_and(|kept| kept.raw_fd() < highest));
+            assert!(world.take(now).is_none());
             assert_eq!((world.pool.idle_count.get(), world.counters.runner_idle.get()), (0, 0));
         });
     }

@@ -109,12 +109,12 @@ fn serve(config: Config) -> io::Result<ExitCode> {
         })?);
     }
     drop((up, ended, ready));
-    // Each says so or ends.
-    if all_ready.iter().count() == shard_count {
-        let client_fd_end = client_fd_end(open_descriptors(), shard_count).inspect_err(|_| {
+    if are_ready(&all_ready, shard_count) {
+        let ends = descriptor_ends(open_descriptors(), shard_count).inspect_err(|_| {
             runtime.block_on(tell(&downs, || ToShard::Stop));
         })?;
-        runtime.block_on(tell(&downs, || ToShard::Accept { client_fd_end }));
+        let Ends { client_fd_end, idle_fd_end } = ends;
+        runtime.block_on(tell(&downs, || ToShard::Accept { client_fd_end, idle_fd_end }));
         let address = config.listen.to_string();
         let shards = shard_count.to_string();
         log::milestone(
@@ -128,7 +128,7 @@ fn serve(config: Config) -> io::Result<ExitCode> {
                 ("driver_reason", &choice.reason),
             ],
         );
-    } else if let Err(likely) = client_fd_end(own_descriptors(shard_count), shard_count) {
+    } else if let Err(likely) = descriptor_ends(own_descriptors(shard_count), shard_count) {
         // Which shard has ended, and of what, is told below.
         log::milestone("error", &likely.to_string(), &[]);
     }
@@ -308,21 +308,38 @@ fn own_descriptors(shards: usize) -> u64 {
 
 /// How many this process has.
 fn open_descriptors() -> u64 {
-    // Without /proc: the kernel gives out the lowest number that is free.
-    let lowest = || sys::eventfd().map_or(0, |fd| fd.as_raw_fd() as u64);
+    // Without /proc: the kernel gives out the lowest number that is free, or says that none is.
+    let lowest = || sys::eventfd().map_or(u64::MAX, |fd| fd.as_raw_fd() as u64);
     std::fs::read_dir("/proc/self/fd").map_or_else(|_| lowest(), |open| open.count() as u64)
 }
 
-/// From where on descriptors are not for clients' connections. `own`: how many the gate needs itself. An error: almost all.
-fn client_fd_end(own: u64, shards: usize) -> io::Result<RawFd> {
+/// Waits until each shard has said so or has ended. `false`: one has ended, or has done neither for too long.
+fn are_ready(ready: &std::sync::mpsc::Receiver<()>, shards: usize) -> bool {
+    let until = Instant::now() + SHARD_PATIENCE;
+    (0..shards).all(|_| ready.recv_timeout(until.saturating_duration_since(Instant::now())).is_ok())
+}
+
+/// Where the parts of the descriptors end.
+struct Ends {
+    client_fd_end: RawFd,
+    idle_fd_end: RawFd,
+}
+
+/// `own`: how many the gate needs itself. An error: almost all.
+fn descriptor_ends(own: u64, shards: usize) -> io::Result<Ends> {
     use rustix::process::{Resource, getrlimit};
-    let Some(limit) = getrlimit(Resource::Nofile).current else { return Ok(RawFd::MAX) };
+    let Some(limit) = getrlimit(Resource::Nofile).current else {
+        return Ok(Ends { client_fd_end: RawFd::MAX, idle_fd_end: RawFd::MAX });
+    };
     let descriptors = Descriptors::of(limit, own);
     if descriptors.carry(shards) {
-        return Ok(RawFd::try_from(own + descriptors.clients).unwrap_or(RawFd::MAX));
+        let number = |at: u64| RawFd::try_from(at).unwrap_or(RawFd::MAX);
+        let client_fd_end = own + descriptors.clients;
+        let idle_fd_end = number(client_fd_end + descriptors.kept / 2);
+        return Ok(Ends { client_fd_end: number(client_fd_end), idle_fd_end });
     }
     let for_clients = shards as u64 * (limits::CLIENT_DESCRIPTORS_MIN * 4 / 3 + 1);
-    let wanted = own.max(own_descriptors(shards)) + for_clients;
+    let wanted = own.max(own_descriptors(shards)).saturating_add(for_clients);
     let mistake = Mistake {
         kind: MistakeKind::Relation,
         variable: "SANDGATE_SHARDS".to_owned(),

@@ -42,6 +42,8 @@ use tokio::sync::mpsc;
 
 /// Connections accepted in one go before others have their turn.
 const ACCEPT_BATCH: u32 = 64;
+/// Accepted at most once the shard drains: as many as its queue holds.
+const DRAIN_ACCEPTS: u32 = crate::serve::BACKLOG as u32;
 /// Changes remembered per shard; verdicts from before the oldest are asked for anew.
 const CHANGES_MAX: usize = 16 * 1024;
 /// Ticks between two looks at the idle runner connections.
@@ -263,8 +265,9 @@ async fn mail(shard: &Rc<Shard>, down: &Arc<Down>, bell: &Socket, listener: List
                     let _ = sender.send(Box::new((*shard.counters).clone()));
                     shard.counters.loop_stall_us.set(0);
                 }
-                ToShard::Accept { client_fd_end } => {
+                ToShard::Accept { client_fd_end, idle_fd_end } => {
                     shard.client_fd_end.set(client_fd_end);
+                    shard.pool.keep_below(idle_fd_end);
                     if let Some(listener) = listener.take() {
                         monoio::spawn(accept(shard.clone(), listener, down.clone()));
                     }
@@ -328,13 +331,19 @@ async fn accept(shard: Rc<Shard>, mut listener: Listener, down: Arc<Down>) {
 }
 
 /// Until the shard drains and the queue is empty: closing a listener resets whoever waits in it, with a request sent
-/// already. An error: listening ended by itself.
+/// already. Where others come as fast, those who were there when the drain began have been taken by [`DRAIN_ACCEPTS`]. An
+/// error: listening ended by itself.
 async fn accept_all(
     shard: &Rc<Shard>,
     Listener { socket: listener, reserve: kept }: &mut Listener,
 ) -> io::Result<()> {
+    let mut batches_left = DRAIN_ACCEPTS.div_ceil(ACCEPT_BATCH);
     loop {
         if shard.draining.get() {
+            if batches_left == 0 {
+                return Ok(());
+            }
+            batches_left -= 1;
             turns::pass().await;
         } else {
             turns::in_turn(connections_or_drain(shard, listener)).await?;

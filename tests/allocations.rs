@@ -216,7 +216,8 @@ fn lifetime(driver: Driver, requests: usize) -> u64 {
     let config = inputs::config();
     // Nobody has to wait for it.
     let (ready, _) = std::sync::mpsc::channel();
-    down.push(ToShard::Accept { client_fd_end: i32::MAX }).expect("the queue has room");
+    down.push(ToShard::Accept { client_fd_end: i32::MAX, idle_fd_end: i32::MAX })
+        .expect("the queue has room");
     let start = Start {
         index: 0,
         admission: inputs::admission(&config),

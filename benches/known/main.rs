@@ -110,7 +110,8 @@ impl Bench {
         ]);
         // Nobody has to wait for it.
         let (ready, _) = channel::channel();
-        down.push(ToShard::Accept { client_fd_end: i32::MAX }).expect("the queue has room");
+        down.push(ToShard::Accept { client_fd_end: i32::MAX, idle_fd_end: i32::MAX })
+            .expect("the queue has room");
         let start = Start {
             index: 0,
             admission: inputs::admission(&config),

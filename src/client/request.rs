@@ -66,6 +66,10 @@ pub async fn serve(
             let status = if answerable { cause.answer().status } else { 0 };
             let after = if answerable { reply::error(asked, cause, sharing).await } else { After::Close };
             lingers = after == After::Linger;
+            if after == After::Keep {
+                // What ended this request is over with it.
+                client.watch.unfire();
+            }
             let next = if after == After::Keep { Next::KeepAlive } else { Next::Close };
             (next, asked.body_here().unwrap_or(0), Vec::new(), status, Some(cause))
         }

@@ -131,12 +131,16 @@ pub async fn respond(
     let last = loop {
         out.clear();
         let step = step(shard, outgoing, &inbuf, progress.uploaded.get(), &mut out).map_err(fail)?;
-        if waits.is_some() && client.watch.revoked().is_some() {
+        // Marked, and not ended yet.
+        if client.watch.revoked().is_some() {
             return Err(fail(Cause::Revoked));
         }
         match step {
             Step::Final(last) => break last,
             Step::More => {
+                if waits.is_none() && !inbuf.is_empty() {
+                    waits = enter(client, shard, runner, outgoing);
+                }
                 // Even if more is here: a head that comes in morsels is parsed anew for each, and others have their turn.
                 turns::in_turn(runner.readable()).await.map_err(|_| fail(Cause::RunnerClosed))?;
                 match runner.try_recv(buffers::with_room(&mut inbuf)) {
@@ -158,7 +162,7 @@ pub async fn respond(
                 }
                 client.send(shard, &out).await.map_err(|_| fail(Cause::ClientGone))?;
                 inbuf.drain(..used);
-                // What comes at last may take hours, by a right that was looked at before the first of these.
+                // What comes at last, and the rest of a head above, may take hours; the right was looked at before.
                 if waits.is_none() {
                     waits = enter(client, shard, runner, outgoing);
                 }

@@ -2,10 +2,10 @@
 
 use crate::harness::{Api, DEADLINE, Gate, HOST, KEY, Runner, Wire, ok};
 use crate::shared::redis_server::cli;
-use crate::shared::{PUBLIC_KEY, World};
+use crate::shared::{PUBLIC_KEY, World, until};
 use crate::tunnels::{ACCEPT, switching, upgrade};
-use std::sync::atomic::Ordering::SeqCst;
-use std::sync::{Mutex, mpsc};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 pub const CHANNEL: &str = "sandbox.event.channel";
@@ -418,40 +418,52 @@ fn an_answer_that_took_longer_than_its_right_is_not_shown() {
     assert!(!answer.text().contains("secret"));
 }
 
-/// Such an app may say for hours that it is at it; the right is looked at when what it says comes, and then no more.
+/// Such an app may say for hours that it is at it, or begin to say something; the right is looked at when the first of it
+/// comes, and then no more.
 #[test]
-fn an_answer_behind_informational_ones_is_not_shown_either_when_the_right_has_gone() {
+fn an_answer_behind_an_early_beginning_is_not_shown_either_when_the_right_has_gone() {
+    const BEGINNINGS: [&str; 2] = ["HTTP/1.1 102 Processing\r\n\r\n", "HTTP/1.1 2"];
     let (read, has_read) = mpsc::channel();
-    let (go, may_go) = mpsc::channel();
-    let shared = Mutex::new((read, may_go));
+    let may_go = Arc::new(AtomicBool::new(true));
+    let go = may_go.clone();
     let runner = Runner::start(move |mut wire, _| {
-        while let Ok(Some(_)) = wire.message() {
-            wire.send("HTTP/1.1 102 Processing\r\n\r\n").expect("the gate reads");
-            let (read, may_go) = &*shared.lock().expect("no thread panics with it");
+        while let Ok(Some(head)) = wire.message() {
+            let informational = head.target().ends_with("/informational");
+            let beginning = BEGINNINGS[usize::from(!informational)];
+            wire.send(beginning).expect("the gate reads");
             read.send(()).expect("the test waits");
-            let () = may_go.recv_timeout(DEADLINE).expect("the test says when");
-            if wire.send(ok("a secret of the sandbox")).is_err() {
+            until(|| may_go.load(SeqCst), "the test says when");
+            let answer = ok("a secret of the sandbox");
+            if wire.send(&answer[if informational { 0 } else { beginning.len() }..]).is_err() {
                 return;
             }
         }
     });
     let world = World::before(runner, &[]);
-    for is_revoked in [false, true] {
+    let ask = |path: &str| {
         let mut wire = world.gate.connect();
-        wire.send(get("/slow")).expect("the gate reads");
+        wire.send(get(path)).expect("the gate reads");
         has_read.recv_timeout(DEADLINE).expect("the runner has it");
-        assert_eq!(wire.head().expect("an answer").expect("an answer").status(), 102);
-        if is_revoked {
-            world.api.script.status.store(404, SeqCst);
-            cli(world.redis.port, &["del", PUBLIC_KEY]);
-            world.until_metric("preview_revoked_total{reason=\"private\"} 1");
-            go.send(()).expect("the runner waits");
-            // The end, by whatever; if there is an answer before it, not the app's.
-            let rest = wire.rest().unwrap_or_default();
-            assert!(!String::from_utf8_lossy(&rest).contains("secret"), "{rest:?}");
-        } else {
-            go.send(()).expect("the runner waits");
-            assert_eq!(wire.expect_message().expect("an answer").text(), "a secret of the sandbox");
+        if path == "/informational" {
+            assert_eq!(wire.head().expect("an answer").expect("an answer").status(), 102);
         }
+        wire
+    };
+    for path in ["/informational", "/half-a-head"] {
+        let mut wire = ask(path);
+        assert_eq!(wire.expect_message().expect("an answer").text(), "a secret of the sandbox");
+    }
+    go.store(false, SeqCst);
+    let mut wires = [ask("/informational"), ask("/half-a-head")];
+    world.api.script.status.store(404, SeqCst);
+    cli(world.redis.port, &["del", PUBLIC_KEY]);
+    world.until_metric("preview_revoked_total{reason=\"private\"} 2");
+    go.store(true, SeqCst);
+    for wire in &mut wires {
+        // The end, by whatever; if there is an answer before it, not the app's.
+        wire.stream.set_read_timeout(Some(Duration::from_secs(2))).expect("not zero");
+        let mut heard = Vec::new();
+        let _ = std::io::Read::read_to_end(&mut wire.stream, &mut heard);
+        assert!(!String::from_utf8_lossy(&heard).contains("secret"), "{heard:?}");
     }
 }
