@@ -103,7 +103,8 @@ fn a_session_that_goes_on_well_when_the_run_is_over_is_ended_and_no_error() {
         assert!(begun.elapsed() < Duration::from_secs(10), "{name}: the grace is not used up");
         let total = result.phases[0].total();
         assert_eq!((total.sent, total.ok, total.shortened), (10, 10, 10), "{name}: {:?}", total.errors);
-        assert!(result.validity.valid, "{name}: {:?}", result.validity);
+        // Echo after echo keeps a CPU busy, which is told.
+        assert!(codes(&result).iter().all(|code| code == "client_cpu"), "{name}: {:?}", result.validity);
     }
 }
 
