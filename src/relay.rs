@@ -5,20 +5,18 @@
 //! is never used: each idle one would hold a kernel thread. Waits are readiness only, so an idle lane holds neither
 //! buffer nor pipe, and dropping a lane (but in [`Lane::send_whole`]) loses nothing that was not lost with its connection.
 
+mod chunks;
 mod gather;
+mod splice;
 
 use crate::activity::InUse;
-use crate::buffers::{Buffers, Lease, PIPE, SMALL};
-use crate::chunked::{self, ChunkReader, Piece};
+use crate::buffers::Buffers;
 use crate::counters::{Counters, add};
 use crate::deadlines::Watch;
 use crate::head::Reject;
 use crate::socket::{Moved, Socket};
 use crate::turns;
-use gather::Gather;
-use rustix::io::Errno;
 use rustix::net::Shutdown;
-use rustix::pipe::SpliceFlags;
 use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::BorrowedFd;
@@ -32,8 +30,6 @@ pub const FULL_READS: u32 = 3;
 pub const TURN: u64 = 1 << 20;
 /// What every read counts for in a turn at least: as many bytes as are moved in the time of its calls.
 const READ_WEIGHT: u64 = 16 * 1024;
-/// What a chunk counts for beside its bytes: likewise, of its framing.
-const CHUNK_WEIGHT: u64 = 256;
 
 /// One peer of a lane. Plain sockets today; a TLS transport has no descriptor to splice from.
 pub trait Stream {
@@ -328,88 +324,6 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
         }
     }
 
-    /// Moves one chunked body whose first bytes are `buf` (read already, not looked at). The end and the trailers
-    /// are written too when the sink is chunked. Returns what was read behind the body's end.
-    pub async fn chunked(
-        &self,
-        reader: &mut ChunkReader,
-        mut buf: Vec<u8>,
-        framing: SinkFraming,
-    ) -> Result<Vec<u8>, Fault> {
-        let mut out = self.means.buffers.small();
-        let mut unpaused = 0;
-        loop {
-            let (mut at, mut data, mut weight) = (0, Vec::new(), 0);
-            let ended = loop {
-                weight += CHUNK_WEIGHT;
-                let (used, piece) = reader.next(&buf[at..]).map_err(Fault::SourceSyntax)?;
-                match piece {
-                    Piece::Data { at: from, n } => data.push(at + from..at + from + n),
-                    Piece::NeedMore => break false,
-                    Piece::End => {
-                        at += used;
-                        break true;
-                    }
-                }
-                at += used;
-            };
-            let length: usize = data.iter().map(ExactSizeIterator::len).sum();
-            out.clear();
-            // What remains of a large chunk can be announced with what is here and then moved without a look.
-            let ahead = if ended { 0 } else { reader.data_remaining() };
-            let ahead = if ahead >= SPLICE_MIN { ahead } else { 0 };
-            if framing == SinkFraming::Chunked && length as u64 + ahead > 0 {
-                chunked::write_chunk_line(length as u64 + ahead, &mut out);
-            }
-            data.into_iter().for_each(|stretch| out.extend_from_slice(&buf[stretch]));
-            if framing == SinkFraming::Chunked && length > 0 && ahead == 0 {
-                out.extend_from_slice(b"\r\n");
-            }
-            if ended && framing == SinkFraming::Chunked {
-                chunked::write_end(reader.trailers(), &mut out);
-            }
-            if ahead == 0 {
-                self.send(&out).await?;
-            } else {
-                self.exact(&out, ahead).await?;
-                reader.skip_data(ahead);
-                if framing == SinkFraming::Chunked {
-                    self.send(b"\r\n").await?;
-                }
-            }
-            if ended {
-                self.means.buffers.give(out);
-                buf.drain(..at);
-                return Ok(buf);
-            }
-            buf.clear();
-            if buf.capacity() < SMALL {
-                // What was read behind a head came in a buffer of just its size.
-                buf = self.means.buffers.small();
-            }
-            let n = self.recv(&mut buf, SMALL).await?;
-            if n == 0 {
-                return Err(Fault::SourceEnded);
-            }
-            self.take_turns(&mut unpaused, n as u64 + weight + ahead).await?;
-            self.is_allowed()?;
-        }
-    }
-
-    /// As one chunk.
-    pub async fn send_chunk(&self, bytes: &[u8]) -> Result<(), Fault> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let mut out = self.means.buffers.small();
-        chunked::write_chunk_line(bytes.len() as u64, &mut out);
-        out.extend_from_slice(bytes);
-        out.extend_from_slice(b"\r\n");
-        self.send(&out).await?;
-        self.means.buffers.give(out);
-        Ok(())
-    }
-
     /// Appends the next bytes, waiting for them; 0 when the source ended.
     async fn recv(&self, buf: &mut Vec<u8>, max: usize) -> Result<usize, Fault> {
         loop {
@@ -419,145 +333,6 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
                 Moved::NotReady => self.wait_readable().await?,
             }
         }
-    }
-
-    async fn spliced(&self, pipe: Lease<'_>, first: &[u8], length: u64) -> Result<(), Fault> {
-        let (mut first, mut left) = (first, length);
-        let mut gather = Gather::from(self.source);
-        let mut told = false;
-        loop {
-            let n = match self.fill(&pipe, left) {
-                Ok(Moved::Bytes(n)) => n as u64,
-                Ok(Moved::NotReady) if !told => 0,
-                // Readable or at its end, as splice sees it.
-                Ok(Moved::NotReady | Moved::End) => {
-                    self.send(first).await?;
-                    first = b"";
-                    match self.step_over(left).await {
-                        Ok(n) => left -= n,
-                        Err(fault) => {
-                            pipe.give_back();
-                            return Err(fault);
-                        }
-                    }
-                    0
-                }
-                Err(error) => {
-                    self.send(first).await?;
-                    return Err(Fault::SourceBroke(error));
-                }
-            };
-            if n > 0 && !first.is_empty() {
-                // In one segment with what is in the pipe.
-                first = &first[self.sent(self.sink.try_send_ahead(first))?..];
-            }
-            self.send(first).await?;
-            first = b"";
-            self.drain(&pipe, n).await?;
-            left -= n;
-            if left == 0 {
-                pipe.give_back();
-                return Ok(());
-            }
-            // A wait each time: the others have their turn, and the source has time to bring more.
-            let patience = gather.patience(n, left);
-            told = patience.is_none();
-            match patience {
-                None => turns::in_turn(self.wait_readable()).await?,
-                // So short that it needs no deadline.
-                Some(moment) => {
-                    let ready = turns::in_turn(monoio::time::timeout(moment, self.source.readable())).await;
-                    ready.unwrap_or(Ok(())).map_err(Fault::SourceBroke)?;
-                }
-            }
-            if let Err(revoked) = self.is_allowed() {
-                pipe.give_back();
-                return Err(revoked);
-            }
-        }
-    }
-
-    /// By copying, and at most `left` bytes: what splice leaves in a source. It stops before urgent data for ever, and takes it
-    /// for the end where the peer has ended behind it; a receive leaves the urgent byte out, which is no part of the stream.
-    async fn step_over(&self, left: u64) -> Result<u64, Fault> {
-        let mut buf = self.means.buffers.small();
-        let max = usize::try_from(left).unwrap_or(SMALL).min(SMALL);
-        let moved = self.source.try_recv_at_most(&mut buf, max).map_err(Fault::SourceBroke)?;
-        if moved == Moved::End {
-            self.means.buffers.give(buf);
-            return Err(Fault::SourceEnded);
-        }
-        let n = buf.len() as u64;
-        self.send(&buf).await?;
-        self.means.buffers.give(buf);
-        Ok(n)
-    }
-
-    /// Until the source has nothing ready (or ended, which the caller's next read will see).
-    async fn spliced_while_busy(&self, pipe: Lease<'_>, framing: SinkFraming) -> Result<u64, Fault> {
-        let (mut total, mut unpaused) = (0, 0);
-        let mut line = Vec::new();
-        loop {
-            let n = match self.fill(&pipe, PIPE as u64) {
-                Ok(Moved::Bytes(n)) => n as u64,
-                Ok(Moved::End | Moved::NotReady) => {
-                    pipe.give_back();
-                    return Ok(total);
-                }
-                Err(error) => return Err(Fault::SourceBroke(error)),
-            };
-            total += n;
-            if framing == SinkFraming::Chunked {
-                line.clear();
-                chunked::write_chunk_line(n, &mut line);
-                self.send(&line).await?;
-            }
-            self.drain(&pipe, n).await?;
-            if framing == SinkFraming::Chunked {
-                self.send(b"\r\n").await?;
-            }
-            self.take_turns(&mut unpaused, n).await?;
-            self.is_allowed()?;
-        }
-    }
-
-    /// Source to empty pipe, without waiting.
-    pub fn fill(&self, pipe: &Lease<'_>, max: u64) -> io::Result<Moved> {
-        let Some(source) = self.source.splice_fd() else { return Ok(Moved::NotReady) };
-        let max = usize::try_from(max).unwrap_or(PIPE).min(PIPE);
-        add(&self.means.counters.splice_calls, 1);
-        match rustix::pipe::splice(source, None, pipe.write(), None, max, FLAGS) {
-            Ok(0) => Ok(Moved::End),
-            Ok(n) => Ok(Moved::Bytes(n)),
-            // The pipe is empty, so the source has nothing yet, or urgent data next.
-            Err(Errno::AGAIN | Errno::INTR) => Ok(Moved::NotReady),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// All `n` bytes of the pipe to the sink. While bytes are in the pipe only the sink is waited for: a full pipe
-    /// and an empty source look the same to `splice`.
-    pub async fn drain(&self, pipe: &Lease<'_>, n: u64) -> Result<(), Fault> {
-        self.count(n, Mover::Splice);
-        let mut left = n as usize;
-        while left > 0 {
-            let Some(sink) = self.sink.splice_fd() else {
-                return Err(Fault::SinkBroke(io::ErrorKind::Unsupported.into()));
-            };
-            add(&self.means.counters.splice_calls, 1);
-            match rustix::pipe::splice(pipe.read(), None, sink, None, left, FLAGS) {
-                Ok(moved) => left -= moved,
-                Err(Errno::AGAIN | Errno::INTR) => self.wait_writable().await?,
-                Err(error) => return Err(Fault::SinkBroke(error.into())),
-            }
-        }
-        Ok(())
-    }
-
-    /// `None`: copy instead. All are lent, or the process is out of descriptors, or an end has none.
-    pub fn pipe(&self) -> Option<Lease<'_>> {
-        self.source.splice_fd().and(self.sink.splice_fd())?;
-        self.means.buffers.pipe().ok().flatten()
     }
 
     /// Looked at in every turn: who is revoked is marked at once, and ended when his turn comes.
@@ -625,9 +400,6 @@ enum Mover {
     Copy,
     Splice,
 }
-
-/// NONBLOCK for the pipe; the sockets are non-blocking themselves. Never MORE: it holds the last segment back.
-const FLAGS: SpliceFlags = SpliceFlags::MOVE.union(SpliceFlags::NONBLOCK);
 
 #[cfg(test)]
 mod tests;

@@ -11,21 +11,18 @@
 //! News are noted in the moment they are read, in the order Redis sent them, between the answers of the same
 //! connection: an operation whose answer is there knows of every change before it.
 
+mod event;
 mod links;
 mod taken;
 
 use super::redis::{Listener, News, Redis};
 use super::stats::Stats;
 use crate::changes::Changes;
-use crate::counters::Revoked;
-use crate::ids::{Port, SandboxId, SignedToken, Token};
+use crate::ids::{Port, SandboxId, SignedToken};
 use crate::log::{Level, Log};
-use crate::mailbox::{Change, Question, Said, TokenHash};
+use crate::mailbox::{Change, Question, Said};
 pub use links::key as link_key;
 use links::{LINK_PREFIX, Links};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -376,7 +373,7 @@ impl Push {
     }
 
     fn published(&self, state: &mut State, payload: &[u8], now: Instant) {
-        match sandbox_event(payload) {
+        match event::read(payload) {
             Some((sandbox, said)) => {
                 let said = state.taken.said(sandbox, said, now);
                 self.changed(state, sandbox, Change::State(said), now);
@@ -452,104 +449,9 @@ impl Listener for Push {
     }
 }
 
-/// What the API publishes: the whole sandbox as it is now, and for a change of state the new one. Everything else in
-/// it is left unread. What is not of the kind it should be says nothing; only without an id there are no news.
-#[derive(Deserialize)]
-struct SandboxEvent<'a> {
-    #[serde(borrow)]
-    sandbox: EventSandbox<'a>,
-    #[serde(rename = "newState", borrow, default)]
-    new_state: Maybe<Cow<'a, str>>,
-}
-
-#[derive(Deserialize)]
-struct EventSandbox<'a> {
-    #[serde(borrow)]
-    id: Cow<'a, str>,
-    #[serde(default)]
-    public: Maybe<bool>,
-    #[serde(borrow, default)]
-    state: Maybe<Cow<'a, str>>,
-    #[serde(rename = "authToken", borrow, default)]
-    auth_token: Maybe<Cow<'a, str>>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(untagged)]
-enum Maybe<T> {
-    Is(T),
-    Else(IgnoredAny),
-    #[default]
-    #[serde(skip)]
-    Missing,
-}
-
-impl<T> Maybe<T> {
-    fn is(self) -> Option<T> {
-        if let Self::Is(value) = self { Some(value) } else { None }
-    }
-}
-
-/// The state as one in which nothing runs that could answer.
-fn ended(state: &str) -> Option<Revoked> {
-    match state {
-        "stopped" => Some(Revoked::Stopped),
-        "archived" => Some(Revoked::Archived),
-        "destroyed" => Some(Revoked::Destroyed),
-        _ => None,
-    }
-}
-
-fn sandbox_event(payload: &[u8]) -> Option<(SandboxId, Said)> {
-    let SandboxEvent { sandbox, new_state } = serde_json::from_slice(payload).ok()?;
-    let id = SandboxId::parse(sandbox.id.as_bytes())?;
-    let token = sandbox.auth_token.is().filter(|token| Token::is_valid(token.as_bytes()));
-    let said = Said {
-        public: sandbox.public.is(),
-        token: token.map(|token| TokenHash::of(&token)),
-        ended: new_state.is().or(sandbox.state.is()).and_then(|state| ended(&state)),
-    };
-    Some((id, said))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_event_says_what_is_of_the_right_kind_and_nothing_else() {
-        let said = |payload: &str| sandbox_event(payload.as_bytes()).map(|(_, said)| said);
-        let token = Some(TokenHash::of("t"));
-        let nothing = Said::default();
-        for (payload, expected) in [
-            (r#"{"sandbox":{"id":"a"}}"#, nothing),
-            (r#"{"sandbox":{"id":"a","public":false}}"#, Said { public: Some(false), ..nothing }),
-            (
-                r#"{"sandbox":{"id":"a","public":true,"authToken":"t"}}"#,
-                Said { public: Some(true), token, ..nothing },
-            ),
-            (r#"{"sandbox":{"public":"no","authToken":["t"],"id":"a"},"newState":7}"#, nothing),
-            (r#"{"sandbox":{"id":"a","public":null,"authToken":"","state":{}}}"#, nothing),
-            (r#"{"sandbox":{"id":"a","authToken":"t\n","more":{"public":false}}}"#, nothing),
-            (
-                r#"{"sandbox":{"id":"a","state":"stopped"},"newDesiredState":"x"}"#,
-                Said { ended: Some(Revoked::Stopped), ..nothing },
-            ),
-            // The state at the time of the change, not at the time of the telling.
-            (r#"{"newState":"starting","sandbox":{"state":"stopped","id":"a"}}"#, nothing),
-            (
-                r#"{"newState":"destroyed","sandbox":{"state":"started","id":"\u0061"}}"#,
-                Said { ended: Some(Revoked::Destroyed), ..nothing },
-            ),
-        ] {
-            assert_eq!(said(payload), Some(expected), "{payload}");
-        }
-        for payload in
-            ["", "7", "{}", r#"{"sandbox":{"id":7}}"#, r#"{"sandbox":{"id":"a/b"}}"#, r#"{"sandbox":[]}"#]
-        {
-            assert_eq!(said(payload), None, "{payload}");
-        }
-    }
 
     const KEY: &[u8] = b"proxy:sandbox-public:a";
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::chunked::ChunkReader;
 use crate::deadlines::Deadlines;
 use crate::ring::{count_turns, on_each_driver};
 use std::io::{Read, Write};
