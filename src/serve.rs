@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
@@ -60,13 +61,21 @@ fn with_context(what: String) -> impl FnOnce(io::Error) -> io::Error {
 }
 
 fn serve(config: Config) -> io::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let code = serve_on(&runtime, config);
+    // Dropped, it would wait for look-ups of names, which take minutes where no name server answers.
+    runtime.shutdown_background();
+    code
+}
+
+/// `runtime`: the control plane's.
+fn serve_on(runtime: &Runtime, config: Config) -> io::Result<ExitCode> {
     raise_descriptor_limit();
     // Before any pinning: it reads the calling thread's own mask.
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     let shard_count = config.shards.map_or(cores.len().max(1), std::num::NonZero::get);
     let choice = ring::choose(wish(config.driver))?;
     let config = Arc::new(config);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (up, inbox) = mpsc::channel(config.limits.questions_max * shard_count);
     let log = LogWriter::stdout(LOG_BATCHES_MAX)?;
 

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 #[path = "support/free_port.rs"]
 mod free_port;
@@ -12,7 +13,12 @@ mod free_port;
 #[allow(dead_code, reason = "others need more of it")]
 mod redis_server;
 
+#[path = "support/silent_names.rs"]
+#[allow(dead_code, reason = "others need more of it")]
+mod silent_names;
+
 use redis_server::RedisServer;
+use silent_names::SilentNames;
 
 const KEY: &str = "canary-0123456789-0123456789-0123456789";
 
@@ -67,9 +73,15 @@ fn good(path: &str) -> Answer {
 }
 
 fn doctor(api: &str, more: &[(&str, &str)], arguments: &[&str]) -> Output {
+    doctor_under(&[], api, more, arguments)
+}
+
+/// `wrapper`: a command that runs the one behind it.
+fn doctor_under(wrapper: &[&str], api: &str, more: &[(&str, &str)], arguments: &[&str]) -> Output {
     let port = free_port::free_port();
-    Command::new(env!("CARGO_BIN_EXE_sandgate"))
-        .arg("doctor")
+    let words: Vec<_> = wrapper.iter().copied().chain([env!("CARGO_BIN_EXE_sandgate"), "doctor"]).collect();
+    Command::new(words[0])
+        .args(&words[1..])
         .args(arguments)
         .env_clear()
         .current_dir(env!("CARGO_TARGET_TMPDIR"))
@@ -180,6 +192,18 @@ fn a_domain_without_a_wildcard_and_a_bad_setting_fail_beside_what_can_still_be_s
     assert!(line(&output, "configuration").contains("CFG_INVALID SANDGATE_SHARDS"));
     assert!(line(&output, "dns").starts_with("FAIL"));
     assert!(!line(&output, "driver").starts_with("FAIL"));
+}
+
+/// The C library would ask for minutes.
+#[test]
+fn a_name_server_that_says_nothing_is_told_and_not_waited_for() {
+    let names = SilentNames::start("127.77.53.2");
+    let begun = Instant::now();
+    let output =
+        doctor_under(&names.wrapper(), "http://api.example/api", &[], &["--domain", "preview.example"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(line(&output, "api").starts_with("FAIL") && line(&output, "dns").starts_with("FAIL"));
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
 }
 
 #[test]

@@ -40,6 +40,8 @@ mod rights;
 mod secrets;
 #[path = "gate/shared.rs"]
 mod shared;
+#[path = "support/silent_names.rs"]
+mod silent_names;
 #[path = "gate/smuggling.rs"]
 mod smuggling;
 #[path = "gate/strict.rs"]

@@ -25,7 +25,7 @@ const NO_SANDBOX: &[u8] = b"sandgate-doctor";
 /// Looks at everything the configuration names, and at the names of `domain`.
 pub fn look(config: Option<&Config>, domain: Option<&str>) -> io::Result<Vec<Finding>> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
+    let found = runtime.block_on(async {
         let mut findings = Vec::new();
         if let Some(config) = config {
             let client = client()?;
@@ -41,7 +41,10 @@ pub fn look(config: Option<&Config>, domain: Option<&str>) -> io::Result<Vec<Fin
             findings.push(names(domain).await);
         }
         Ok(findings)
-    })
+    });
+    // Dropped, it would wait for look-ups that had their time and were given up.
+    runtime.shutdown_background();
+    found
 }
 
 fn client() -> io::Result<reqwest::Client> {

@@ -2,6 +2,7 @@
 
 use crate::free_port::free_port;
 use crate::harness::{Api, DEADLINE, Gate, HOST, Runner, ok};
+use crate::silent_names::SilentNames;
 use rustix::process::Signal;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpStream};
@@ -353,6 +354,18 @@ fn a_standard_error_that_nobody_reads_holds_neither_the_drain_nor_the_end_up() {
     has_read.recv_timeout(DEADLINE).expect("the runner reads it");
     gate.signal(Signal::TERM);
     assert!(idle.is_over(), "it drains");
+    assert_eq!(gate.exit_code(), Some(0));
+}
+
+#[test]
+fn a_look_up_of_a_name_that_nobody_answers_does_not_hold_the_end_up() {
+    let names = SilentNames::start("127.77.53.1");
+    let settings = [("DAYTONA_API_URL", "http://api.example/api"), ("SHUTDOWN_TIMEOUT_SEC", "0")];
+    let mut gate = Gate::start_under(&names.wrapper(), &Api::start(Runner::echo().addr), &settings);
+    let mut waits = gate.connect();
+    waits.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).expect("the gate reads");
+    names.await_question(DEADLINE);
+    gate.signal(Signal::TERM);
     assert_eq!(gate.exit_code(), Some(0));
 }
 
