@@ -182,12 +182,9 @@ fn answer_questions(mut stream: TcpStream, runner: SocketAddr) -> io::Result<()>
         }
         let path = head.split(' ').nth(1).unwrap_or_default();
         let (status, body) = if path.contains("/runners/by-sandbox/") {
-            (
-                200,
-                format!(
-                    "{{\"proxyUrl\":\"http://{runner}\",\"apiKey\":\"0123456789abcdef0123456789abcdef\"}}"
-                ),
-            )
+            (200, description(runner))
+        } else if path.ends_with("/config") {
+            (200, config(runner))
         } else if path.ends_with("/public") && !path.contains("/preview/public") {
             (404, String::new())
         } else if head.starts_with("POST") {
@@ -199,4 +196,52 @@ fn answer_questions(mut stream: TcpStream, runner: SocketAddr) -> io::Result<()>
         let kind = "Content-Type: application/json";
         write!(stream, "HTTP/1.1 {status} X\r\n{kind}\r\nContent-Length: {length}\r\n\r\n{body}")?;
     }
+}
+
+/// Of the runner, with all that v0.190 does not take it without.
+fn description(runner: SocketAddr) -> String {
+    let url = format!("http://{runner}");
+    serde_json::json!({
+        "id": "00000000-0000-4000-8000-000000000000",
+        "name": "runner",
+        "domain": "runner",
+        "apiUrl": url,
+        "proxyUrl": url,
+        "apiKey": "0123456789abcdef0123456789abcdef",
+        "cpu": 1,
+        "memory": 1,
+        "disk": 1,
+        "gpu": 0,
+        "gpuType": "",
+        "region": "here",
+        "runnerClass": "container",
+        "state": "ready",
+        "unschedulable": false,
+        "tags": [],
+        "version": "1",
+        "apiVersion": "2",
+        "createdAt": "2026-01-01T00:00:00.000Z",
+        "updatedAt": "2026-01-01T00:00:00.000Z",
+    })
+    .to_string()
+}
+
+/// All that v0.190 does not start without. It has what it needs from its environment.
+fn config(somewhere: SocketAddr) -> String {
+    let url = format!("http://{somewhere}");
+    serde_json::json!({
+        "version": "0.190",
+        "environment": "benchmark",
+        "oidc": { "issuer": url, "clientId": "nobody", "audience": "nobody" },
+        "linkedAccountsEnabled": false,
+        "announcements": {},
+        "proxyTemplateUrl": url,
+        "proxyToolboxUrl": url,
+        "dashboardUrl": url,
+        "defaultSnapshot": "none",
+        "maxAutoArchiveInterval": 1,
+        // As the API spells it.
+        "maintananceMode": false,
+    })
+    .to_string()
 }

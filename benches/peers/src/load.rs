@@ -221,7 +221,9 @@ impl Load {
                 self.conns[at].begin(self.kind, self.request.len());
                 self.advance(at)?;
             }
-            self.turn(next.saturating_duration_since(Instant::now()))?;
+            for token in self.poll.wait_exactly(next.saturating_duration_since(Instant::now()))? {
+                self.advance(token as usize)?;
+            }
         }
         around();
         self.latencies.sort_unstable();

@@ -10,7 +10,7 @@ mod wire;
 
 use clap::{Parser, Subcommand};
 use load::{Kind, Load};
-use peer::{PEERS, Peer, Running, local};
+use peer::{Binaries, PEERS, Peer, Program, Running, local};
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,6 +38,9 @@ struct Run {
     /// The gate's binary
     #[arg(long, default_value = "target/release/sandgate")]
     sandgate: PathBuf,
+    /// A build of Daytona's proxy v0.190, which then is a peer, too
+    #[arg(long)]
+    former: Option<PathBuf>,
     /// Interleaved rounds: each peer once in each round, in an order that turns
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -123,8 +126,12 @@ impl Run {
     fn run(&self) -> io::Result<()> {
         std::fs::create_dir_all(&self.directory)?;
         let directory = self.directory.canonicalize()?;
-        let sandgate = self.sandgate.canonicalize()?;
-        let named = |peer: &&Peer| self.peers.is_empty() || self.peers.iter().any(|name| name == peer.name);
+        let former = self.former.as_ref().map(|path| path.canonicalize()).transpose()?;
+        let binaries = Binaries { sandgate: self.sandgate.canonicalize()?, former };
+        let named = |peer: &&Peer| {
+            (peer.program != Program::Former || binaries.former.is_some())
+                && (self.peers.is_empty() || self.peers.iter().any(|name| name == peer.name))
+        };
         let peers: Vec<&Peer> = PEERS.iter().filter(named).collect();
         let cores = core_affinity::get_core_ids().unwrap_or_default();
         let core = cores.into_iter().find(|core| core.id == OTHER_CPU);
@@ -138,7 +145,7 @@ impl Run {
             if work.what != What::Memory {
                 for peer in &peers {
                     if !running.iter().any(|r: &Running| r.program == Some(peer.program)) {
-                        running.push(peer.program.start(PROXY_CPU, &directory, &sandgate)?);
+                        running.push(peer.program.start(PROXY_CPU, &directory, &binaries)?);
                     }
                 }
             }
@@ -150,7 +157,7 @@ impl Run {
                     }
                     let value = match work.what {
                         What::Memory => {
-                            memory(&peer.program.start(PROXY_CPU, &directory, &sandgate)?, peer, work)?
+                            memory(&peer.program.start(PROXY_CPU, &directory, &binaries)?, peer, work)?
                         }
                         _ => {
                             let process = running.iter().find(|r| r.program == Some(peer.program));

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -24,16 +24,25 @@ pub enum Program {
     Nginx,
     Haproxy,
     Bare,
+    /// The proxy sandgate replaces, v0.190 of Daytona's.
+    Former,
 }
 
-pub const PEERS: [Peer; 6] = [
+pub const PEERS: [Peer; 7] = [
     Peer { name: "sandgate", program: Program::Sandgate, port: 9010 },
     Peer { name: "nginx", program: Program::Nginx, port: 9020 },
     Peer { name: "haproxy", program: Program::Haproxy, port: 9030 },
     Peer { name: "haproxy-splice", program: Program::Haproxy, port: 9031 },
     Peer { name: "haproxy-tcp", program: Program::Haproxy, port: 9032 },
     Peer { name: "bare", program: Program::Bare, port: 9040 },
+    Peer { name: "v0.190", program: Program::Former, port: 9050 },
 ];
+
+/// What is started that no package holds.
+pub struct Binaries {
+    pub sandgate: PathBuf,
+    pub former: Option<PathBuf>,
+}
 
 pub fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
@@ -135,21 +144,28 @@ pub fn backend(cpu: usize) -> io::Result<Running> {
 
 impl Program {
     /// `directory` takes its configuration and what it writes.
-    pub fn start(self, cpu: usize, directory: &Path, sandgate: &Path) -> io::Result<Running> {
+    pub fn start(self, cpu: usize, directory: &Path, binaries: &Binaries) -> io::Result<Running> {
         let ready = local(PEERS.iter().find(|p| p.program == self).map_or(0, |p| p.port));
         let mut command = match self {
             Self::Sandgate => {
-                let mut command = on_cpu(cpu, sandgate);
+                let mut command = gate(cpu, &binaries.sandgate, ready, directory);
                 command
-                    .env("DAYTONA_API_URL", format!("http://{}/api", local(API)))
-                    .env("PROXY_PORT", ready.port().to_string())
-                    .env("PROXY_PROTOCOL", "http")
-                    .env("PROXY_API_KEY", "a-key-of-this-measurement-and-nothing-else")
                     .env("SANDGATE_LISTEN", "127.0.0.1")
                     .env("SANDGATE_SHARDS", "1")
                     .env("SANDGATE_VERDICT_TTL_SEC", "600")
-                    .env("SANDGATE_PUBLIC_TTL_SEC", "120")
-                    .current_dir(directory);
+                    .env("SANDGATE_PUBLIC_TTL_SEC", "120");
+                command
+            }
+            Self::Former => {
+                let binary =
+                    binaries.former.as_ref().ok_or_else(|| io::Error::other("--former is missing"))?;
+                let mut command = gate(cpu, binary, ready, directory);
+                // It does not start without; nobody logs in.
+                command
+                    .env("OIDC_CLIENT_ID", "nobody")
+                    .env("OIDC_AUDIENCE", "nobody")
+                    .env("OIDC_DOMAIN", format!("http://{}/oidc", local(API)))
+                    .env("GIN_MODE", "release");
                 command
             }
             Self::Nginx => {
@@ -183,12 +199,19 @@ impl Program {
     }
 }
 
-fn configuration(
-    directory: &Path,
-    name: &str,
-    text: &str,
-    listen: SocketAddr,
-) -> io::Result<std::path::PathBuf> {
+/// sandgate and what it replaces, which read the same environment.
+fn gate(cpu: usize, binary: &Path, listen: SocketAddr, directory: &Path) -> Command {
+    let mut command = on_cpu(cpu, binary);
+    command
+        .env("DAYTONA_API_URL", format!("http://{}/api", local(API)))
+        .env("PROXY_PORT", listen.port().to_string())
+        .env("PROXY_PROTOCOL", "http")
+        .env("PROXY_API_KEY", "a-key-of-this-measurement-and-nothing-else")
+        .current_dir(directory);
+    command
+}
+
+fn configuration(directory: &Path, name: &str, text: &str, listen: SocketAddr) -> io::Result<PathBuf> {
     let other = |offset: u16| local(listen.port() + offset).to_string();
     let text = text
         .replace("{dir}", &directory.display().to_string())

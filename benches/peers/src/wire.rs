@@ -1,6 +1,7 @@
 //! What load and backend share: non-blocking sockets behind epoll, heads and their ends.
 
 use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
@@ -27,18 +28,28 @@ impl Poll {
         Ok(epoll::add(&self.fd, source, EventData::new_u64(token), EventFlags::IN)?)
     }
 
+    /// As [`Self::wait`], which may last up to a millisecond too long: by so much all that is due at a moment of its own would
+    /// be late.
+    pub fn wait_exactly(&mut self, at_most: Duration) -> io::Result<Vec<u64>> {
+        match rustix::event::poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&timespec(at_most))) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => self.wait(Duration::ZERO),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     pub fn wait(&mut self, at_most: Duration) -> io::Result<Vec<u64>> {
         self.events.clear();
-        let wait = rustix::event::Timespec {
-            tv_sec: at_most.as_secs() as i64,
-            tv_nsec: i64::from(at_most.subsec_nanos()),
-        };
+        let wait = timespec(at_most);
         match epoll::wait(&self.fd, rustix::buffer::spare_capacity(&mut self.events), Some(&wait)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
         Ok(self.events.iter().map(|event| event.data.u64()).collect())
     }
+}
+
+fn timespec(time: Duration) -> Timespec {
+    Timespec { tv_sec: time.as_secs() as i64, tv_nsec: i64::from(time.subsec_nanos()) }
 }
 
 /// Starts a connection; its first writability tells that it stands.
