@@ -4,7 +4,7 @@ use crate::counters::Counters;
 use crate::deadlines::{Deadlines, Watch};
 use crate::readiness;
 use crate::relay::Patience;
-use crate::ring::on_a_shard;
+use crate::ring::{count_turns, on_a_shard, on_each_driver};
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -136,5 +136,74 @@ fn what_goes_in_comes_out_in_whatever_pieces_and_with_whatever_pauses_it_comes()
         futures_util::future::join(tunnel, script).await;
         let spliced = [&world.counters.bytes_up_spliced, &world.counters.bytes_down_spliced];
         assert!(spliced.iter().all(|bytes| bytes.get() > 0), "much at once is spliced");
+    });
+}
+
+/// Small messages that are all there already: read by read, each of them is little.
+#[test]
+fn a_tunnel_with_much_to_say_leaves_the_others_their_turn_be_it_waited_for_by_the_set_or_the_ring() {
+    const MESSAGES: usize = 512;
+    const TURNS_MIN: usize = MESSAGES * UNIT as usize / TURN as usize - 1;
+    on_each_driver(|| async {
+        let _set = readiness::open().expect("a set");
+        for tunnels_open in [1, CROWD_MIN] {
+            // Of packets each read gets one.
+            let (ours, app) =
+                socket2::Socket::pair(socket2::Domain::UNIX, socket2::Type::SEQPACKET, None).expect("a pair");
+            app.set_nonblocking(true).expect("set");
+            ours.set_nonblocking(true).expect("set");
+            let (client, theirs) = UnixStream::pair().expect("a pair");
+            client.set_nonblocking(true).expect("set");
+            // For all of it.
+            for sends in [socket2::SockRef::from(&app), socket2::SockRef::from(&client)] {
+                sends.set_send_buffer_size(4 << 20).expect("open");
+            }
+            let client = Socket::new(client.into()).expect("made");
+            let world = World::new();
+            let runner = Socket::new(ours.into()).expect("made");
+            let (means, tunnel) = (world.means(), Tunnel::new(runner, b"", b"", None));
+            let mut tunnel = pin!(run(&client, &tunnel, &means));
+            // `run` has counted itself.
+            world.counters.tunnels_open.set(tunnels_open);
+            // It waits, for the ring or in the set.
+            assert!(futures_util::FutureExt::now_or_never(tunnel.as_mut()).is_none());
+            for _ in 0..MESSAGES {
+                app.send(b"x").expect("so many fit, there and where they go");
+            }
+            app.shutdown(std::net::Shutdown::Both).expect("open");
+            theirs.shutdown(std::net::Shutdown::Write).expect("open");
+            let turns = count_turns().await;
+            tunnel.await;
+            let had = turns.get() as usize;
+            assert!(had >= TURNS_MIN, "others had {had} turns, not {TURNS_MIN}, with {tunnels_open} open");
+            assert_eq!(world.counters.bytes_down_copied.get(), MESSAGES as u64);
+        }
+    });
+}
+
+#[test]
+fn a_crowd_for_which_the_set_has_no_room_is_served_by_the_ring() {
+    on_each_driver(|| async {
+        // No set has no room either.
+        let ((client, mut theirs), (runner, mut app)) = (pair(), pair());
+        let world = World::new();
+        let (means, tunnel) = (world.means(), Tunnel::new(runner, b"", b"", None));
+        let tunnel = run(&client, &tunnel, &means);
+        world.counters.tunnels_open.set(CROWD_MIN);
+        let script = async {
+            for (mut from, mut to) in [(&theirs, &app), (&app, &theirs)] {
+                let mut received = [0; 5];
+                turn().await;
+                from.write_all(b"hello").expect("open");
+                while to.read(&mut received).is_err() {
+                    turn().await;
+                }
+                assert_eq!(&received, b"hello");
+            }
+            for end in [&mut theirs, &mut app] {
+                end.shutdown(std::net::Shutdown::Write).expect("open");
+            }
+        };
+        futures_util::future::join(tunnel, script).await;
     });
 }
