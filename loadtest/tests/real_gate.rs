@@ -1,20 +1,20 @@
 //! Backend, gate and load as an operator starts them: three processes on loopback, and the result says what was there.
-//!
-//! The gate is the `sandgate` beside this package's binary, which `cargo test --workspace` builds;
-//! `LOADTEST_TEST_GATE` names another.
 
 #[path = "../../tests/support/free_port.rs"]
 mod free_port;
+#[path = "support/gate_binary.rs"]
+mod gate_binary;
 #[path = "../../tests/support/redis_server.rs"]
 #[allow(dead_code, reason = "the gate's tests need more of it")]
 mod redis_server;
 
 use free_port::free_port;
+use gate_binary::gate_binary;
 use loadtest::result::{ChurnResult, ClassResult, PhaseResult, RunResult};
 use redis_server::RedisServer;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
@@ -96,13 +96,6 @@ impl Drop for Site {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.folder);
     }
-}
-
-fn gate_binary() -> PathBuf {
-    let beside = Path::new(env!("CARGO_BIN_EXE_loadtest")).with_file_name("sandgate");
-    let path = std::env::var_os("LOADTEST_TEST_GATE").map_or(beside, PathBuf::from);
-    assert!(path.exists(), "{} is missing: cargo build --package sandgate", path.display());
-    path
 }
 
 /// The first line with `text` in it. What comes behind is read and dropped, so that nobody waits for a reader.
