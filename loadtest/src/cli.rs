@@ -16,6 +16,7 @@ use crate::run_args::{
     read_key,
 };
 use crate::saved::{self, AssertArgs, ReportArgs};
+use crate::start::{self, LaunchArgs, Stage, Staging};
 use crate::{agent, find_max, scenario};
 use clap::{Args, Parser, Subcommand};
 use std::io::{self, IsTerminal as _, Write};
@@ -55,6 +56,9 @@ enum Command {
     Assert(AssertArgs),
     /// Print the sandboxes of a population with their credentials, tab-separated, to set up an API of your own
     Population(PopulationArgs),
+    /// Become a command that ends with whoever started this
+    #[command(hide = true)]
+    Launch(LaunchArgs),
 }
 
 #[derive(Debug, Args)]
@@ -86,6 +90,7 @@ impl Cli {
             Command::Report(args) => report_error(saved::report(&args)),
             Command::Compare(args) => report_error(compare::run(&args)),
             Command::Assert(args) => report_error(saved::assert(&args)),
+            Command::Launch(args) => start::launch(&args),
             Command::Population(args) => match print_population(&args, &mut io::stdout().lock()) {
                 Ok(()) => ExitCode::SUCCESS,
                 // A reader that has seen enough, as `head` has.
@@ -112,17 +117,30 @@ fn report_error(outcome: Result<ExitCode, String>) -> ExitCode {
 }
 
 fn run_once(args: &RunArgs) -> Result<ExitCode, String> {
-    let plan = args.load.paced(&args.pace)?;
+    let mut load = args.load.clone();
+    let staging = Staging::new(&mut load.target, &[])?;
+    let mut plan = load.paced(&args.pace)?;
     args.output.files.check().map_err(|error| error.to_string())?;
-    let runner = Runner::new(&args.load.client, args.output.quiet)?;
-    conclude(runner.run(plan, &args.load.observe.observation())?, &args.output)
+    let runner = Runner::new(&load.client, args.output.quiet)?;
+    let stage = runner.stage(staging, &mut plan, args.output.quiet)?;
+    let outcome = runner.run(plan, &stage.observation(0, &load.observe));
+    let result = stage.settle(0, outcome)?;
+    drop(stage);
+    conclude(result, &args.output)
 }
 
 fn run_scenario(args: &ScenarioArgs) -> Result<ExitCode, String> {
-    let plan = args.plan()?;
+    let mut args = args.clone();
+    let staging = Staging::new(&mut args.target, &[])?;
+    args.levers = args.levers.or_else(|| staging.as_ref().map(Staging::levers));
+    let mut plan = args.plan()?;
     args.output.files.check().map_err(|error| error.to_string())?;
     let runner = Runner::new(&args.client, args.output.quiet)?;
-    conclude(runner.run(plan, &args.observe.observation())?, &args.output)
+    let stage = runner.stage(staging, &mut plan, args.output.quiet)?;
+    let outcome = runner.run(plan, &stage.observation(0, &args.observe));
+    let result = stage.settle(0, outcome)?;
+    drop(stage);
+    conclude(result, &args.output)
 }
 
 fn list_scenarios() -> Result<ExitCode, String> {
@@ -133,47 +151,64 @@ fn list_scenarios() -> Result<ExitCode, String> {
 }
 
 fn find_maximum(args: &FindMaxArgs) -> Result<ExitCode, String> {
+    let mut args = args.clone();
     let bound = args.bound()?;
-    let template = args.template()?;
+    let staging = Staging::new(&mut args.load.target, &[])?;
+    let mut template = args.template()?;
     args.output.files.check().map_err(|error| error.to_string())?;
     let runner = Runner::new(&args.load.client, true)?;
-    let observation = args.load.observe.observation();
+    let stage = runner.stage(staging, &mut template, args.output.quiet)?;
+    let observation = stage.observation(0, &args.load.observe);
     let mut tell = |step: &crate::result::SearchStep| {
         if !args.output.quiet {
             eprintln!("{}", console::search_step(step));
         }
     };
     let mut run = |plan| runner.run(plan, &observation);
-    let result = find_max::search(&template, &bound, &runner.stop, &mut run, &mut tell)?;
+    let outcome = find_max::search(&template, &bound, &runner.stop, &mut run, &mut tell);
+    let result = stage.settle(0, outcome)?;
+    drop(stage);
     conclude(result, &args.output)
 }
 
 fn take_turns(args: &InterleaveArgs) -> Result<ExitCode, String> {
-    let a = args.load.paced(&args.pace)?;
-    let mut b = a.clone();
-    (b.name, b.target.url) = (args.with.clone(), args.with.clone());
+    let mut load = args.load.clone();
+    let staging = Staging::new(&mut load.target, args.start_with.as_slice())?;
+    let other = args.other(staging.as_ref())?;
+    let mut a = load.paced(&args.pace)?;
     let outputs = [(&args.json_a, &args.assert_a), (&args.json_b, &args.assert_b)]
         .map(|(json, assert)| Outputs { json: json.clone(), assert: assert.clone(), ..Outputs::default() });
     let both = Outputs { html: args.html.clone(), markdown: args.markdown.clone(), ..Outputs::default() };
     outputs.iter().chain([&both]).try_for_each(Outputs::check).map_err(|error| error.to_string())?;
+    let count_calls = load.observe.count_calls && (staging.is_some() || args.with_proxy_pid.is_some());
     let of_b = ObserveArgs {
         proxy_pid: args.with_proxy_pid.clone(),
-        count_calls: args.load.observe.count_calls && args.with_proxy_pid.is_some(),
+        count_calls,
         metrics_url: args.with_metrics_url.clone(),
     };
-    let observations = [args.load.observe.observation(), of_b.observation()];
-    let runner = Runner::new(&args.load.client, true)?;
+    let runner = Runner::new(&load.client, true)?;
+    let stage = runner.stage(staging, &mut a, args.quiet)?;
+    let mut b = a.clone();
+    (b.name, b.target.url) = other;
+    let observations = [stage.observation(0, &load.observe), stage.observation(1, &of_b)];
     let mut tell = |round: u32, target: usize, result: &RunResult| {
         if !args.quiet {
             eprintln!("{}", console::round(round, target, result));
         }
     };
     let mut run = |plan: &Plan, target: usize| runner.run(plan.clone(), &observations[target]);
-    let mut results = interleave::run([a, b], args.rounds, &runner.stop, &mut run, &mut tell)?;
-    let (mut text, mut holds, mut valid) = (String::new(), true, true);
+    let outcome = interleave::run([a, b], args.rounds, &runner.stop, &mut run, &mut tell);
+    let failure = stage.failure();
+    let mut results = outcome.map_err(|error| failure.clone().unwrap_or(error))?;
+    for (target, result) in results.iter_mut().enumerate() {
+        *result = result.take().map(|result| stage.settle(target, Ok(result))).transpose()?;
+    }
+    drop(stage);
+    let (mut text, mut holds, mut valid) = (String::new(), true, failure.is_none());
     for ((name, output), result) in ["A", "B"].into_iter().zip(&outputs).zip(&mut results) {
         let Some(result) = result else {
-            text += &format!("{name} had no turn\n");
+            let why = failure.as_ref().map_or(String::new(), |why| format!(": {why}"));
+            text += &format!("{name} had no turn{why}\n");
             // As with any figure that is missing.
             holds &= output.assert.is_empty();
             continue;
@@ -228,6 +263,18 @@ struct Runner {
 impl Runner {
     fn new(client: &ClientArgs, quiet: bool) -> Result<Self, String> {
         Ok(Self { agents: client.agents()?, stop: stop_on_signals()?, quiet })
+    }
+
+    /// Starts what is to be started for this plan, if anything is.
+    fn stage(&self, staging: Option<Staging>, plan: &mut Plan, quiet: bool) -> Result<Stage, String> {
+        let Some(staging) = staging else { return Ok(Stage::default()) };
+        staging.fill_in_key(plan);
+        plan.check()?;
+        staging.start(&self.stop, &mut |line| {
+            if !quiet {
+                eprintln!("{line}");
+            }
+        })
     }
 
     fn run(&self, plan: Plan, observation: &Observation) -> Result<RunResult, String> {

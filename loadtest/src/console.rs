@@ -242,7 +242,11 @@ pub fn round(round: u32, target: usize, result: &RunResult) -> String {
 
 /// Two results side by side: the medians of their rounds and the ratio of the two.
 pub fn against(a: &RunResult, b: &RunResult) -> String {
-    let mut text = format!("A {}\nB {}\n\n", a.config.target, b.config.target);
+    let who = |result: &RunResult| match &result.meta.started {
+        Some(started) => format!("{} ({})", result.config.target, started.proxy),
+        None => result.config.target.clone(),
+    };
+    let mut text = format!("A {}\nB {}\n\n", who(a), who(b));
     let _infallible = writeln!(
         text,
         "  A and B: the medians of their rounds. B/A: the median of the rounds' ratios, not the ratio of those medians.\n\n  \

@@ -8,6 +8,7 @@
 //! * [`measure`]: numbers about a result by name; [`assertion`]: thresholds on them.
 //! * [`compare`]: two results beside each other, and whether the difference is noise.
 //! * [`report`]: JSON, `.hlog`, Markdown and HTML out of a result.
+//! * [`start`]: a backend and a proxy of its own for a run.
 //! * [`backend`]: an API and a runner for a population, with faults on demand.
 //! * [`world`]: the paths both sides agree on; `content`: what their answers must hold.
 //! * [`result`]: what a run found out, as data: written to JSON, read by reports and comparisons.
@@ -42,6 +43,7 @@ mod saved;
 pub mod scenario;
 pub mod schedule;
 mod scrape;
+pub mod start;
 pub mod transport;
 pub mod websocket;
 pub mod worker;

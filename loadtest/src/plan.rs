@@ -270,6 +270,13 @@ impl Share {
 }
 
 impl Plan {
+    /// # Errors
+    /// [`Self::mistakes`], a line each.
+    pub fn check(&self) -> Result<(), String> {
+        let mistakes = self.mistakes();
+        if mistakes.is_empty() { Ok(()) } else { Err(mistakes.join("\n")) }
+    }
+
     /// Everything that is wrong with it, for the operator.
     pub fn mistakes(&self) -> Vec<String> {
         let mut mistakes = Vec::new();

@@ -48,6 +48,21 @@ pub struct Meta {
     pub clients: Vec<ClientHost>,
     /// Ended before its time by a signal: what is here is true, but less than planned.
     pub partial: bool,
+    /// When the target was started for the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<Started>,
+}
+
+/// What was started for a run and ended after it, as it was asked for; without its environment, which holds keys.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Started {
+    /// The command.
+    pub proxy: String,
+    /// CPUs it was bound to; empty: none.
+    pub proxy_cpus: Vec<usize>,
+    /// Flags of the backend beside loadtest's own.
+    pub backend_args: String,
+    pub backend_cpus: Vec<usize>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -77,10 +77,7 @@ pub fn run_on(
     stop: &Arc<AtomicBool>,
     watch: &mut dyn FnMut(&Moment<'_>),
 ) -> Result<RunResult, String> {
-    let mistakes = plan.mistakes();
-    if !mistakes.is_empty() {
-        return Err(mistakes.join("\n"));
-    }
+    plan.check()?;
     check_connections(plan, agents.names.len() as u32)?;
     let (sender, reports) = channel();
     let mut crew = Remote::connect(&agents.names, &agents.key, plan, &sender)?;
@@ -397,13 +394,10 @@ pub struct Local {
 impl Local {
     /// Starts the threads: part `share` of all load generators. They connect and report that they are ready.
     pub fn spawn(plan: &Arc<Plan>, share: Share, reports: Sender<(u32, Report)>) -> Result<Self, String> {
-        let mistakes = plan.mistakes();
-        if !mistakes.is_empty() {
-            return Err(mistakes.join("\n"));
-        }
+        plan.check()?;
         check_open_files(plan, share)?;
         check_sources(&plan.client.sources)?;
-        check_cpus(&plan.client.cpus)?;
+        check_cpus("--cpus", &plan.client.cpus)?;
         check_connections(plan, share.count)?;
         let place = Place::of(&plan.target)?;
         let client = &plan.client;
@@ -485,12 +479,13 @@ fn check_connections(plan: &Plan, load_generators: u32) -> Result<(), String> {
     }
 }
 
-fn check_cpus(cpus: &[usize]) -> Result<(), String> {
+/// Whether this process may use them; `flag` names them in the error.
+pub fn check_cpus(flag: &str, cpus: &[usize]) -> Result<(), String> {
     const MAX: usize = rustix::thread::CpuSet::MAX_CPU;
-    let allowed = rustix::thread::sched_getaffinity(None).map_err(|error| format!("--cpus: {error}"))?;
+    let allowed = rustix::thread::sched_getaffinity(None).map_err(|error| format!("{flag}: {error}"))?;
     let Some(cpu) = cpus.iter().find(|cpu| **cpu >= MAX || !allowed.is_set(**cpu)) else { return Ok(()) };
     let there: Vec<String> = (0..MAX).filter(|cpu| allowed.is_set(*cpu)).map(|cpu| cpu.to_string()).collect();
-    Err(format!("--cpus {cpu}: this process may run on {} CPU(s) here: {}", there.len(), there.join(",")))
+    Err(format!("{flag} {cpu}: this process may run on {} CPU(s) here: {}", there.len(), there.join(",")))
 }
 
 /// An address that is not this host's would look like a lack of ports at every connection.

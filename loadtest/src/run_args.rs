@@ -9,6 +9,7 @@ use crate::quantity::{self, Span};
 use crate::report::Outputs;
 use crate::run::{Agents, Observation};
 use crate::scenario::{ClientSetting, Scenario, Setting};
+use crate::start::{CommandLine, Staging, StartArgs};
 use clap::Args;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -18,36 +19,46 @@ use std::time::Duration;
 #[derive(Clone, Debug, Args)]
 pub struct TargetArgs {
     /// The proxy: http://host:port, or https
-    pub url: String,
-    /// Preview domain: requests go to {port}-{sandbox}.DOMAIN; without it to the URL's own host, as for any server
+    #[arg(required_unless_present = "start", conflicts_with = "start")]
+    pub url: Option<String>,
+    #[command(flatten)]
+    pub start: StartArgs,
+    /// Preview domain: requests go to {port}-{sandbox}.DOMAIN; without it to the URL's own host, as for any server [default with
+    /// --start: preview.test]
     #[arg(long, help_heading = "Target")]
     pub domain: Option<String>,
     /// HTTP/2: by ALPN over TLS, with prior knowledge in the clear
     #[arg(long, help_heading = "Target")]
     pub http2: bool,
     /// Trust the certificates in this PEM file instead of the web's
-    #[arg(long, value_name = "FILE", help_heading = "Target")]
+    #[arg(long, value_name = "FILE", conflicts_with = "start", help_heading = "Target")]
     pub ca: Option<PathBuf>,
     /// Trust any certificate
-    #[arg(long, conflicts_with = "ca", help_heading = "Target")]
+    #[arg(long, conflicts_with_all = ["ca", "start"], help_heading = "Target")]
     pub insecure: bool,
     /// Seed of the population: the backend's [default: 1]
     #[arg(long, help_heading = "Target")]
     population: Option<u64>,
     /// File with the proxy's API key, which signs cookies; needed for `--auth cookie`
-    #[arg(long, value_name = "FILE", help_heading = "Target")]
+    #[arg(long, value_name = "FILE", conflicts_with = "start", help_heading = "Target")]
     pub proxy_key_file: Option<PathBuf>,
 }
 
 impl TargetArgs {
     pub fn target(&self) -> Target {
         Target {
-            url: self.url.clone(),
+            url: self.url.clone().unwrap_or_default(),
             domain: self.domain.clone(),
             http2: self.http2,
             ca: self.ca.clone(),
             insecure: self.insecure,
         }
+    }
+
+    /// What a run against it is called: what was started, or the URL.
+    fn name(&self) -> String {
+        let started = self.start.start.as_ref().map(|command| command.text.clone());
+        started.or(self.url.clone()).unwrap_or_default()
     }
 
     pub fn population(&self) -> u64 {
@@ -56,11 +67,12 @@ impl TargetArgs {
 
     /// `Err` names flags that mean nothing for this target.
     fn check(&self) -> Result<(), String> {
+        self.start.check()?;
         if self.domain.is_none() {
             let key = self.proxy_key_file.is_some();
             vain("--domain", &[("--population", self.population.is_some()), ("--proxy-key-file", key)])?;
         }
-        if self.url.starts_with("http://") {
+        if self.url.as_ref().is_some_and(|url| url.starts_with("http://")) {
             vain("an https:// URL", &[("--ca", self.ca.is_some()), ("--insecure", self.insecure)])?;
         }
         Ok(())
@@ -72,7 +84,7 @@ impl TargetArgs {
 }
 
 /// Refuses flags that were given where what gives them a meaning was not: what they ask for would silently not be done.
-fn vain(missing: &str, flags: &[(&str, bool)]) -> Result<(), String> {
+pub fn vain(missing: &str, flags: &[(&str, bool)]) -> Result<(), String> {
     let given: Vec<&str> = flags.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
     match given.is_empty() {
         true => Ok(()),
@@ -112,7 +124,13 @@ pub struct ClientArgs {
     #[arg(long, help_heading = "Load generator")]
     pub lag_max: Option<Span>,
     /// Agents that make the load instead of this process: host:port,... (see `loadtest agent`)
-    #[arg(long, value_delimiter = ',', requires = "agent_key_file", help_heading = "Load generator")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        requires = "agent_key_file",
+        conflicts_with = "start",
+        help_heading = "Load generator"
+    )]
     pub agents: Vec<String>,
     /// File with the key the agents know
     #[arg(long, value_name = "FILE", requires = "agents", help_heading = "Load generator")]
@@ -205,13 +223,13 @@ pub struct LoadArgs {
 #[derive(Clone, Debug, Args)]
 pub struct ObserveArgs {
     /// The proxy's process, with its threads and descendants, or its cgroup's path: CPU per request from outside
-    #[arg(long, value_name = "PID|CGROUP", help_heading = "Proxy")]
+    #[arg(long, value_name = "PID|CGROUP", group = "process", help_heading = "Proxy")]
     pub proxy_pid: Option<ProxySource>,
     /// Count the proxy's system calls, too (root; makes each of them dearer: not together with comparing CPU)
-    #[arg(long, requires = "proxy_pid", help_heading = "Proxy")]
+    #[arg(long, requires = "process", help_heading = "Proxy")]
     pub count_calls: bool,
     /// The proxy's metrics page, read before, during and after
-    #[arg(long, value_name = "URL", help_heading = "Proxy")]
+    #[arg(long, value_name = "URL", conflicts_with = "start", help_heading = "Proxy")]
     pub metrics_url: Option<String>,
 }
 
@@ -293,7 +311,7 @@ impl LoadArgs {
         let (client, defaults) = (self.client.setting(), Client::default());
         let workload = Workload::default();
         Ok(Plan {
-            name: self.target.url.clone(),
+            name: self.target.name(),
             target: self.target.target(),
             client: Client {
                 threads: client.threads.unwrap_or(defaults.threads),
@@ -413,13 +431,16 @@ pub struct InterleaveArgs {
     #[command(flatten)]
     pub pace: PaceArgs,
     /// The other target, B; the first is A
-    #[arg(long, value_name = "URL", help_heading = "Other target")]
-    pub with: String,
+    #[arg(long, value_name = "URL", conflicts_with = "start", help_heading = "Other target")]
+    pub with: Option<String>,
+    /// Start B, as --start does A: each on a port of its own, before the same backend
+    #[arg(long, value_name = "COMMAND", help_heading = "Other target")]
+    pub start_with: Option<CommandLine>,
     /// B's process or cgroup
-    #[arg(long, value_name = "PID|CGROUP", help_heading = "Other target")]
+    #[arg(long, value_name = "PID|CGROUP", conflicts_with = "start", help_heading = "Other target")]
     pub with_proxy_pid: Option<ProxySource>,
     /// B's metrics page
-    #[arg(long, value_name = "URL", help_heading = "Other target")]
+    #[arg(long, value_name = "URL", conflicts_with = "start", help_heading = "Other target")]
     pub with_metrics_url: Option<String>,
     /// How often each is measured
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "Load")]
@@ -445,6 +466,21 @@ pub struct InterleaveArgs {
     /// Only the summary at the end
     #[arg(long, short, help_heading = "Output")]
     pub quiet: bool,
+}
+
+impl InterleaveArgs {
+    /// Name and URL of the other target.
+    pub fn other(&self, staging: Option<&Staging>) -> Result<(String, String), String> {
+        match (&self.with, &self.start_with, staging) {
+            (_, Some(_), None) => Err("--start-with starts one target: --start must start the first".into()),
+            (Some(url), ..) => Ok((url.clone(), url.clone())),
+            (None, Some(command), Some(staging)) => Ok((command.text.clone(), staging.url(1))),
+            (None, None, Some(_)) => {
+                Err("--start starts one target: --start-with must start the other".into())
+            }
+            (None, None, None) => Err("--with must name the other target".into()),
+        }
+    }
 }
 
 /// `loadtest find-max`.
@@ -513,7 +549,7 @@ pub struct ScenarioArgs {
     #[command(flatten)]
     pub target: TargetArgs,
     /// The backend's API, whose levers change things under load: http://host:port
-    #[arg(long, value_name = "URL", help_heading = "Target")]
+    #[arg(long, value_name = "URL", conflicts_with = "start", help_heading = "Target")]
     pub levers: Option<String>,
     /// Factor on all rates and idle counts
     #[arg(long, default_value_t = 1.0, help_heading = "Load")]

@@ -101,7 +101,20 @@ pub fn note(counters: &ServerCounters) -> Option<Reason> {
     Some(Reason { code: "metrics".into(), message, fatal: false })
 }
 
+/// Whether the text is a metrics page.
+pub fn holds_metrics(page: &str) -> bool {
+    !parse(page).is_empty()
+}
+
 fn fetch(authority: &str, path: &str) -> io::Result<String> {
+    match get(authority, path)? {
+        (200, page) => Ok(page),
+        (status, _) => Err(io::Error::other(format!("HTTP {status}"))),
+    }
+}
+
+/// Status and body, in seconds at most.
+pub fn get(authority: &str, path: &str) -> io::Result<(u16, String)> {
     let begun = Instant::now();
     let name = if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
     let address = name.to_socket_addrs()?.next().ok_or(io::ErrorKind::AddrNotAvailable)?;
@@ -126,10 +139,7 @@ fn fetch(authority: &str, path: &str) -> io::Result<String> {
             return Err(io::Error::other("the page is too long or too slow"));
         }
     }
-    if reader.status() != 200 {
-        return Err(io::Error::other(format!("HTTP {}", reader.status())));
-    }
-    Ok(String::from_utf8_lossy(&page).into_owned())
+    Ok((reader.status(), String::from_utf8_lossy(&page).into_owned()))
 }
 
 /// Names with their labels, as they stand; buckets of histograms are left out.

@@ -457,6 +457,12 @@ fn found_text(search: &Search) -> Markup {
     }
 }
 
+/// Which CPUs, if it was bound to some.
+fn on(cpus: &[usize]) -> String {
+    let cpus: Vec<String> = cpus.iter().map(usize::to_string).collect();
+    if cpus.is_empty() { String::new() } else { format!(" on CPU {}", cpus.join(", ")) }
+}
+
 fn setup(result: &RunResult) -> Markup {
     let (meta, config) = (&result.meta, &result.config);
     html! {
@@ -465,6 +471,10 @@ fn setup(result: &RunResult) -> Markup {
             tr { td { "command" } td { code { (meta.command.join(" ")) } } }
             tr { td { "from" } td { (meta.started_at) " to " (meta.ended_at) } }
             tr { td { "target" } td { (config.target) } }
+            @if let Some(started) = &meta.started {
+                tr { td { "started" } td { code { (started.proxy) } (on(&started.proxy_cpus)) } }
+                tr { td { "before" } td { code { "loadtest backend " (started.backend_args) } (on(&started.backend_cpus)) } }
+            }
             tr { td { "seed" } td { (config.seed) } }
             @for client in meta.clients.iter().take(ROWS_MAX) {
                 tr {

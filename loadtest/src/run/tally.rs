@@ -311,6 +311,7 @@ impl<'a> Tally<'a> {
                 command: Vec::new(),
                 clients,
                 partial,
+                started: None,
             },
             config: config(plan),
             phases,

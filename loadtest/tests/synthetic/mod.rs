@@ -47,6 +47,7 @@ pub fn run(recipe: &Recipe) -> RunResult {
                 threads: 1,
             }],
             partial: false,
+            started: None,
         },
         config: RunConfig {
             target: "http://127.0.0.1:4000".into(),
