@@ -1,9 +1,9 @@
 //! Load from several processes' worth of agents, over real connections.
 
-use super::peer::{Answer, Server, ok, plan};
+use super::peer::{Answer, Server, change, ok, plan};
 use crate::free_port::free_port;
 use loadtest::agent;
-use loadtest::plan::{Action, Churn, Expectation, Load, Plan, Probe};
+use loadtest::plan::{Action, Churn, Expectation, Load, Plan};
 use loadtest::quantity::Span;
 use loadtest::result::{ChurnVerdict, ClientHost, RunResult};
 use loadtest::run::{Agents, Crew, Observation, conduct, run_on};
@@ -176,21 +176,8 @@ fn the_loss_of_an_agent_leaves_a_partial_result_that_is_not_valid() {
     let name = line.trim().strip_prefix("agent on ").expect("its address").to_owned();
     let mut plan = plan(&server.url(), Load::Hold { rate: 200.0 }, 60_000);
     plan.client.connections = 8;
-    plan.phases[0].churn = vec![Churn {
-        name: "late".into(),
-        at: Span(Duration::from_secs(50)),
-        action: Action::Command("true".into()),
-        probe: Probe {
-            sandbox: None,
-            path: "/".into(),
-            effect: Expectation::Fails,
-            recovery: false,
-            every: Span(Duration::from_millis(20)),
-        },
-        within: Span(Duration::from_secs(5)),
-        undo: None,
-        if_possible: false,
-    }];
+    let late = change(Action::Command("true".into()), Expectation::Fails);
+    plan.phases[0].churn = vec![Churn { at: Span(Duration::from_secs(50)), ..late }];
     let (result, took) = thread::scope(|scope| {
         let run = scope.spawn(|| load_of(plan, vec![stays, name.clone()], KEY, &Arc::default()));
         while server.requests.load(SeqCst) < 100 {

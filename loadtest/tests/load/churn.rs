@@ -1,8 +1,8 @@
 //! Changes under load: how long until they are felt.
 
-use super::peer::{Answer, Server, codes, ok, plan, run, run_until};
+use super::peer::{Answer, Server, change, codes, ok, plan, run, run_until};
 use loadtest::assertion::{self, Thresholds};
-use loadtest::plan::{Action, Churn, Expectation, Load, Probe};
+use loadtest::plan::{Action, Churn, Expectation, Load, Plan};
 use loadtest::population::AuthKind;
 use loadtest::quantity::Span;
 use loadtest::report;
@@ -29,31 +29,32 @@ fn levered() -> Server {
     })
 }
 
+fn lever(server: &Server) -> Action {
+    Action::Post(format!("http://{}/lever", server.address))
+}
+
+fn with_changes(server: &Server, length_ms: u64, churn: Vec<Churn>) -> Plan {
+    let mut plan = plan(&server.url(), Load::Hold { rate: 20.0 }, length_ms);
+    plan.phases[0].churn = churn;
+    plan
+}
+
+/// The change is of the population's first sandbox.
+fn of_sandbox(mut churn: Churn) -> Churn {
+    churn.probe.sandbox = Some((0, AuthKind::Public));
+    churn
+}
+
 fn churned(server: &Server, action: Action, effect: Expectation) -> ChurnResult {
-    let mut plan = plan(&server.url(), Load::Hold { rate: 20.0 }, 1500);
-    plan.phases[0].churn = vec![Churn {
-        name: "change".into(),
-        at: Span(Duration::from_millis(200)),
-        action,
-        probe: Probe {
-            sandbox: None,
-            path: "/".into(),
-            effect,
-            recovery: true,
-            every: Span(Duration::from_millis(2)),
-        },
-        within: Span(Duration::from_millis(1200)),
-        undo: None,
-        if_possible: false,
-    }];
-    run(plan).phases[0].churn[0].clone()
+    let mut churn = Churn { within: Span(Duration::from_millis(1200)), ..change(action, effect) };
+    churn.probe.recovery = true;
+    run(with_changes(server, 1500, vec![churn])).phases[0].churn[0].clone()
 }
 
 #[test]
 fn the_time_to_effect_and_to_recovery_is_told() {
     let server = levered();
-    let churn =
-        churned(&server, Action::Post(format!("http://{}/lever", server.address)), Expectation::Refused);
+    let churn = churned(&server, lever(&server), Expectation::Refused);
     assert_eq!(churn.error, None);
     let (effect, recovered) = (churn.effect_ms.expect("seen"), churn.recovered_ms.expect("seen"));
     assert!((249.0..=600.0).contains(&effect), "{effect}");
@@ -64,8 +65,7 @@ fn the_time_to_effect_and_to_recovery_is_told() {
 #[test]
 fn a_change_that_must_not_be_felt_is_reported_when_it_is() {
     let server = levered();
-    let churn =
-        churned(&server, Action::Post(format!("http://{}/lever", server.address)), Expectation::Unharmed);
+    let churn = churned(&server, lever(&server), Expectation::Unharmed);
     assert!(churn.effect_ms.is_some_and(|ms| ms >= 249.0), "{churn:?}");
     let harmless = churned(&server, Action::Command("true".into()), Expectation::Unharmed);
     assert_eq!(harmless.verdict(), ChurnVerdict::AsExpected);
@@ -84,29 +84,17 @@ fn a_lever_that_does_not_move_says_why() {
 #[test]
 fn changes_of_one_sandbox_wait_for_each_other() {
     let server = levered();
-    let mut plan = plan(&server.url(), Load::Hold { rate: 20.0 }, 1500);
-    plan.target.domain = Some("preview.test".into());
-    let churn = |name: &str, at_ms, effect, action| Churn {
-        name: name.into(),
-        at: Span(Duration::from_millis(at_ms)),
-        action,
-        probe: Probe {
-            sandbox: Some((0, AuthKind::Public)),
-            path: "/".into(),
-            effect,
-            recovery: false,
-            every: Span(Duration::from_millis(2)),
-        },
-        within: Span(Duration::from_secs(20)),
-        undo: None,
-        if_possible: false,
+    let churn = |name: &str, at_ms, effect, action| {
+        let at = Span(Duration::from_millis(at_ms));
+        of_sandbox(Churn { name: name.into(), at, ..change(action, effect) })
     };
     // The second is planned before the first is felt, 250 ms after its lever.
-    let lever = Action::Post(format!("http://{}/lever", server.address));
-    plan.phases[0].churn = vec![
-        churn("a", 200, Expectation::Refused, lever),
+    let changes = vec![
+        churn("a", 200, Expectation::Refused, lever(&server)),
         churn("b", 210, Expectation::Ok, Action::Command("true".into())),
     ];
+    let mut plan = with_changes(&server, 1500, changes);
+    plan.target.domain = Some("preview.test".into());
     let churn = run(plan).phases[0].churn.clone();
     let [first, second] = &churn[..] else { panic!("{churn:?}") };
     assert_eq!((&first.error, &second.error), (&None, &None));
@@ -115,23 +103,13 @@ fn changes_of_one_sandbox_wait_for_each_other() {
 
 /// A run with one change whose effect is wanted within 400 ms.
 fn with_change(server: &Server, action: Action, effect: Expectation, recovery: bool) -> RunResult {
-    let mut plan = plan(&server.url(), Load::Hold { rate: 20.0 }, 1500);
-    plan.phases[0].churn = vec![Churn {
+    let mut churn = Churn {
         name: "the door, shut".into(),
-        at: Span(Duration::from_millis(200)),
-        action,
-        probe: Probe {
-            sandbox: None,
-            path: "/".into(),
-            effect,
-            recovery,
-            every: Span(Duration::from_millis(2)),
-        },
         within: Span(Duration::from_millis(400)),
-        undo: None,
-        if_possible: false,
-    }];
-    run(plan)
+        ..change(action, effect)
+    };
+    churn.probe.recovery = recovery;
+    run(with_changes(server, 1500, vec![churn]))
 }
 
 fn holds(result: &mut RunResult, thresholds: &str) -> Vec<bool> {
@@ -143,7 +121,6 @@ fn holds(result: &mut RunResult, thresholds: &str) -> Vec<bool> {
 
 #[test]
 fn what_a_plan_expects_of_a_change_is_a_threshold_of_the_run() {
-    let lever = |server: &Server| Action::Post(format!("http://{}/lever", server.address));
     let server = levered();
     let mut felt = with_change(&server, lever(&server), Expectation::Refused, false);
     let [assertion] = &felt.assertions[..] else { panic!("{:?}", felt.assertions) };
@@ -195,23 +172,11 @@ fn a_change_that_could_not_be_made_makes_the_result_invalid() {
 #[test]
 fn probes_end_with_the_load_and_say_so() {
     let server = Server::start(|_| ok());
-    let mut plan = plan(&server.url(), Load::Hold { rate: 20.0 }, 1000);
     let churn = |effect| Churn {
-        name: format!("{effect:?}"),
-        at: Span(Duration::from_millis(200)),
-        action: Action::Command("true".into()),
-        probe: Probe {
-            sandbox: None,
-            path: "/".into(),
-            effect,
-            recovery: false,
-            every: Span(Duration::from_millis(5)),
-        },
         within: Span(Duration::from_secs(60)),
-        undo: None,
-        if_possible: false,
+        ..change(Action::Command("true".into()), effect)
     };
-    plan.phases[0].churn = vec![churn(Expectation::Refused), churn(Expectation::Unharmed)];
+    let plan = with_changes(&server, 1000, vec![churn(Expectation::Refused), churn(Expectation::Unharmed)]);
     let begun = Instant::now();
     let result = run(plan);
     assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
@@ -251,25 +216,13 @@ fn what_was_changed_is_put_back_when_the_load_is_over_and_when_it_is_stopped() {
     let door_of = Arc::new(Door::default());
     let server = door(&door_of);
     let post = |path: &str| Action::Post(format!("http://{}/{path}", server.address));
-    let churn = |at_ms, path: &str, effect, undo| Churn {
-        name: path.into(),
-        at: Span(Duration::from_millis(at_ms)),
-        action: post(path),
-        probe: Probe {
-            sandbox: Some((0, AuthKind::Public)),
-            path: "/".into(),
-            effect,
-            recovery: false,
-            every: Span(Duration::from_millis(2)),
-        },
-        within: Span(Duration::from_secs(20)),
-        undo,
-        if_possible: false,
+    let churn = |at_ms, path: &str, effect, undo| {
+        let at = Span(Duration::from_millis(at_ms));
+        of_sandbox(Churn { name: path.into(), at, undo, ..change(post(path), effect) })
     };
     let shutting = |length_ms, churn: Vec<Churn>| {
-        let mut plan = plan(&server.url(), Load::Hold { rate: 20.0 }, length_ms);
+        let mut plan = with_changes(&server, length_ms, churn);
         plan.target.domain = Some("preview.test".into());
-        plan.phases[0].churn = churn;
         plan
     };
     let opened = || std::mem::take(&mut *door_of.opened.lock().expect("not poisoned"));
@@ -313,23 +266,8 @@ fn a_lever_the_backend_does_not_have_is_left_out_where_that_is_allowed_only() {
         _ => ok(),
     });
     let changed = |if_possible| {
-        let mut plan = plan(&server.url(), Load::Hold { rate: 20.0 }, 1000);
-        plan.phases[0].churn = vec![Churn {
-            name: "Redis restarts".into(),
-            at: Span(Duration::from_millis(100)),
-            action: Action::Post(format!("http://{}/lever", server.address)),
-            probe: Probe {
-                sandbox: None,
-                path: "/".into(),
-                effect: Expectation::Unharmed,
-                recovery: false,
-                every: Span(Duration::from_millis(5)),
-            },
-            within: Span(Duration::from_secs(60)),
-            undo: None,
-            if_possible,
-        }];
-        run(plan)
+        let churn = Churn { if_possible, ..change(lever(&server), Expectation::Unharmed) };
+        run(with_changes(&server, 1000, vec![churn]))
     };
     let left_out = changed(true);
     assert!(left_out.validity.valid && left_out.assertions.is_empty());

@@ -1,6 +1,6 @@
 //! A scripted server, a thread per connection, and plans to send at it.
 
-use loadtest::plan::{Class, Client, Load, Phase, Plan, Target, Workload};
+use loadtest::plan::{Action, Churn, Class, Client, Expectation, Load, Phase, Plan, Probe, Target, Workload};
 use loadtest::quantity::Span;
 use loadtest::result::RunResult;
 use loadtest::run::{self, Observation};
@@ -215,6 +215,25 @@ pub fn plan(url: &str, load: Load, length_ms: u64) -> Plan {
             churn: Vec::new(),
             idle: None,
         }],
+    }
+}
+
+/// A change 200 ms into its phase, and probes of the target itself that look for the effect for 20 s and for nothing more.
+pub fn change(action: Action, effect: Expectation) -> Churn {
+    Churn {
+        name: "change".into(),
+        at: Span(Duration::from_millis(200)),
+        action,
+        probe: Probe {
+            sandbox: None,
+            path: "/".into(),
+            effect,
+            recovery: false,
+            every: Span(Duration::from_millis(2)),
+        },
+        within: Span(Duration::from_secs(20)),
+        undo: None,
+        if_possible: false,
     }
 }
 
