@@ -186,7 +186,7 @@ impl Watch<'_> {
         let before = probe.ask().await;
         result.probes += 1;
         let wanted = self.churn.probe.effect;
-        if wanted.matches(before) && wanted != Expectation::Unharmed {
+        if wanted.is_effect(before) {
             return Err(format!("the effect was there before: {before:?}"));
         }
         *pulled = true;
@@ -235,23 +235,9 @@ impl Watch<'_> {
             let Ok(seen) = tokio::time::timeout_at(end.into(), probe.ask()).await else { break };
             result.probes += 1;
             let since = Some(pulled.elapsed().as_secs_f64() * 1000.0);
-            match result.effect_ms {
-                None if wanted == Expectation::Unharmed && seen != Seen::Ok => result.effect_ms = since,
-                None if wanted.matches(seen) && wanted != Expectation::Unharmed => result.effect_ms = since,
-                Some(_)
-                    if result.recovered_ms.is_none()
-                        && !wanted.matches(seen)
-                        && wanted != Expectation::Unharmed =>
-                {
-                    result.recovered_ms = since;
-                }
-                Some(_)
-                    if result.recovered_ms.is_none()
-                        && wanted == Expectation::Unharmed
-                        && seen == Seen::Ok =>
-                {
-                    result.recovered_ms = since;
-                }
+            match (result.effect_ms, wanted.is_effect(seen)) {
+                (None, true) => result.effect_ms = since,
+                (Some(_), false) => result.recovered_ms = result.recovered_ms.or(since),
                 _ => {}
             }
             let done =
@@ -263,6 +249,7 @@ impl Watch<'_> {
             tokio::time::sleep_until(next.min(end).into()).await;
         }
         result.cut_short = match () {
+            () if Instant::now() >= within => None,
             () if self.ends.stopped() => Some(CutShort::Stopped),
             () if load < within => Some(CutShort::LoadOver { after_s: (end - pulled).as_secs_f64() }),
             () => None,
@@ -271,13 +258,14 @@ impl Watch<'_> {
 }
 
 impl Expectation {
-    fn matches(self, seen: Seen) -> bool {
-        matches!(
-            (self, seen),
-            (Self::Ok | Self::Unharmed, Seen::Ok)
-                | (Self::Refused, Seen::Refused)
-                | (Self::Fails, Seen::Fails)
-        )
+    /// Where none is expected, whatever is not well is one.
+    fn is_effect(self, seen: Seen) -> bool {
+        match self {
+            Self::Ok => seen == Seen::Ok,
+            Self::Refused => seen == Seen::Refused,
+            Self::Fails => seen == Seen::Fails,
+            Self::Unharmed => seen != Seen::Ok,
+        }
     }
 }
 

@@ -136,7 +136,7 @@ fn add_phase(text: &mut String, phase: &PhaseResult) {
         let shown = |ms: Option<f64>| ms.map_or(none.into(), |ms| format!("after {}", time(ms * 1000.0)));
         let outcome = match churn.verdict() {
             ChurnVerdict::LeftOut(why) => why,
-            ChurnVerdict::Unknown(why) if churn.error.is_some() => why,
+            ChurnVerdict::Unknown(why) if !churn.was_made() => why,
             _ => {
                 let recovered = match churn.recovery {
                     true => format!(", recovered {}", shown(churn.recovered_ms)),

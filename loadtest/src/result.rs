@@ -270,6 +270,7 @@ pub struct ChurnResult {
     /// The recovery was asked for.
     #[serde(default)]
     pub recovery: bool,
+    /// The first of them before the lever was pulled.
     pub probes: u64,
     /// How long effect and recovery might take.
     #[serde(default)]
@@ -308,35 +309,47 @@ pub enum ChurnVerdict {
     Missed(String),
     /// The change was not made, or nobody could wait for its effect: nothing is known about the target.
     Unknown(String),
-    /// The run was ended before.
-    Stopped,
     /// The backend has no such lever, and the scenario does without.
     LeftOut(String),
 }
 
 impl ChurnResult {
+    /// The lever was pulled.
+    pub fn was_made(&self) -> bool {
+        self.error.is_none() && self.left_out.is_none() && self.probes > 0
+    }
+
     pub fn verdict(&self) -> ChurnVerdict {
+        use ChurnVerdict::{AsExpected, LeftOut, Missed, Unknown};
         if let Some(error) = &self.error {
-            return ChurnVerdict::Unknown(format!("could not be done: {error}"));
+            return Unknown(format!("could not be done: {error}"));
         }
         if let Some(why) = &self.left_out {
-            return ChurnVerdict::LeftOut(format!("left out: {why}"));
+            return LeftOut(format!("left out: {why}"));
         }
-        if self.unharmed {
-            return match self.effect_ms {
-                Some(ms) => ChurnVerdict::Missed(format!("was felt after {:.3} s", ms / 1000.0)),
-                None => ChurnVerdict::AsExpected,
-            };
+        if !self.was_made() {
+            return Unknown("not made: the run was ended before it was its turn".into());
         }
-        let missing = match (self.effect_ms, self.recovery, self.recovered_ms) {
-            (None, ..) => "effect",
-            (_, true, None) => "recovery",
-            _ => return ChurnVerdict::AsExpected,
+        let missing = match (self.unharmed, self.effect_ms, self.recovery, self.recovered_ms) {
+            (true, Some(ms), ..) => return Missed(format!("was felt after {:.3} s", ms / 1000.0)),
+            (true, None, ..) if self.probes < 2 => {
+                return Unknown(format!(
+                    "no probe was answered in the {} s for which it was watched: a longer `within`",
+                    self.within_s
+                ));
+            }
+            (true, None, ..) if self.cut_short == Some(CutShort::Stopped) => {
+                return Unknown(format!("the run was ended before the {} s were over", self.within_s));
+            }
+            (true, None, ..) => return AsExpected,
+            (false, None, ..) => "effect",
+            (false, Some(_), true, None) => "recovery",
+            (false, Some(_), ..) => return AsExpected,
         };
         match self.cut_short {
-            None => ChurnVerdict::Missed(format!("{missing} not seen within {} s", self.within_s)),
-            Some(CutShort::Stopped) => ChurnVerdict::Stopped,
-            Some(CutShort::LoadOver { after_s }) => ChurnVerdict::Unknown(format!(
+            None => Missed(format!("{missing} not seen within {} s", self.within_s)),
+            Some(CutShort::Stopped) => Unknown(format!("{missing} not seen: the run was ended before")),
+            Some(CutShort::LoadOver { after_s }) => Unknown(format!(
                 "{missing} not seen in the {after_s:.1} s until the load was over, and it may take {} s: a longer phase, an \
                  earlier change, or a shorter `within`",
                 self.within_s

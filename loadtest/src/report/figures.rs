@@ -85,8 +85,8 @@ fn phases(result: &RunResult) -> Vec<Mark> {
         } else if phase.start_s > 0.0 {
             marks.push(Mark::Moment(Ink::Grid, phase.start_s));
         }
-        let pulled = phase.churn.iter().filter(|churn| churn.error.is_none());
-        marks.extend(pulled.map(|churn| Mark::Moment(Ink::Series(3), phase.start_s + churn.at_s)));
+        let made = phase.churn.iter().filter(|churn| churn.was_made());
+        marks.extend(made.map(|churn| Mark::Moment(Ink::Series(3), phase.start_s + churn.at_s)));
     }
     marks
 }

@@ -158,7 +158,6 @@ fn churn(text: &mut String, result: &RunResult) {
             ChurnVerdict::Missed(how) => format!("❌ {}", escape(&how)),
             ChurnVerdict::Unknown(why) => format!("❌ {}", escape(&why)),
             ChurnVerdict::LeftOut(why) => escape(&why),
-            ChurnVerdict::Stopped => "ended early".into(),
         };
         let (name, at) = (escape(&churn.name), format!("{} + {:.1} s", escape(&phase.name), churn.at_s));
         let _ = writeln!(text, "| {name} | {at} | {} | {recovered} | {verdict} |", time(churn.effect_ms));

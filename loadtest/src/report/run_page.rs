@@ -385,7 +385,6 @@ fn churn(result: &RunResult) -> Markup {
                                 ChurnVerdict::Missed(how) => span.badge.bad { (how) },
                                 ChurnVerdict::Unknown(why) => span.badge.bad { (why) },
                                 ChurnVerdict::LeftOut(why) => span.badge.warn { (why) },
-                                ChurnVerdict::Stopped => span.badge.warn { "ended early" },
                             }
                             @if let Some(error) = &churn.put_back_error { " " span.bad { "not put back: " (error) } }
                         }

@@ -111,3 +111,64 @@ fn merged_classes_add_up() {
     );
     assert_eq!(sum.extra["connect"].count(), 3);
 }
+
+#[test]
+fn what_is_said_of_a_change_is_what_was_seen_of_it() {
+    let (stopped, over) = (Some(CutShort::Stopped), Some(CutShort::LoadOver { after_s: 0.5 }));
+    let no = None::<f64>;
+    // What was expected, probes, effect and recovery in ms, what ended them: what is said.
+    for (unharmed, recovery, probes, effect, recovered, cut_short, said) in [
+        (true, false, 0, no, no, stopped, "unknown: not made"),
+        (true, false, 1, no, no, None, "unknown: no probe was answered"),
+        (true, false, 1, no, no, stopped, "unknown: no probe was answered"),
+        (true, false, 1, no, no, over, "unknown: no probe was answered"),
+        (true, false, 9, no, no, None, "as expected"),
+        (true, false, 9, no, no, over, "as expected"),
+        (true, false, 9, no, no, stopped, "unknown: the run was ended before the 3 s were over"),
+        (true, false, 9, Some(7.0), no, None, "missed: was felt after 0.007 s"),
+        (true, false, 9, Some(7.0), Some(9.0), stopped, "missed: was felt after 0.007 s"),
+        (true, false, 9, Some(7.0), no, over, "missed: was felt after 0.007 s"),
+        (false, false, 0, no, no, stopped, "unknown: not made"),
+        (false, true, 0, no, no, stopped, "unknown: not made"),
+        (false, false, 1, no, no, None, "missed: effect not seen within 3 s"),
+        (false, false, 9, no, no, stopped, "unknown: effect not seen: the run was ended"),
+        (false, false, 9, no, no, over, "unknown: effect not seen in the 0.5 s"),
+        (false, false, 9, Some(7.0), no, None, "as expected"),
+        (false, true, 9, no, no, None, "missed: effect not seen within 3 s"),
+        (false, true, 9, Some(7.0), no, None, "missed: recovery not seen within 3 s"),
+        (false, true, 9, Some(7.0), no, stopped, "unknown: recovery not seen: the run was ended"),
+        (false, true, 9, Some(7.0), no, over, "unknown: recovery not seen in the 0.5 s"),
+        (false, true, 9, Some(7.0), Some(9.0), None, "as expected"),
+        (false, true, 9, Some(7.0), Some(9.0), stopped, "as expected"),
+    ] {
+        let (effect_ms, recovered_ms) = (effect, recovered);
+        let within_s = 3.0;
+        let churn = ChurnResult {
+            unharmed,
+            recovery,
+            probes,
+            effect_ms,
+            recovered_ms,
+            cut_short,
+            within_s,
+            ..ChurnResult::default()
+        };
+        let found = match churn.verdict() {
+            ChurnVerdict::AsExpected => "as expected".into(),
+            ChurnVerdict::Missed(how) => format!("missed: {how}"),
+            ChurnVerdict::Unknown(why) => format!("unknown: {why}"),
+            ChurnVerdict::LeftOut(why) => format!("left out: {why}"),
+        };
+        assert!(found.starts_with(said), "{churn:?}: {found}");
+        assert_eq!(churn.assertions().is_empty(), found.starts_with("unknown"), "{churn:?}");
+        assert_eq!(churn.was_made(), probes > 0, "{churn:?}");
+        // What was not done at all, or need not be, has been seen nothing of.
+        let failed = ChurnResult { error: Some("why".into()), ..churn.clone() };
+        assert_eq!(failed.verdict(), ChurnVerdict::Unknown("could not be done: why".into()));
+        let left_out = ChurnResult { left_out: Some("why".into()), ..churn };
+        assert_eq!(left_out.verdict(), ChurnVerdict::LeftOut("left out: why".into()));
+        for not_made in [failed, left_out] {
+            assert!(!not_made.was_made() && not_made.assertions().is_empty());
+        }
+    }
+}

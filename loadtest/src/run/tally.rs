@@ -297,7 +297,9 @@ impl<'a> Tally<'a> {
             });
             begin += phase.length.0;
         }
-        let reasons = reasons(plan, &phases, partial);
+        let mut reasons = reasons(plan, &phases, partial);
+        reasons
+            .extend(churn.iter().flat_map(|(phase, churn)| churn_reasons(&plan.phases[*phase].name, churn)));
         let assertions =
             phases.iter().flat_map(|phase| &phase.churn).flat_map(ChurnResult::assertions).collect();
         let time = |at: SystemTime| humantime::format_rfc3339_millis(at).to_string();
@@ -348,22 +350,6 @@ fn reasons(plan: &Plan, phases: &[PhaseResult], partial: bool) -> Vec<Reason> {
     };
     if partial {
         add(false, "partial", "ended before its time".into());
-    }
-    for (phase, churn) in phases.iter().flat_map(|phase| phase.churn.iter().map(move |churn| (phase, churn)))
-    {
-        let name = format!("{}: {}", phase.name, churn.name);
-        match churn.verdict() {
-            ChurnVerdict::Unknown(why) => add(true, "churn", format!("{name}: {why}")),
-            ChurnVerdict::LeftOut(why) => add(false, "churn", format!("{name}: {why}")),
-            _ => {}
-        }
-        if let Some(error) = &churn.put_back_error {
-            add(
-                false,
-                "churn",
-                format!("{name}: could not be put back, the next run will find it so: {error}"),
-            );
-        }
     }
     for (phase, planned) in phases.iter().zip(&plan.phases).filter(|(phase, _)| !phase.warmup) {
         let name = &phase.name;
@@ -432,6 +418,24 @@ fn reasons(plan: &Plan, phases: &[PhaseResult], partial: bool) -> Vec<Reason> {
         }
     }
     reasons
+}
+
+/// What to know about a change, in a phase the run has come to or not.
+fn churn_reasons(phase: &str, churn: &ChurnResult) -> Vec<Reason> {
+    let reason = |fatal, why: String| {
+        let message = format!("{phase}: {}: {why}", churn.name);
+        Reason { code: "churn".into(), message, fatal }
+    };
+    let judged = match churn.verdict() {
+        ChurnVerdict::Unknown(why) => Some(reason(true, why)),
+        ChurnVerdict::LeftOut(why) => Some(reason(false, why)),
+        ChurnVerdict::AsExpected | ChurnVerdict::Missed(_) => None,
+    };
+    let left = churn
+        .put_back_error
+        .as_ref()
+        .map(|error| reason(false, format!("could not be put back, the next run will find it so: {error}")));
+    judged.into_iter().chain(left).collect()
 }
 
 /// What a long phase's end has that its beginning had not: slower answers, more memory.

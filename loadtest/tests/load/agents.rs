@@ -188,7 +188,8 @@ fn the_loss_of_an_agent_leaves_a_partial_result_that_is_not_valid() {
         (run.join().expect("no panic").expect("a result of what there is"), killed.elapsed())
     });
     assert!(took < Duration::from_secs(20), "{took:?}");
-    assert_eq!(result.phases[0].churn[0].verdict(), ChurnVerdict::Stopped);
+    let churn = result.phases[0].churn[0].verdict();
+    assert!(matches!(&churn, ChurnVerdict::Unknown(why) if why.contains("not made")), "{churn:?}");
     dies.wait().expect("it ended");
     std::fs::remove_file(&key_file).expect("ours");
     let lost = result.validity.reasons.iter().find(|reason| reason.code == "client_lost").expect("told");

@@ -2,7 +2,7 @@
 
 use super::peer::{Answer, Server, change, codes, ok, plan, run, run_until};
 use loadtest::assertion::{self, Thresholds};
-use loadtest::plan::{Action, Churn, Expectation, Load, Plan};
+use loadtest::plan::{Action, Churn, Expectation, Load, Phase, Plan};
 use loadtest::population::AuthKind;
 use loadtest::quantity::Span;
 use loadtest::report;
@@ -257,6 +257,58 @@ fn what_was_changed_is_put_back_when_the_load_is_over_and_when_it_is_stopped() {
     let result = run(shutting(1500, vec![lost]));
     let told = &result.validity.reasons[0];
     assert!(result.validity.valid && told.message.contains("could not be put back"), "{told:?}");
+}
+
+#[test]
+fn a_change_a_stopped_run_did_not_come_to_makes_its_result_invalid() {
+    let server = Server::start(|_| ok());
+    for expected in [Expectation::Unharmed, Expectation::Refused] {
+        let late = || Churn { at: Span(Duration::from_secs(500)), ..change(lever(&server), expected) };
+        let mut plan = with_changes(&server, 600_000, vec![late()]);
+        let next = Phase { name: "next".into(), churn: vec![late()], ..plan.phases[0].clone() };
+        plan.phases.push(next);
+        let stop = Arc::new(AtomicBool::new(false));
+        let result = thread::scope(|scope| {
+            let run = scope.spawn(|| run_until(plan, &stop));
+            let before = server.requests.load(SeqCst);
+            while server.requests.load(SeqCst) < before + 10 {
+                thread::yield_now();
+            }
+            stop.store(true, SeqCst);
+            run.join().expect("no panic")
+        });
+        assert!(result.meta.partial && !result.validity.valid && result.assertions.is_empty());
+        assert_eq!(codes(&result), ["partial", "churn", "churn"], "one of them in a phase that never came");
+        let why = "change: not made: the run was ended before it was its turn";
+        for (reason, phase) in result.validity.reasons[1..].iter().zip(["p", "next"]) {
+            assert!(reason.fatal && reason.message == format!("{phase}: {why}"), "{reason:?}");
+        }
+        assert!(report::markdown(&result).contains(&format!("❌ {}", &why["change: ".len()..])));
+    }
+}
+
+#[test]
+fn nothing_is_known_of_harm_where_it_was_there_before_or_no_probe_was_answered() {
+    let ill = Server::start(|_| Answer::Say(503, String::new()));
+    let harmed = churned(&ill, Action::Command("true".into()), Expectation::Unharmed);
+    assert!(
+        matches!(&harmed.verdict(), ChurnVerdict::Unknown(why) if why.contains("was there before: Fails")),
+        "{harmed:?}"
+    );
+    // From the lever on, nothing is answered in the 400 ms it is watched.
+    let pulled = Arc::new(AtomicBool::new(false));
+    let silent = Server::start(move |asked| {
+        if asked.line == "POST /lever" {
+            pulled.store(true, SeqCst);
+        } else if pulled.load(SeqCst) {
+            thread::sleep(Duration::from_secs(3));
+        }
+        ok()
+    });
+    let result = with_change(&silent, lever(&silent), Expectation::Unharmed, false);
+    assert!(!result.validity.valid && result.assertions.is_empty(), "{:?}", result.phases[0].churn);
+    let told = &result.validity.reasons.iter().find(|reason| reason.code == "churn").expect("told").message;
+    assert!(told.contains("no probe was answered in the 0.4 s"), "{told}");
 }
 
 #[test]
