@@ -5,7 +5,7 @@ use crate::plan::{
 };
 use crate::population::{AuthKind, Population, Sandbox};
 use crate::quantity::{self, Span};
-use crate::run_args::{auth_weights, mix_weights};
+use crate::run_args::{auth_weights, mix_weights, vain};
 use crate::world;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -250,6 +250,18 @@ impl Scenario {
 
     fn workload(&self, setting: &Setting) -> Result<Workload, String> {
         let (table, defaults) = (&self.workload, Workload::default());
+        if setting.target.domain.is_none() {
+            let keys = [
+                ("`sandboxes`", table.sandboxes.is_some()),
+                ("`zipf`", table.zipf.is_some()),
+                ("`ports`", table.ports.is_some()),
+                ("`auth`", table.auth.is_some()),
+                ("`bad`", table.bad.is_some()),
+                ("`cold`", table.cold.is_some()),
+                ("`toolbox`", table.toolbox.is_some()),
+            ];
+            vain("--domain", &keys).map_err(|error| format!("[workload]: {error}"))?;
+        }
         let share = |number: &Option<Number>| number.as_ref().map_or(Ok(0.0), |n| quantity::share(&n.text()));
         let sandboxes = table.sandboxes.as_ref().map(|number| quantity::count(&number.text())).transpose()?;
         Ok(Workload {
@@ -394,6 +406,38 @@ mod tests {
         assert_eq!(plan.phases[1].load, Load::Burst { size: 10, every: Span(Duration::from_secs(1)) });
         assert_eq!(plan.phases[1].idle, Some(Idle { count: 1000, rate: 50.0, reopen: false }));
         assert_eq!(plan.phases[1].mix, plan.phases[0].mix, "kept from the phase before");
+    }
+
+    #[test]
+    fn a_workload_of_sandboxes_means_nothing_without_a_domain() {
+        let error = |workload: &str, domain: Option<&str>| {
+            let text = format!(
+                "name = 'x'\nabout = 'x'\n[workload]\n{workload}\n[[phase]]\nname = 'a'\nfor = '1s'\nrate = 1\nmix = {{ get = 1 }}"
+            );
+            let target = Target { domain: domain.map(Into::into), ..setting().target };
+            let plan =
+                Scenario::parse(&text).and_then(|scenario| scenario.plan(&Setting { target, ..setting() }));
+            plan.err()
+        };
+        for key in [
+            "sandboxes = 5",
+            "zipf = 1.0",
+            "ports = [3000]",
+            "auth = 'token'",
+            "bad = '1%'",
+            "cold = 0.1",
+            "toolbox = 1",
+        ] {
+            let name = key.split(' ').next().expect("a key");
+            let told = format!(
+                "[workload]: without --domain there is no meaning in `{name}`: add the one or leave out the other"
+            );
+            assert_eq!(error(key, None), Some(told));
+            assert_eq!(error(key, Some("preview.test")), None);
+        }
+        let both = error("auth = 'token'\nsandboxes = '5k'", None).expect("refused");
+        assert!(both.contains("in `sandboxes`, `auth`: add"), "{both}");
+        assert_eq!(error("fresh = '10%'", None), None, "of any server");
     }
 
     #[test]

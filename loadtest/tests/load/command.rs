@@ -320,15 +320,15 @@ fn flags_that_mean_nothing_in_their_company_are_refused_with_what_is_missing() {
             "{flags:?}: {text}"
         );
     }
-    let (output, text) = output(
-        loadtest(&["scenario", "smoke", "http://127.0.0.1:1", "--sandboxes", "5"])
-            .spawn()
-            .expect("it starts"),
-    );
-    assert!(
-        output.status.code() == Some(2) && text.contains("--domain") && text.contains("--sandboxes"),
-        "{text}"
-    );
+    let scenario = ["scenario", "smoke", "http://127.0.0.1:1"];
+    for (flags, missing) in [
+        (&["--sandboxes", "5"][..], "--sandboxes"),
+        (&[], "[workload]: without --domain there is no meaning in `sandboxes`"),
+    ] {
+        let (output, text) = output(loadtest(&scenario).args(flags).spawn().expect("it starts"));
+        let told = text.contains("--domain") && text.contains(missing);
+        assert!(output.status.code() == Some(2) && told, "{flags:?}: {text}");
+    }
 }
 
 #[test]
