@@ -10,7 +10,7 @@ mod pool;
 mod sessions;
 
 use crate::aim::{Aim, Weighted};
-use crate::alarm::Alarm;
+use crate::alarm::{Alarm, Timers};
 use crate::content::Content;
 use crate::http1::{Scratch, scratch};
 use crate::plan::{Class, Load, Plan, Share};
@@ -152,6 +152,7 @@ async fn work(assignment: Assignment) -> io::Result<Done> {
         pool: RefCell::new(Line::new(false)),
         sessions: RefCell::new(Line::new(true)),
         alarm: Alarm::new()?,
+        timers: Timers::new()?,
         parked: RefCell::default(),
         slots: RefCell::default(),
         open: Cell::new(0),
@@ -173,6 +174,8 @@ async fn work(assignment: Assignment) -> io::Result<Done> {
     drop(assignment.reports.send((assignment.thread, Report::Ready)));
     let Ok(start) = start.await else { return Err(io::Error::other("the run was given up")) };
     worker.begin(start);
+    let waking = worker.clone();
+    tasks.push(tokio::task::spawn_local(async move { waking.timers.run().await }));
     tasks.push(tokio::task::spawn_local(worker.clone().dispatch()));
     tasks.push(tokio::task::spawn_local(sessions::dispatch(worker.clone())));
     let holding = tokio::task::spawn_local(idle::hold(worker.clone()));
@@ -200,7 +203,10 @@ struct Worker {
     pool: RefCell<Line>,
     /// Arrivals for sessions.
     sessions: RefCell<Line>,
+    /// Of whoever hands arrivals to kept connections.
     alarm: Alarm,
+    /// Of everybody else.
+    timers: Timers,
     /// Free connections, the longest free first.
     parked: RefCell<VecDeque<Rc<Slot>>>,
     /// Everyone who may have a request under way.

@@ -2,7 +2,6 @@
 
 use super::Worker;
 use crate::aim::Visitor;
-use crate::alarm::Alarm;
 use crate::failure::Failure;
 use crate::http1::Request;
 use crate::plan::{Class, Idle};
@@ -64,49 +63,47 @@ async fn hold_phase(worker: &Rc<Worker>, idle: &Idle, phase: usize, end: Instant
     let mut held: Vec<JoinHandle<()>> = Vec::new();
     let begun = Instant::now();
     let mut all_open = None;
-    if let Ok(alarm) = Alarm::new() {
-        for n in 0..planned {
-            // Far less than the end is away: how late it rings does not matter.
-            alarm.until((begun + every.mul_f64(n as f64)).min(end)).await;
-            if Instant::now() >= end || worker.stopped() {
-                break;
-            }
-            let permit = handshakes.clone().acquire_owned().await.expect("never closed");
-            let (worker, tally, reopen) = (worker.clone(), tally.clone(), idle.reopen);
-            let handshakes = handshakes.clone();
-            held.push(spawn_local(async move {
-                let (mut permit, mut again) = (Some(permit), false);
-                loop {
-                    let begun = Instant::now();
-                    tally.under_way.set(tally.under_way.get() + 1);
-                    let outcome = open(&worker).await;
-                    tally.under_way.set(tally.under_way.get() - 1);
-                    drop(permit.take());
-                    match outcome {
-                        Err((code, source)) => tally.fail(&code, &source),
-                        Ok(io) => {
-                            tally.connect.borrow_mut().record_ns(begun.elapsed().as_nanos() as u64);
-                            tally.reopened.set(tally.reopened.get() + u64::from(again));
-                            tally.open.set(tally.open.get() + 1);
-                            until_cut(&io).await;
-                            tally.open.set(tally.open.get() - 1);
-                            tally.lost.set(tally.lost.get() + 1);
-                        }
+    for n in 0..planned {
+        // Far less than the end is away: how late it rings does not matter.
+        worker.timers.until((begun + every.mul_f64(n as f64)).min(end)).await;
+        if Instant::now() >= end || worker.stopped() {
+            break;
+        }
+        let permit = handshakes.clone().acquire_owned().await.expect("never closed");
+        let (worker, tally, reopen) = (worker.clone(), tally.clone(), idle.reopen);
+        let handshakes = handshakes.clone();
+        held.push(spawn_local(async move {
+            let (mut permit, mut again) = (Some(permit), false);
+            loop {
+                let begun = Instant::now();
+                tally.under_way.set(tally.under_way.get() + 1);
+                let outcome = open(&worker).await;
+                tally.under_way.set(tally.under_way.get() - 1);
+                drop(permit.take());
+                match outcome {
+                    Err((code, source)) => tally.fail(&code, &source),
+                    Ok(io) => {
+                        tally.connect.borrow_mut().record_ns(begun.elapsed().as_nanos() as u64);
+                        tally.reopened.set(tally.reopened.get() + u64::from(again));
+                        tally.open.set(tally.open.get() + 1);
+                        until_cut(&io).await;
+                        tally.open.set(tally.open.get() - 1);
+                        tally.lost.set(tally.lost.get() + 1);
                     }
-                    if !reopen {
-                        return;
-                    }
-                    again = true;
-                    tokio::time::sleep(REOPEN_PAUSE).await;
-                    permit = Some(handshakes.clone().acquire_owned().await.expect("never closed"));
                 }
-            }));
-        }
-        // Those under way are waited for, so that the rate is the rate of what was opened.
-        let under_way = handshakes.acquire_many(HANDSHAKES_MAX as u32);
-        if tokio::time::timeout_at(end.into(), under_way).await.is_ok() {
-            all_open = Some((begun.elapsed(), tally.connect.borrow().count()));
-        }
+                if !reopen {
+                    return;
+                }
+                again = true;
+                tokio::time::sleep(REOPEN_PAUSE).await;
+                permit = Some(handshakes.clone().acquire_owned().await.expect("never closed"));
+            }
+        }));
+    }
+    // Those under way are waited for, so that the rate is the rate of what was opened.
+    let under_way = handshakes.acquire_many(HANDSHAKES_MAX as u32);
+    if tokio::time::timeout_at(end.into(), under_way).await.is_ok() {
+        all_open = Some((begun.elapsed(), tally.connect.borrow().count()));
     }
     while Instant::now() < end && !worker.stopped() {
         worker.open_idle(phase, tally.open.get());

@@ -2,7 +2,6 @@
 
 use super::{Ending, Next, Slot, UnderWay, Worker};
 use crate::aim::Visitor;
-use crate::alarm::Alarm;
 use crate::content::{Check, Content};
 use crate::failure::Failure;
 use crate::http1::{Http1, Request};
@@ -23,7 +22,6 @@ const PAGE_CONNECTIONS: usize = 6;
 
 /// Starts sessions when they are due, up to the bound; beyond it they count as unsent.
 pub(super) async fn dispatch(worker: Rc<Worker>) {
-    let Ok(alarm) = Alarm::new() else { return };
     let most = (worker.plan.client.sessions_max / worker.part.count).max(1);
     let mut free: Vec<Rc<Slot>> = Vec::new();
     let ended: Rc<std::cell::RefCell<Vec<Rc<Slot>>>> = Rc::default();
@@ -33,7 +31,7 @@ pub(super) async fn dispatch(worker: Rc<Worker>) {
         let next = worker.next(&mut worker.sessions.borrow_mut(), true, now);
         match next {
             Next::Over => return,
-            Next::At(due) => alarm.until(due.min(now + Duration::from_millis(100))).await,
+            Next::At(due) => worker.timers.until(due.min(now + Duration::from_millis(100))).await,
             Next::Due(arrival) if worker.sessions_open.get() >= most => {
                 worker.record(|recorder| recorder.unsent(&arrival, now));
             }
@@ -197,7 +195,7 @@ impl<'a> Session<'a> {
         let echoed = match every {
             None => self.echo_by_echo(&mut io, &mut frames, messages, &payload).await?,
             Some(every) => {
-                let echoes = Echoes::new(self, &payload, messages, every.0)?;
+                let echoes = Echoes::new(self, &payload, messages, every.0);
                 echoes.run(&mut io, &mut frames).await?
             }
         };
@@ -341,7 +339,6 @@ struct Echoes<'a> {
     messages: u32,
     every: Duration,
     begun: Instant,
-    alarm: Alarm,
     sent: Cell<u32>,
     /// Of each message as it is sent.
     frame_bytes: Cell<usize>,
@@ -353,25 +350,19 @@ struct Echoes<'a> {
 }
 
 impl<'a> Echoes<'a> {
-    fn new(
-        session: &'a Session<'a>,
-        payload: &'a [u8],
-        messages: u32,
-        every: Duration,
-    ) -> Result<Self, Failure> {
-        Ok(Self {
+    fn new(session: &'a Session<'a>, payload: &'a [u8], messages: u32, every: Duration) -> Self {
+        Self {
             session,
             payload,
             messages,
             every,
             begun: Instant::now(),
-            alarm: Alarm::new().map_err(|_| Failure::OwnLimit)?,
             sent: Cell::new(0),
             frame_bytes: Cell::new(0),
             all_sent: Cell::new(false),
             pongs: RefCell::default(),
             pinged: Notify::new(),
-        })
+        }
     }
 
     fn planned(&self, n: u32) -> Instant {
@@ -394,7 +385,7 @@ impl<'a> Echoes<'a> {
 
     /// Sends all messages, each when it is planned.
     async fn write(&self, io: &mut (impl AsyncWrite + Unpin)) -> Result<(), Failure> {
-        let ending = &self.session.worker.ending;
+        let (ending, timers) = (&self.session.worker.ending, &self.session.worker.timers);
         let mut out = Vec::with_capacity(self.payload.len() + 14);
         // Since when only this thread's lateness keeps the next message back: before, the other side did.
         let mut could = self.begun;
@@ -406,7 +397,7 @@ impl<'a> Echoes<'a> {
             tokio::select! {
                 biased;
                 () = self.pinged.notified() => out.append(&mut self.pongs.borrow_mut()),
-                () = self.alarm.until(self.planned(n)), if !is_last => {
+                () = timers.until(self.planned(n)), if !is_last => {
                     let lag = self.planned(n).max(could).elapsed();
                     self.session.worker.record(|recorder| recorder.late(&self.session.arrival, lag));
                     websocket::write_message(&mut out, self.payload, mask(n));
