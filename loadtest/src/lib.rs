@@ -25,6 +25,7 @@ pub mod compare;
 mod console;
 mod content;
 pub mod failure;
+mod files;
 pub mod find_max;
 pub mod host;
 pub mod http1;

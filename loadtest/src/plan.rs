@@ -2,7 +2,7 @@
 
 mod class;
 
-pub use class::Class;
+pub use class::{Class, PAGE_CONNECTIONS};
 
 use crate::population::AuthKind;
 use crate::quantity::Span;

@@ -5,8 +5,9 @@ mod tally;
 use crate::agent::Remote;
 use crate::calls::{CallCounter, Calls};
 use crate::churn::Changes;
+use crate::files;
 use crate::host::{self, Meter, ProxySource, Usage};
-use crate::plan::{Plan, Share};
+use crate::plan::{PAGE_CONNECTIONS, Plan, Share};
 use crate::result::{CallUse, ProxyUse, Reason, RunResult, ServerCounters, ServerSample, Validity};
 use crate::scrape::{self, Scraper};
 use crate::transport::Place;
@@ -497,20 +498,12 @@ fn check_sources(sources: &[std::net::IpAddr]) -> Result<(), String> {
 }
 
 fn check_open_files(plan: &Plan, share: Share) -> Result<(), String> {
-    let client = &plan.client;
-    let idle =
-        plan.phases.iter().filter_map(|phase| phase.idle.as_ref()).map(|idle| idle.count).max().unwrap_or(0);
-    let sessions = plan.phases.iter().flat_map(|phase| &phase.mix).filter(|(class, _)| class.is_session());
-    // All of them may be of the class that needs most. Of a paced one, the connection and its timer.
-    let each = sessions.map(|(class, _)| if class.is_paced() { 2 } else { 1 }).max().unwrap_or(0);
-    let sessions = u64::from(client.sessions_max) * each;
-    let wanted = (u64::from(client.connections) + idle + sessions) / u64::from(share.count) + 64;
+    let wanted = files::wanted(plan, share);
     match host::raise_open_files() {
         Some(limit) if limit < wanted => Err(format!(
-            "connections{} may need {wanted} files, and this process may open {limit}: raise the hard limit \
-             (ulimit -Hn, LimitNOFILE), or lower --connections, --idle or --sessions-max {}",
-            if each > 1 { " and the timers of sessions" } else { "" },
-            client.sessions_max
+            "this load may need {wanted} open files, and this process may open {limit}: raise the hard limit \
+             (ulimit -Hn, LimitNOFILE), or lower --connections, --idle or --sessions-max {} (of a page, each is {PAGE_CONNECTIONS})",
+            plan.client.sessions_max
         )),
         _ => Ok(()),
     }

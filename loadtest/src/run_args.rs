@@ -200,7 +200,7 @@ pub struct LoadArgs {
     /// Requests at a time on an HTTP/2 connection [default: 32]
     #[arg(long, help_heading = "Load")]
     pub streams: Option<u32>,
-    /// Most WebSockets, event streams and page loads at a time; one of ws:10x32@50ms takes two open files
+    /// Most WebSockets, event streams and page loads at a time; a page has six connections
     #[arg(long, value_parser = quantity::count32, default_value = "10k", help_heading = "Load")]
     pub sessions_max: u32,
     /// Random intervals, as of independent users, instead of equal ones

@@ -7,6 +7,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
 
+/// Connections a browser opens to one host.
+pub const PAGE_CONNECTIONS: usize = 6;
+
 #[derive(Clone, Debug, PartialEq)]
 pub enum Class {
     /// An answer of so many bytes.
@@ -31,9 +34,12 @@ impl Class {
         matches!(self, Self::Events { .. } | Self::WebSocket { .. } | Self::Page { .. })
     }
 
-    /// Sends its messages as planned, whatever becomes of their echoes: has a timer of its own.
-    pub fn is_paced(&self) -> bool {
-        matches!(self, Self::WebSocket { every: Some(_), .. })
+    /// Most connections one of it has open at a time.
+    pub fn connections_max(&self) -> u64 {
+        match self {
+            Self::Page { assets, .. } => u64::from(*assets).clamp(1, PAGE_CONNECTIONS as u64),
+            _ => 1,
+        }
     }
 
     pub fn method(&self) -> &'static str {

@@ -5,7 +5,7 @@ use crate::aim::Visitor;
 use crate::content::{Check, Content};
 use crate::failure::Failure;
 use crate::http1::{Http1, Request};
-use crate::plan::Class;
+use crate::plan::{Class, PAGE_CONNECTIONS};
 use crate::quantity::Span;
 use crate::recorder::{Arrival, Outcome};
 use crate::transport::Transport;
@@ -16,9 +16,6 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
-
-/// Connections a browser opens to one host.
-const PAGE_CONNECTIONS: usize = 6;
 
 /// Starts sessions when they are due, up to the bound; beyond it they count as unsent.
 pub(super) async fn dispatch(worker: Rc<Worker>) {

@@ -269,21 +269,40 @@ fn a_target_that_is_not_there_is_an_invalid_result_and_a_wrong_command_none() {
     }
 }
 
-/// A WebSocket whose messages are sent as planned has a timer beside its connection.
+/// The binary with so many files to open.
+fn limited(files: u32, arguments: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    let script = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_loadtest"), "run"]).args(arguments);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
 #[test]
 fn sessions_that_may_need_more_files_than_there_are_to_open_are_refused_before_the_load() {
+    let url = format!("http://127.0.0.1:{}", free_port());
+    let arguments =
+        [&url, "--rate", "2k", "--for", "1s", "-t", "1", "--sessions-max", "850", "--mix", "page:20x8k"];
+    let (output, text) = output(limited(1000, &arguments).spawn().expect("a shell"));
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    let said = "may need 5228 open files, and this process may open 1000";
+    assert!(text.contains(said) && text.contains("--sessions-max 850 (of a page, each is 6)"), "{text}");
+}
+
+/// A timer each would be twice as many files as there are.
+#[test]
+fn sessions_whose_messages_are_timed_need_no_more_files_than_their_connections() {
     let server = Server::start(|_| Answer::Echo { corrupt_after: u32::MAX });
-    for (class, code) in [("ws:2x8@5ms=1", 2), ("ws:2x8=1", 0)] {
-        let mut command = Command::new("sh");
-        command.args(["-c", "ulimit -n 1000 && exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_loadtest"), "run"]);
-        command.args([&server.url(), "--rate", "20", "--for", "300ms", "--lag-max", "1s"]);
-        command.args(["--sessions-max", "850", "--mix", class]);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let (output, text) = output(command.spawn().expect("a shell"));
-        assert_eq!(output.status.code(), Some(code), "{class}: {text}");
-        let said = "may need 1828 files, and this process may open 1000";
-        assert_eq!(text.contains(said) && text.contains("--sessions-max 850"), code == 2, "{class}: {text}");
-    }
+    let json = file("timers");
+    let (url, json_text) = (server.url(), json.to_str().expect("UTF-8"));
+    let mut arguments =
+        vec![url.as_str(), "--rate", "200", "--for", "1500ms", "-t", "1", "-c", "8", "--json", json_text];
+    arguments.extend(["--sessions-max", "320", "--mix", "ws:60x8@1s", "--lag-max", "10s", "-q"]);
+    let (output, text) = output(limited(450, &arguments).spawn().expect("a shell"));
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    let total = read(&json).phases[0].total();
+    // All of them are open when the run is over.
+    assert_eq!((total.ok, total.failed, total.shortened), (300, 0, 300), "{text}");
 }
 
 /// What they ask for would silently not be done.
