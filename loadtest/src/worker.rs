@@ -1,23 +1,25 @@
 //! One thread of the load generator: its part of the plan, on a runtime of its own, sharing nothing while it runs.
 //!
 //! Requests are pulled: a free connection takes the next arrival of the schedule when it is due, so a backlog costs no
-//! memory and a request's intended time is never forgotten. [`pool`] holds kept connections (HTTP/1.1, [`http2`]),
+//! memory and a request's intended time is never forgotten. [`line`] says what is next, [`dispatch`] hands it out. [`pool`] holds kept connections (HTTP/1.1, [`http2`]),
 //! [`sessions`] what lives on connections of its own, [`idle`] what is only held.
 
+mod dispatch;
 mod http2;
 mod idle;
+mod line;
 mod pool;
 mod sessions;
 
-use crate::aim::{Aim, Weighted};
+use crate::aim::Aim;
 use crate::alarm::{Alarm, Timers};
 use crate::content::Content;
 use crate::http1::{Scratch, scratch};
 use crate::plan::{Class, Load, Plan, Share};
 use crate::recorder::{Arrival, Interval, Recorder};
 use crate::result::{ClassResult, Hist, IdleResult};
-use crate::schedule::{Part, Schedule};
 use crate::transport::{Connector, Place};
+use dispatch::{Arrivals, Slot, UnderWay};
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use serde::{Deserialize, Serialize};
@@ -28,7 +30,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::mpsc::Sender;
-use std::task::Waker;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
@@ -89,6 +90,8 @@ pub struct Done {
     /// By phase.
     pub lag: Vec<Hist>,
     pub idle: Vec<Option<IdleResult>>,
+    /// It was stopped before its part of the plan was over.
+    pub cut: bool,
 }
 
 /// Every class of the plan once; what the result calls it.
@@ -149,8 +152,8 @@ async fn work(assignment: Assignment) -> io::Result<Done> {
         )),
         aim: RefCell::new(aim),
         timetable: RefCell::default(),
-        pool: RefCell::new(Line::new(false)),
-        sessions: RefCell::new(Line::new(true)),
+        pool: RefCell::default(),
+        sessions: RefCell::default(),
         alarm: Alarm::new()?,
         timers: Timers::new()?,
         parked: RefCell::default(),
@@ -199,10 +202,10 @@ struct Worker {
     random: RefCell<SmallRng>,
     recorder: RefCell<Option<Recorder>>,
     timetable: RefCell<Vec<Times>>,
-    /// Arrivals for kept connections.
-    pool: RefCell<Line>,
+    /// Arrivals for kept connections; `None`: the start is not known yet.
+    pool: RefCell<Option<Arrivals>>,
     /// Arrivals for sessions.
-    sessions: RefCell<Line>,
+    sessions: RefCell<Option<Arrivals>>,
     /// Of whoever hands arrivals to kept connections.
     alarm: Alarm,
     /// Of everybody else.
@@ -221,23 +224,10 @@ struct Worker {
     stop: Arc<AtomicBool>,
 }
 
-/// When a phase is and what comes in it, by line.
+/// When a phase is.
 struct Times {
     begin: Instant,
     end: Instant,
-    /// Indices of classes, for the pool and for sessions.
-    mixes: [Weighted<usize>; 2],
-    /// The share of the phase's rate that is each line's.
-    scales: [f64; 2],
-}
-
-/// The plan's arrivals of one line, phase by phase.
-struct Line {
-    sessions: bool,
-    phase: usize,
-    schedule: Option<Schedule>,
-    /// The phase is over, and what was due in it waits because this thread is late: it is sent all the same.
-    catching_up: bool,
 }
 
 /// That the plan is over: sessions begin nothing more.
@@ -261,188 +251,24 @@ impl Ending {
     }
 }
 
-/// What a line has next.
-enum Next {
-    Due(Arrival),
-    At(Instant),
-    Over,
-}
-
-/// A place for one request at a time.
-#[derive(Default)]
-struct Slot {
-    waker: RefCell<Option<Waker>>,
-    /// Handed over while parked.
-    handed: Cell<Option<Arrival>>,
-    parked: Cell<bool>,
-    under_way: Cell<Option<UnderWay>>,
-}
-
-#[derive(Clone, Copy)]
-struct UnderWay {
-    arrival: Arrival,
-    begun: Instant,
-    /// What the class's times measure has come.
-    timed: bool,
-}
-
-impl Line {
-    fn new(sessions: bool) -> Self {
-        Self { sessions, phase: 0, schedule: None, catching_up: false }
-    }
-
-    fn is_over(&self, phases: usize) -> bool {
-        self.phase >= phases
-    }
-}
-
 impl Worker {
     fn begin(&self, start: Instant) {
-        let mut begin = start;
+        let mut end = start;
         let times = self.plan.phases.iter().map(|phase| {
-            let end = begin + phase.length.0;
-            let mix = |sessions: bool| {
-                let of = phase.mix.iter().filter(|(class, _)| class.is_session() == sessions);
-                let index =
-                    |class| self.classes.iter().position(|c| c == class).expect("made from the mixes");
-                Weighted::new(&of.map(|(class, weight)| (index(class), *weight)).collect::<Vec<_>>())
-            };
-            let mixes = [mix(false), mix(true)];
-            let total = (mixes[0].total() + mixes[1].total()).max(f64::MIN_POSITIVE);
-            let scales = [mixes[0].total() / total, mixes[1].total() / total];
-            let times = Times { begin, end, mixes, scales };
-            begin = end;
-            times
+            let begin = end;
+            end += phase.length.0;
+            Times { begin, end }
         });
-        *self.timetable.borrow_mut() = times.collect();
+        let timetable: Vec<Times> = times.collect();
+        let begins: Vec<Instant> = timetable.iter().map(|times| times.begin).collect();
+        *self.timetable.borrow_mut() = timetable;
+        *self.pool.borrow_mut() = Some(self.arrivals(false, &begins));
+        *self.sessions.borrow_mut() = Some(self.arrivals(true, &begins));
         self.alarm.set(start);
     }
 
     fn stopped(&self) -> bool {
         self.stop.load(Relaxed)
-    }
-
-    /// The line's next arrival; one that is due is taken. `was_free`: who asks could have sent it when it was due.
-    fn next(&self, line: &mut Line, was_free: bool, now: Instant) -> Next {
-        let timetable = self.timetable.borrow();
-        if timetable.is_empty() {
-            // The start is not known yet; `begin` sets the alarm to it.
-            return Next::At(now + Duration::from_secs(3600));
-        }
-        loop {
-            let Some(times) = timetable.get(line.phase) else { return Next::Over };
-            if now < times.begin {
-                return if self.stopped() { Next::Over } else { Next::At(times.begin) };
-            }
-            let mix = &times.mixes[usize::from(line.sessions)];
-            let phase = &self.plan.phases[line.phase];
-            let schedule = line.schedule.get_or_insert_with(|| {
-                let part = Part { index: self.part.index, count: self.part.count };
-                let scale = times.scales[usize::from(line.sessions)];
-                let seed = self.plan.client.seed ^ (line.phase as u64) << 40 ^ u64::from(part.index) << 20;
-                let poisson = self.plan.client.poisson.then_some(seed ^ u64::from(line.sessions));
-                Schedule::new(phase.load, phase.length.0, scale, part, poisson)
-            });
-            let arrival = |intended| Arrival {
-                phase: line.phase,
-                class: *mix.draw(&mut self.random.borrow_mut()),
-                intended,
-            };
-            let stopped = self.stopped();
-            if now >= times.end || stopped {
-                let waiting = schedule.peek().filter(|at| times.begin + *at <= now);
-                // That nobody was free was not the reason.
-                line.catching_up |= was_free && waiting.is_some();
-                match waiting {
-                    Some(at) if line.catching_up && !stopped => {
-                        schedule.advance();
-                        return Next::Due(arrival(times.begin + at));
-                    }
-                    // Of a run that is broken off, what this thread would have sent in the next moment is no part.
-                    _ if line.catching_up => {}
-                    _ => self.give_up_backlog(schedule, times, &arrival, now),
-                }
-                let phase = if stopped { timetable.len() } else { line.phase + 1 };
-                *line = Line { phase, ..Line::new(line.sessions) };
-                continue;
-            }
-            if phase.load == Load::Closed && !mix.is_empty() {
-                return Next::Due(arrival(now));
-            }
-            return match schedule.peek() {
-                None => Next::At(times.end),
-                Some(at) if times.begin + at <= now => {
-                    schedule.advance();
-                    Next::Due(arrival(times.begin + at))
-                }
-                Some(at) => Next::At(times.begin + at),
-            };
-        }
-    }
-
-    /// The phase is over: what should have been sent by now and was not, as no connection was free, is counted with its age.
-    fn give_up_backlog(
-        &self,
-        schedule: &mut Schedule,
-        times: &Times,
-        arrival: &dyn Fn(Instant) -> Arrival,
-        now: Instant,
-    ) {
-        while let Some(at) = schedule.peek().filter(|at| times.begin + *at <= now) {
-            schedule.advance();
-            self.record(|recorder| recorder.unsent(&arrival(times.begin + at), now));
-        }
-    }
-
-    /// Waits for the slot's next arrival and since when it could have been sent; `None`: the run is over.
-    async fn arrival(&self, slot: &Rc<Slot>) -> Option<(Arrival, Instant)> {
-        let freed = Instant::now();
-        let mut now = freed;
-        std::future::poll_fn(|cx| {
-            if let Some(arrival) = slot.handed.take() {
-                return std::task::Poll::Ready(Some(arrival));
-            }
-            if slot.parked.get() {
-                *slot.waker.borrow_mut() = Some(cx.waker().clone());
-                return std::task::Poll::Pending;
-            }
-            match self.next(&mut self.pool.borrow_mut(), false, now) {
-                Next::Due(arrival) => std::task::Poll::Ready(Some(arrival)),
-                Next::Over => std::task::Poll::Ready(None),
-                Next::At(due) => {
-                    self.alarm.set(due);
-                    *slot.waker.borrow_mut() = Some(cx.waker().clone());
-                    slot.parked.set(true);
-                    self.parked.borrow_mut().push_back(slot.clone());
-                    now = Instant::now();
-                    std::task::Poll::Pending
-                }
-            }
-        })
-        .await
-        .map(|arrival| (arrival, freed.max(arrival.intended)))
-    }
-
-    /// Hands arrivals to free connections when they are due.
-    async fn dispatch(self: Rc<Self>) {
-        loop {
-            loop {
-                let Some(slot) = self.parked.borrow_mut().pop_front() else { break };
-                match self.next(&mut self.pool.borrow_mut(), true, Instant::now()) {
-                    Next::Due(arrival) => {
-                        slot.handed.set(Some(arrival));
-                        slot.wake();
-                    }
-                    Next::At(due) => {
-                        self.parked.borrow_mut().push_front(slot);
-                        self.alarm.set(due);
-                        break;
-                    }
-                    Next::Over => slot.wake(),
-                }
-            }
-            self.alarm.rung().await;
-        }
     }
 
     fn record<R>(&self, f: impl FnOnce(&mut Recorder) -> R) -> Option<R> {
@@ -490,15 +316,14 @@ impl Worker {
         }
     }
 
+    fn lines(&self) -> [&RefCell<Option<Arrivals>>; 2] {
+        [&self.pool, &self.sessions]
+    }
+
     /// Due in this phase and not sent, of both lines.
     fn backlog(&self, phase: usize, now: Instant) -> u64 {
-        let timetable = self.timetable.borrow();
-        let since = now.saturating_duration_since(timetable[phase].begin);
-        let of = |line: &Line| match &line.schedule {
-            Some(schedule) if line.phase == phase => schedule.backlog(since),
-            _ => 0,
-        };
-        of(&self.pool.borrow()) + of(&self.sessions.borrow())
+        let of = |arrivals: &Arrivals| arrivals.line.backlog(phase, now);
+        self.lines().iter().map(|arrivals| arrivals.borrow().as_ref().map_or(0, of)).sum()
     }
 
     /// Waits, but no longer than to the operator's stop.
@@ -521,28 +346,18 @@ impl Worker {
         let end = now + self.plan.client.grace.0.min(most);
         self.ending.patience.set(Some(end));
         self.ending.told.notify_waiters();
-        let phases = self.plan.phases.len();
-        let over = |line: &RefCell<Line>| line.borrow().is_over(phases);
+        let under_way = || self.slots.borrow().iter().any(|slot| slot.under_way.get().is_some());
+        let open = |arrivals: &Arrivals| !arrivals.line.is_over();
         let busy = || {
-            let under_way = self.slots.borrow().iter().any(|slot| slot.under_way.get().is_some());
-            under_way || !over(&self.pool) || !over(&self.sessions)
+            under_way() || self.lines().iter().any(|arrivals| arrivals.borrow().as_ref().is_some_and(open))
         };
         while busy() && Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let now = Instant::now();
-        for line in [&self.pool, &self.sessions] {
-            line.borrow_mut().catching_up = false;
-            self.close(line, now);
-        }
-    }
-
-    /// Nothing of the line is sent any more, unless it is catching up.
-    fn close(&self, line: &RefCell<Line>, now: Instant) {
-        let mut line = line.borrow_mut();
-        if !line.catching_up {
-            let next = self.next(&mut line, false, now);
-            debug_assert!(matches!(next, Next::Over), "the plan is over");
+        for arrivals in self.lines() {
+            arrivals.borrow_mut().iter_mut().for_each(|arrivals| arrivals.line.give_up());
+            self.close(arrivals, now);
         }
     }
 
@@ -562,20 +377,9 @@ impl Worker {
             }
         }
         let (classes, lag) = recorder.finish();
-        Done { classes, lag, idle: std::mem::take(&mut self.idle.borrow_mut()) }
-    }
-}
-
-impl Slot {
-    fn begin(&self, arrival: Arrival, begun: Instant) {
-        self.under_way.set(Some(UnderWay { arrival, begun, timed: false }));
-    }
-
-    fn wake(&self) {
-        self.parked.set(false);
-        if let Some(waker) = self.waker.borrow_mut().take() {
-            waker.wake();
-        }
+        let cut = |arrivals: &Arrivals| arrivals.line.was_cut();
+        let cut = self.lines().iter().any(|arrivals| arrivals.borrow().as_ref().is_some_and(cut));
+        Done { classes, lag, idle: std::mem::take(&mut self.idle.borrow_mut()), cut }
     }
 }
 

@@ -1,6 +1,8 @@
 //! What lives on connections of its own: event streams, WebSockets, page loads. Each session is a task.
 
-use super::{Ending, Next, Slot, UnderWay, Worker};
+use super::dispatch::Next;
+use super::line::Asker;
+use super::{Ending, Slot, UnderWay, Worker};
 use crate::aim::Visitor;
 use crate::content::{Check, Content};
 use crate::failure::Failure;
@@ -25,8 +27,7 @@ pub(super) async fn dispatch(worker: Rc<Worker>) {
     loop {
         let now = Instant::now();
         // A session needs nobody to be free.
-        let next = worker.next(&mut worker.sessions.borrow_mut(), true, now);
-        match next {
+        match worker.next(&worker.sessions, Asker::WasFree, now) {
             Next::Over => return,
             Next::At(due) => worker.timers.until(due.min(now + Duration::from_millis(100))).await,
             Next::Due(arrival) if worker.sessions_open.get() >= most => {

@@ -40,7 +40,12 @@ fn second(at: u64, cpu_ms: u64, latency_ms: u64) -> Report {
 
 fn done() -> Report {
     let class = ClassResult { planned: 300, sent: 300, ok: 300, ..ClassResult::default() };
-    Report::Done(Box::new(Done { classes: vec![vec![class]], lag: vec![Hist::default()], idle: vec![None] }))
+    Report::Done(Box::new(Done {
+        classes: vec![vec![class]],
+        lag: vec![Hist::default()],
+        idle: vec![None],
+        cut: false,
+    }))
 }
 
 /// The result of two threads with these seconds each: CPU of the second thread and latency by second.
@@ -81,7 +86,7 @@ fn lateness_counts_beside_the_fastest_answers_unless_a_bound_is_given() {
         let mut tally = Tally::new(&plan, 1);
         let classes = vec![responses.map(class).to_vec()];
         tally
-            .take(0, Report::Done(Box::new(Done { classes, lag: vec![lag], idle: vec![None] })))
+            .take(0, Report::Done(Box::new(Done { classes, lag: vec![lag], idle: vec![None], cut: false })))
             .expect("planned");
         let result = tally.finish(&plan, Vec::new(), SystemTime::now(), false, None, Vec::new(), Vec::new());
         codes(&result).contains(&"send_lag")
@@ -122,7 +127,8 @@ fn only_errors_of_its_own_making_make_the_result_invalid() {
         let mut tally = Tally::new(&plan, 1);
         let mut class = ClassResult { ok: 1, failed: 1, ..ClassResult::default() };
         class.count_error("AUTH_REQUIRED", source, 1);
-        let done = Done { classes: vec![vec![class]], lag: vec![Hist::default()], idle: vec![None] };
+        let done =
+            Done { classes: vec![vec![class]], lag: vec![Hist::default()], idle: vec![None], cut: false };
         tally.take(0, Report::Done(Box::new(done))).expect("planned");
         let result = tally.finish(&plan, Vec::new(), SystemTime::now(), false, None, Vec::new(), Vec::new());
         assert_eq!(codes(&result), codes_, "a proxy's `client` is the visitor, not us");
@@ -189,6 +195,7 @@ fn an_end_in_a_later_phase_leaves_those_before_whole_whatever_their_seconds_add_
         classes: vec![class(16), class(1), class(0)],
         lag: vec![Hist::default(); 3],
         idle: vec![None; 3],
+        cut: true,
     };
     let reports = vec![of(0, 799_600), Report::Done(Box::new(done))];
     assert_eq!(ended(reports), [phase("warm-up", 0.8), phase("p", 0.0)]);
@@ -198,7 +205,8 @@ fn an_end_in_a_later_phase_leaves_those_before_whole_whatever_their_seconds_add_
 fn reports_of_what_was_not_planned_are_refused() {
     let plan = plan(Load::Hold { rate: 1.0 });
     let mut tally = Tally::new(&plan, 1);
-    let strange = Report::Done(Box::new(Done { classes: Vec::new(), lag: Vec::new(), idle: Vec::new() }));
+    let strange =
+        Report::Done(Box::new(Done { classes: Vec::new(), lag: Vec::new(), idle: Vec::new(), cut: false }));
     assert!(tally.take(0, strange).is_err());
     let Report::Second(mut late) = second(0, 1, 1) else { unreachable!() };
     late.phase = 7;
