@@ -165,14 +165,11 @@ impl Conductor<'_> {
         if lost.threads == threads {
             return Err(lost.causes.join("\n"));
         }
-        let stopped = self.stop.load(Relaxed) || lost.threads > 0;
-        let partial = stopped && start.elapsed() < length(self.plan);
         let server = scraping.and_then(Scraping::finish);
         let churn = churn.finish();
         let (proxy, refused) =
             proxy.map_or_else(Default::default, |watched| (watched.phases, watched.calls_refused));
-        let mut result =
-            tally.finish(self.plan, self.crew.hosts(), started_at, partial, server, proxy, churn);
+        let mut result = tally.finish(self.plan, self.crew.hosts(), started_at, server, proxy, churn);
         let refused = refused.map(|message| Reason { code: "calls".into(), message, fatal: false });
         result.validity.reasons.extend(refused);
         result.validity.reasons.extend(result.server.as_ref().and_then(scrape::note));
@@ -253,10 +250,6 @@ fn ticks(plan: &Plan) -> impl Iterator<Item = Tick> {
         });
         std::iter::once(Tick { at: begin, phase, second: None, early: true }).chain(seconds)
     })
-}
-
-fn length(plan: &Plan) -> Duration {
-    plan.phases.iter().map(|phase| phase.length.0).sum()
 }
 
 /// The proxy's CPU and calls, phase by phase.

@@ -42,6 +42,8 @@ pub(super) struct Tally<'a> {
     plan: &'a Plan,
     threads: u32,
     done: u32,
+    /// A thread ended before its part of the plan did.
+    cut: bool,
     classes: Vec<Vec<ClassResult>>,
     lag: Vec<Hist>,
     idle: Vec<Option<IdleResult>>,
@@ -77,6 +79,7 @@ impl<'a> Tally<'a> {
             plan,
             threads,
             done: 0,
+            cut: false,
             classes: vec![vec![ClassResult::default(); classes(plan).len()]; phases],
             lag: vec![Hist::default(); phases],
             idle: vec![None; phases],
@@ -103,6 +106,7 @@ impl<'a> Tally<'a> {
     /// A thread is gone without its results: nobody waits for it any more.
     pub fn thread_lost(&mut self) {
         self.threads -= 1;
+        self.cut = true;
     }
 
     pub fn take(&mut self, thread: u32, report: Report) -> Result<(), String> {
@@ -196,6 +200,7 @@ impl<'a> Tally<'a> {
                 (_, None) => {}
             }
         }
+        self.cut |= done.cut;
         self.done += 1;
         Ok(())
     }
@@ -243,18 +248,18 @@ impl<'a> Tally<'a> {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "everything that was watched comes together here")]
     pub fn finish(
         mut self,
         plan: &Plan,
         clients: Vec<ClientHost>,
         started_at: SystemTime,
-        partial: bool,
         server: Option<ServerCounters>,
         proxy: Vec<Option<ProxyUse>>,
         churn: Vec<(usize, ChurnResult)>,
     ) -> RunResult {
         self.settle(0);
+        // The threads say so: until they have heard of a stop and the last answers are there, the plan's time may be over.
+        let partial = self.cut;
         let names: Vec<String> = classes(plan).iter().map(ToString::to_string).collect();
         let mut proxy = proxy.into_iter();
         let mut phases = Vec::new();

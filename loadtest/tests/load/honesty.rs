@@ -275,6 +275,26 @@ fn a_stop_leaves_a_true_partial_result() {
     assert!(phase.duration_s < 60.0 && phase.rate() > 10.0, "{} {}", phase.duration_s, phase.rate());
 }
 
+/// What is under way holds the run up until the plan's time is over; it is less than planned all the same.
+#[test]
+fn a_stop_in_the_last_second_leaves_a_partial_result() {
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopping = stop.clone();
+    let server = Server::start(move |asked| {
+        if asked.number >= 10 {
+            stopping.store(true, SeqCst);
+            thread::sleep(Duration::from_millis(1500));
+        }
+        ok()
+    });
+    let begun = Instant::now();
+    let result = run_until(plan(&server.url(), Load::Hold { rate: 10.0 }, 1800), &stop);
+    let planned = result.phases[0].total().planned;
+    assert!(begun.elapsed() > Duration::from_millis(1800), "{:?}", begun.elapsed());
+    // On a machine that heard of the stop too late for it, all of the plan.
+    assert!(result.meta.partial || planned == 18, "{planned} of 18");
+}
+
 #[test]
 fn a_stop_between_two_sessions_blames_nobody() {
     let server = Server::start(|_| Answer::Echo { corrupt_after: u32::MAX });

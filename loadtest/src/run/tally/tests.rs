@@ -60,7 +60,7 @@ fn result(load: Load, seconds: &[(u64, u64)], proxy: Vec<Option<ProxyUse>>) -> R
     tally.take(0, done()).expect("planned");
     tally.take(1, done()).expect("planned");
     assert!(tally.is_complete());
-    tally.finish(&plan, Vec::new(), SystemTime::now(), false, None, proxy, Vec::new())
+    tally.finish(&plan, Vec::new(), SystemTime::now(), None, proxy, Vec::new())
 }
 
 fn codes(result: &RunResult) -> Vec<&str> {
@@ -88,7 +88,7 @@ fn lateness_counts_beside_the_fastest_answers_unless_a_bound_is_given() {
         tally
             .take(0, Report::Done(Box::new(Done { classes, lag: vec![lag], idle: vec![None], cut: false })))
             .expect("planned");
-        let result = tally.finish(&plan, Vec::new(), SystemTime::now(), false, None, Vec::new(), Vec::new());
+        let result = tally.finish(&plan, Vec::new(), SystemTime::now(), None, Vec::new(), Vec::new());
         codes(&result).contains(&"send_lag")
     };
     let judged =
@@ -130,7 +130,7 @@ fn only_errors_of_its_own_making_make_the_result_invalid() {
         let done =
             Done { classes: vec![vec![class]], lag: vec![Hist::default()], idle: vec![None], cut: false };
         tally.take(0, Report::Done(Box::new(done))).expect("planned");
-        let result = tally.finish(&plan, Vec::new(), SystemTime::now(), false, None, Vec::new(), Vec::new());
+        let result = tally.finish(&plan, Vec::new(), SystemTime::now(), None, Vec::new(), Vec::new());
         assert_eq!(codes(&result), codes_, "a proxy's `client` is the visitor, not us");
     }
 }
@@ -179,10 +179,14 @@ fn an_end_in_a_later_phase_leaves_those_before_whole_whatever_their_seconds_add_
         (second.phase, second.wall) = (phase, Duration::from_micros(wall_us));
         Report::Second(second)
     };
+    // A thread that is gone, or says that it was stopped.
     let ended = |reports: Vec<Report>| {
         let mut tally = Tally::new(&plan, 1);
+        if !matches!(reports.last(), Some(Report::Done(_))) {
+            tally.thread_lost();
+        }
         reports.into_iter().for_each(|report| tally.take(0, report).expect("planned"));
-        let result = tally.finish(&plan, Vec::new(), SystemTime::now(), true, None, Vec::new(), Vec::new());
+        let result = tally.finish(&plan, Vec::new(), SystemTime::now(), None, Vec::new(), Vec::new());
         result.phases.into_iter().map(|phase| (phase.name, phase.duration_s)).collect::<Vec<_>>()
     };
     let phase = |name: &str, duration_s| (name.to_owned(), duration_s);
@@ -199,6 +203,27 @@ fn an_end_in_a_later_phase_leaves_those_before_whole_whatever_their_seconds_add_
     };
     let reports = vec![of(0, 799_600), Report::Done(Box::new(done))];
     assert_eq!(ended(reports), [phase("warm-up", 0.8), phase("p", 0.0)]);
+}
+
+#[test]
+fn a_run_is_partial_if_a_thread_says_so_whatever_the_time() {
+    let plan = plan(Load::Hold { rate: 20.0 });
+    for (cuts, partial) in [([false, false], false), ([false, true], true), ([true, false], true)] {
+        let mut tally = Tally::new(&plan, 2);
+        for (thread, cut) in (0..).zip(cuts) {
+            (0..30).for_each(|at| tally.take(thread, second(at, 1, 1)).expect("planned"));
+            let Report::Done(mut done) = done() else { unreachable!() };
+            done.cut = cut;
+            tally.take(thread, Report::Done(done)).expect("planned");
+        }
+        let result = tally.finish(&plan, Vec::new(), SystemTime::now(), None, Vec::new(), Vec::new());
+        assert_eq!(
+            (result.meta.partial, codes(&result).contains(&"partial")),
+            (partial, partial),
+            "{cuts:?}"
+        );
+        assert!(result.validity.valid, "{:?}", result.validity);
+    }
 }
 
 #[test]
