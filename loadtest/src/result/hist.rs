@@ -126,3 +126,43 @@ impl<'de> Deserialize<'de> for Hist {
         Ok(Self(histogram))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hist(values: &[u64]) -> Hist {
+        let mut hist = Hist::default();
+        values.iter().for_each(|ns| hist.record_ns(*ns));
+        hist
+    }
+
+    #[test]
+    fn a_histogram_survives_json_and_merging_equals_recording() {
+        let (a, b) = (hist(&[1_000, 50_000, 7_000_000_000]), hist(&[80, 60_000]));
+        let read: Hist = serde_json::from_str(&serde_json::to_string(&a).expect("JSON")).expect("its own");
+        assert_eq!(read, a);
+        let mut merged = read;
+        merged.merge(&b);
+        let all = hist(&[1_000, 50_000, 7_000_000_000, 80, 60_000]);
+        assert_eq!(merged.quantiles(), all.quantiles());
+    }
+
+    #[test]
+    fn values_are_within_a_tenth_of_a_percent_and_clamped_to_an_hour() {
+        let within = |ns: u64| {
+            let found = hist(&[ns]).quantile_ns(0.5);
+            (found as f64 - ns as f64).abs() / ns as f64 <= 0.001
+        };
+        assert!([1_000, 33_333, 1_234_567, 59_999_999_999].into_iter().all(within));
+        assert!(hist(&[u64::MAX]).max_ns() <= 3_602_000_000_000);
+        assert_eq!(Hist::default().quantiles(), Quantiles::default());
+    }
+
+    #[test]
+    fn damaged_histograms_are_refused() {
+        for text in [r#"{"hdr":"!!"}"#, r#"{"hdr":"AAAA"}"#, "{}"] {
+            assert!(serde_json::from_str::<Hist>(text).is_err(), "{text}");
+        }
+    }
+}
