@@ -4,172 +4,15 @@
 //! time, of all classes together, over all phases but warm-ups; of a search for the highest rate, over the step of the
 //! rate that was found. Pure.
 
-use crate::result::{ChurnResult, ClassResult, Hist, IdleResult, RunResult};
-use std::collections::BTreeMap;
+mod text;
+mod totals;
+
+pub use text::{bytes_text, number_text, share_text, time_text};
+pub use totals::Totals;
+
+use crate::result::{ClassResult, Hist};
 use std::fmt;
-
-/// A run as its measured phases add up.
-pub struct Totals {
-    pub all: ClassResult,
-    pub classes: BTreeMap<String, ClassResult>,
-    /// Idle WebSockets. Each attempt to open one counts as a request that was sent: well when it stayed open, failed when it
-    /// did not open or was cut. In rates and times they are not.
-    pub idle: Option<IdleResult>,
-    /// Changes under load, of all phases.
-    churn: Vec<ChurnResult>,
-    /// How late requests left by the load generator's own doing.
-    pub send_lag: Hist,
-    /// Of the judged phases.
-    pub duration_s: f64,
-    /// What a search found: its rate.
-    found_rate: Option<f64>,
-    /// CPU seconds of the proxy and the answers they were spent on, over the phases in which it was watched. What counts
-    /// as an answer (echoes and events do) is the run's to say.
-    proxy_cpu: Option<(f64, f64)>,
-    calls: Option<CallTotals>,
-    memory_max_bytes: Option<u64>,
-    /// Body bytes through the proxy: copied and spliced.
-    moved: Option<(f64, f64)>,
-    /// Requests, those of the warm-up too.
-    ended_in_all: u64,
-    valid: bool,
-}
-
-/// Over the phases in which they were counted.
-#[derive(Clone, Debug, Default)]
-struct CallTotals {
-    all: f64,
-    enters: f64,
-    /// The answers they were made for.
-    requests: f64,
-}
-
-impl Totals {
-    pub fn of(result: &RunResult) -> Self {
-        let mut totals = Self {
-            all: ClassResult::default(),
-            classes: BTreeMap::new(),
-            idle: None,
-            churn: result.phases.iter().flat_map(|phase| phase.churn.iter().cloned()).collect(),
-            send_lag: Hist::default(),
-            duration_s: 0.0,
-            found_rate: result.search.as_ref().and_then(|search| search.rate),
-            proxy_cpu: None,
-            calls: None,
-            memory_max_bytes: None,
-            moved: moved_bytes(result),
-            ended_in_all: result.phases.iter().map(|phase| phase.total().ended()).sum(),
-            valid: result.validity.valid,
-        };
-        for phase in result.judged() {
-            totals.duration_s += phase.duration_s;
-            totals.send_lag.merge(&phase.client.send_lag);
-            if let Some(idle) = &phase.idle {
-                totals.idle.get_or_insert_default().merge(idle);
-            }
-            for (name, class) in &phase.classes {
-                totals.all.merge(class);
-                totals.classes.entry(name.clone()).or_default().merge(class);
-            }
-            if let Some(proxy) = &phase.proxy {
-                let (cpu_s, answers) = totals.proxy_cpu.get_or_insert((0.0, 0.0));
-                *cpu_s += proxy.cpu_s;
-                *answers += share(proxy.cpu_s * 1e6, proxy.cpu_us_per_request).unwrap_or(0.0);
-                totals.memory_max_bytes = totals.memory_max_bytes.max(Some(proxy.memory_max_bytes));
-                if let Some(used) = &proxy.calls {
-                    let calls = totals.calls.get_or_insert_default();
-                    calls.all += used.system_calls as f64;
-                    calls.enters += used.ring_enters as f64;
-                    calls.requests +=
-                        share(used.system_calls as f64, used.system_calls_per_request).unwrap_or(0.0);
-                }
-            }
-        }
-        totals
-    }
-
-    /// Share of requests that did not end as they should, those never sent or never answered included. `None`:
-    /// there were none.
-    pub fn error_share(class: &ClassResult) -> Option<f64> {
-        let bad = class.failed + class.unsent + class.unfinished;
-        share(bad as f64, (class.ok + bad) as f64)
-    }
-
-    /// [`Self::error_share`] of all classes and of idle WebSockets together.
-    pub fn errors(&self) -> Option<f64> {
-        let count = |count: Count| count.of_all(self) as f64;
-        let bad = count(Count::Failed) + count(Count::Unsent) + count(Count::Unfinished);
-        share(bad, count(Count::Ok) + bad)
-    }
-
-    /// Requests and idle WebSockets of the kind.
-    pub fn count(&self, count: Count) -> u64 {
-        count.of_all(self)
-    }
-
-    /// Microseconds until changes were felt, or over: the longest. `None`: there was none, or one was not seen.
-    fn longest(&self, name: Option<&str>, recovery: bool) -> Option<f64> {
-        // Where no effect is expected there is none to wait for.
-        let of = |churn: &&ChurnResult| match name {
-            Some(name) => same_name(name, &churn.name),
-            None => !churn.unharmed && (!recovery || churn.recovery),
-        };
-        let mut longest = None;
-        for churn in self.churn.iter().filter(of) {
-            let ms = if recovery { churn.recovered_ms? } else { churn.effect_ms? };
-            longest = Some(f64::max(longest.unwrap_or(0.0), ms * 1000.0));
-        }
-        longest
-    }
-
-    /// Microseconds of the proxy's CPU for one answer.
-    pub fn cpu_us(&self) -> Option<f64> {
-        let (cpu_s, answers) = self.proxy_cpu?;
-        share(cpu_s * 1e6, answers)
-    }
-
-    /// The proxy's system calls for one answer.
-    pub fn calls(&self) -> Option<f64> {
-        self.calls.as_ref().and_then(|calls| share(calls.all, calls.requests))
-    }
-
-    /// Of them: `io_uring_enter`.
-    pub fn enters(&self) -> Option<f64> {
-        self.calls.as_ref().and_then(|calls| share(calls.enters, calls.requests))
-    }
-
-    pub fn memory_max_bytes(&self) -> Option<u64> {
-        self.memory_max_bytes
-    }
-
-    /// Bytes the proxy copied through its memory and bytes it left in the kernel.
-    pub fn moved(&self) -> Option<(f64, f64)> {
-        self.moved
-    }
-
-    pub fn spliced_share(&self) -> Option<f64> {
-        self.moved.and_then(|(copied, spliced)| share(spliced, copied + spliced))
-    }
-
-    /// Bytes the proxy copied for one request. Both are counted over the whole run, warming up included.
-    pub fn copied_per_request(&self) -> Option<f64> {
-        self.moved.and_then(|(copied, _)| share(copied, self.ended_in_all as f64))
-    }
-}
-
-fn moved_bytes(result: &RunResult) -> Option<(f64, f64)> {
-    let gained = result.server.as_ref()?.gained();
-    let path = |label: &str| -> f64 {
-        let of_path = |name: &&str| name.starts_with("preview_bytes_total{") && name.contains(label);
-        gained.iter().filter(|(name, _)| of_path(name)).map(|(_, bytes)| bytes).sum()
-    };
-    let (copied, spliced) = (path("path=\"copy\""), path("path=\"splice\""));
-    (copied + spliced > 0.0).then_some((copied, spliced))
-}
-
-fn share(part: f64, whole: f64) -> Option<f64> {
-    (whole > 0.0).then(|| part / whole)
-}
+use totals::share;
 
 /// A number about a run.
 #[derive(Clone, PartialEq, Debug)]
@@ -424,16 +267,6 @@ fn changed(f: &mut fmt::Formatter<'_>, what: &str, name: Option<&str>) -> fmt::R
     name.map_or(Ok(()), |name| write!(f, ".{name}"))
 }
 
-/// Names of changes are sentences: `Redis dies` is `redis-dies`, too.
-fn same_name(a: &str, b: &str) -> bool {
-    let words = |name: &str| {
-        let lower = name.to_lowercase();
-        let words = lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
-        words.map(str::to_owned).collect::<Vec<_>>()
-    };
-    words(a) == words(b)
-}
-
 impl Statistic {
     /// `p99`, `p99.9`, `p999` (which is 99.9 in the habit of many tools), `mean`, `min`, `max`.
     fn parse(text: &str) -> Option<Self> {
@@ -524,71 +357,6 @@ impl Unit {
     }
 }
 
-/// Microseconds as `850 ns`, `12.3 µs`, `4.56 ms`, `1.20 s`, `3.5 min`.
-pub fn time_text(us: f64) -> String {
-    let (value, unit) = match us {
-        _ if us <= 0.0 => return "0".into(),
-        _ if us < 1.0 => (us * 1e3, "ns"),
-        _ if us < 1e3 => (us, "µs"),
-        _ if us < 1e6 => (us / 1e3, "ms"),
-        _ if us < 6e7 => (us / 1e6, "s"),
-        _ => (us / 6e7, "min"),
-    };
-    format!("{} {unit}", three_digits(value))
-}
-
-/// Bytes as `512 B`, `1.5 KiB`, `3.20 GiB`.
-pub fn bytes_text(bytes: f64) -> String {
-    let mut value = bytes;
-    for unit in ["B", "KiB", "MiB", "GiB"] {
-        if value < 1024.0 {
-            return if unit == "B" {
-                format!("{value:.0} B")
-            } else {
-                format!("{} {unit}", three_digits(value))
-            };
-        }
-        value /= 1024.0;
-    }
-    format!("{} TiB", three_digits(value))
-}
-
-pub fn share_text(share: f64) -> String {
-    let percent = share * 100.0;
-    match percent {
-        _ if percent == 0.0 => "0%".into(),
-        _ if percent < 0.001 => "<0.001%".into(),
-        _ if percent < 0.1 => format!("{percent:.3}%"),
-        // What is not all must not read as all.
-        _ if percent > 99.95 && percent < 100.0 => format!("{:.3}%", percent.min(99.999)),
-        _ => format!("{}%", three_digits(percent)),
-    }
-}
-
-/// Counts and rates: `1,234,567`, `12.3`.
-pub fn number_text(value: f64) -> String {
-    if value.abs() < 100.0 && value.fract() != 0.0 {
-        return three_digits(value);
-    }
-    let digits = format!("{:.0}", value.abs());
-    let mut text = String::from(if value <= -0.5 { "-" } else { "" });
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-fn three_digits(value: f64) -> String {
-    match value.abs() {
-        v if v >= 99.95 => format!("{value:.0}"),
-        v if v >= 9.995 => format!("{value:.1}"),
-        _ => format!("{value:.2}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -646,22 +414,5 @@ mod tests {
         ] {
             assert!(Measure::parse(text).is_err(), "{text:?}");
         }
-    }
-
-    #[test]
-    fn values_have_about_three_digits_and_a_unit() {
-        assert_eq!(
-            [0.85, 12.34, 999.96, 4_560.0, 1.2e6, 2.1e8].map(time_text),
-            ["850 ns", "12.3 µs", "1000 µs", "4.56 ms", "1.20 s", "3.50 min"]
-        );
-        assert_eq!([512.0, 1536.0, 3.2e9].map(bytes_text), ["512 B", "1.50 KiB", "2.98 GiB"]);
-        assert_eq!(
-            [0.0, 0.000_001, 0.000_5, 0.123, 0.999_999, 1.0].map(share_text),
-            ["0%", "<0.001%", "0.050%", "12.3%", "99.999%", "100%"]
-        );
-        assert_eq!(
-            [0.0, 12.34, 999.0, 1_234_567.0, -1_000.0].map(number_text),
-            ["0", "12.3", "999", "1,234,567", "-1,000"]
-        );
     }
 }
