@@ -180,9 +180,7 @@ fn the_loss_of_an_agent_leaves_a_partial_result_that_is_not_valid() {
     plan.phases[0].churn = vec![Churn { at: Span(Duration::from_secs(50)), ..late }];
     let (result, took) = thread::scope(|scope| {
         let run = scope.spawn(|| load_of(plan, vec![stays, name.clone()], KEY, &Arc::default()));
-        while server.requests.load(SeqCst) < 100 {
-            thread::yield_now();
-        }
+        server.wait_for(100);
         dies.kill().expect("it lives");
         let killed = Instant::now();
         (run.join().expect("no panic").expect("a result of what there is"), killed.elapsed())

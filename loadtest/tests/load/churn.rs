@@ -271,9 +271,7 @@ fn a_change_a_stopped_run_did_not_come_to_makes_its_result_invalid() {
         let result = thread::scope(|scope| {
             let run = scope.spawn(|| run_until(plan, &stop));
             let before = server.requests.load(SeqCst);
-            while server.requests.load(SeqCst) < before + 10 {
-                thread::yield_now();
-            }
+            server.wait_for(before + 10);
             stop.store(true, SeqCst);
             run.join().expect("no panic")
         });

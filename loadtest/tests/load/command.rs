@@ -7,7 +7,6 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::Ordering::SeqCst;
-use std::thread;
 use std::time::{Duration, Instant};
 
 fn loadtest(arguments: &[&str]) -> Command {
@@ -42,12 +41,9 @@ fn ctrl_c_ends_a_run_with_a_valid_partial_report() {
         ["run", &server.url(), "--rate", "50", "--for", "10m", "--lag-max", "1s", "--json", json_text, "-q"];
     let child = loadtest(&arguments).spawn().expect("it starts");
     let pid = Pid::from_child(&child);
-    let begun = Instant::now();
-    while server.requests.load(SeqCst) < 30 {
-        assert!(begun.elapsed() < Duration::from_secs(30), "no load");
-        thread::sleep(Duration::from_millis(5));
-    }
+    server.wait_for(30);
     kill_process(pid, Signal::INT).expect("it lives");
+    let begun = Instant::now();
     let (output, text) = output(child);
     assert!(output.status.success(), "{text}");
     assert!(begun.elapsed() < Duration::from_secs(60));
@@ -63,11 +59,7 @@ fn memory_does_not_grow_with_the_length_of_the_plan() {
     let server = Server::start(|_| ok());
     let arguments = ["run", &server.url(), "--rate", "20", "--for", "31d", "--lag-max", "1s", "-q"];
     let child = loadtest(&arguments).spawn().expect("it starts");
-    let begun = Instant::now();
-    while server.requests.load(SeqCst) < 10 {
-        assert!(begun.elapsed() < Duration::from_secs(30), "no load");
-        thread::sleep(Duration::from_millis(5));
-    }
+    server.wait_for(10);
     let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).expect("it lives");
     kill_process(Pid::from_child(&child), Signal::INT).expect("it lives");
     let (output, text) = output(child);
@@ -97,11 +89,7 @@ fn turns_that_are_stopped_in_the_first_round_leave_what_there_is() {
     .args(["--json-a", json.to_str().expect("UTF-8"), "--markdown", "-", "--assert-a", "err<1%"])
     .spawn()
     .expect("it starts");
-    let begun = Instant::now();
-    while a.requests.load(SeqCst) < 20 {
-        assert!(begun.elapsed() < Duration::from_secs(30), "no load");
-        thread::sleep(Duration::from_millis(5));
-    }
+    a.wait_for(20);
     kill_process(Pid::from_child(&child), Signal::INT).expect("it lives");
     let (output, text) = output(child);
     assert!(output.status.success(), "{text}");

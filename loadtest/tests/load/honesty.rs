@@ -169,11 +169,7 @@ fn a_pause_of_its_own_at_the_end_is_not_the_targets() {
         .spawn()
         .expect("it starts");
     let pid = Pid::from_child(&child);
-    let begun = Instant::now();
-    while server.requests.load(SeqCst) < 320 {
-        assert!(begun.elapsed() < Duration::from_secs(30), "no load");
-        thread::sleep(Duration::from_millis(1));
-    }
+    server.wait_for(320);
     kill_process(pid, Signal::STOP).expect("it lives");
     // The pause itself: it lasts to well behind the end.
     thread::sleep(Duration::from_millis(1000));

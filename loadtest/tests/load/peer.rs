@@ -77,6 +77,15 @@ impl Server {
         Self { address, requests, connections, over }
     }
 
+    /// Waits until so many requests have come.
+    pub fn wait_for(&self, requests: u64) {
+        let begun = Instant::now();
+        while self.requests.load(SeqCst) < requests {
+            assert!(begun.elapsed() < Duration::from_secs(30), "no load");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     pub fn url(&self) -> String {
         format!("http://{}/", self.address)
     }
