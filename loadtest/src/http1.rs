@@ -9,15 +9,16 @@ pub use response::{ProxyError, ResponseReader};
 
 use crate::failure::Failure;
 use crate::transport::Transport;
+use bytes::Bytes;
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 use tokio::io::{AsyncRead as _, AsyncWrite as _, ReadBuf};
 
-/// Bodies are sent out of this.
+/// Bodies without a content of their own are sent out of this.
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// What all connections of a thread read into.
@@ -27,11 +28,16 @@ pub fn scratch() -> Scratch {
     Rc::new(RefCell::new(vec![0; 128 * 1024].into_boxed_slice()))
 }
 
-/// A request: its head with whatever of the body fits, and how many zero bytes follow.
+/// A request: its head with whatever of the body fits, and what follows.
 #[derive(Default)]
 pub struct Request {
     pub bytes: Vec<u8>,
-    pub tail: u64,
+    /// A body that many requests have in common.
+    body: Bytes,
+    /// How many zero bytes.
+    tail: u64,
+    /// Its method is HEAD: the answer is a head alone, whatever length that tells (RFC 9110 9.3.2).
+    pub is_head: bool,
 }
 
 impl Request {
@@ -47,9 +53,25 @@ impl Request {
         }
     }
 
+    /// Adds a body after the head.
+    pub fn attach(&mut self, body: &Bytes) {
+        if body.len() as u64 <= Self::INLINE_MAX {
+            self.bytes.extend_from_slice(body);
+        } else {
+            self.body = body.clone();
+        }
+    }
+
     pub fn clear(&mut self) {
         self.bytes.clear();
+        self.body = Bytes::new();
         self.tail = 0;
+        self.is_head = false;
+    }
+
+    /// Bytes of all of it.
+    pub fn length(&self) -> u64 {
+        (self.bytes.len() + self.body.len()) as u64 + self.tail
     }
 }
 
@@ -83,6 +105,13 @@ impl Http1 {
         (self.io, self.carry)
     }
 
+    /// Whether nothing has come since the last answer, as far as is known here: neither the end nor bytes nobody asked for.
+    pub fn is_quiet(&mut self) -> bool {
+        let mut byte = [0];
+        let mut cx = Context::from_waker(Waker::noop());
+        Pin::new(&mut self.io).poll_read(&mut cx, &mut ReadBuf::new(&mut byte)).is_pending()
+    }
+
     /// Sends a request and reads its answer, both at the same time: servers may answer early. `sink` sees the body.
     ///
     /// Not cancel-safe: a connection whose exchange was dropped must be closed.
@@ -93,10 +122,11 @@ impl Http1 {
     ) -> Result<Reply, Failure> {
         let mut exchange = Exchange {
             head: &request.bytes,
+            body: &request.body,
             tail: request.tail,
             flushed: false,
             write_failed: false,
-            reader: ResponseReader::default(),
+            reader: ResponseReader::to(request.is_head),
             first_byte: None,
         };
         std::future::poll_fn(|cx| exchange.poll(cx, self, sink)).await
@@ -105,6 +135,7 @@ impl Http1 {
 
 struct Exchange<'a> {
     head: &'a [u8],
+    body: &'a [u8],
     tail: u64,
     flushed: bool,
     /// The other side takes no more; its answer may be there all the same.
@@ -170,9 +201,11 @@ impl Exchange<'_> {
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, io: &mut Transport) -> Poll<io::Result<()>> {
-        while !self.head.is_empty() {
-            let sent = ready!(Pin::new(&mut *io).poll_write(cx, self.head))?;
-            self.head = &self.head[sent..];
+        for part in [&mut self.head, &mut self.body] {
+            while !part.is_empty() {
+                let sent = ready!(Pin::new(&mut *io).poll_write(cx, part))?;
+                *part = &part[sent..];
+            }
         }
         while self.tail > 0 {
             let next = &ZEROS[..self.tail.min(ZEROS.len() as u64) as usize];

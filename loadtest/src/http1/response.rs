@@ -19,6 +19,8 @@ pub struct ResponseReader {
     status: u16,
     body_bytes: u64,
     keep_alive: bool,
+    /// The request was a HEAD.
+    head_only: bool,
     error: Option<Box<ProxyError>>,
 }
 
@@ -55,6 +57,11 @@ enum State {
 }
 
 impl ResponseReader {
+    /// Of the answer to a request whose method is HEAD, or another one.
+    pub fn to(is_head: bool) -> Self {
+        Self { head_only: is_head, ..Self::default() }
+    }
+
     /// Takes bytes and says how many; those of an incomplete head are not taken. `sink` sees the body.
     pub fn feed(&mut self, bytes: &[u8], sink: &mut dyn FnMut(&[u8])) -> Result<usize, Failure> {
         let mut at = 0;
@@ -175,7 +182,7 @@ impl ResponseReader {
             self.error = Some(Box::new(ProxyError { code, source }));
         }
         self.state = match framing {
-            _ if matches!(status, 101 | 204 | 304) => State::Done,
+            _ if self.head_only || matches!(status, 101 | 204 | 304) => State::Done,
             Some(State::Length(0)) => State::Done,
             Some(framing) => framing,
             None => {
@@ -294,6 +301,16 @@ mod tests {
             chunked("fffffffffffffffff\r\n"),
         ] {
             assert_eq!(read(&text, 1000), Err(Some(Failure::Malformed)), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_answer_to_a_head_is_a_head_whatever_length_it_tells() {
+        for framing in ["Content-Length: 5\r\n", "Transfer-Encoding: chunked\r\n", ""] {
+            let mut reader = ResponseReader::to(true);
+            let text = format!("HTTP/1.1 200 OK\r\n{framing}\r\n");
+            assert_eq!(reader.feed(text.as_bytes(), &mut |_| {}), Ok(text.len()));
+            assert!(reader.is_done() && reader.keeps_alive(), "{framing}");
         }
     }
 

@@ -85,7 +85,7 @@ impl Kept {
         let (sent_at, outcome) = self.exchange(&arrival, begun).await;
         let ended_at = Instant::now();
         self.slot.under_way.set(None);
-        let up = self.request.bytes.len() as u64 + self.request.tail;
+        let up = self.request.length();
         worker.record(|recorder| {
             let outcome = match outcome {
                 Ok(reply) => {
