@@ -26,12 +26,12 @@ use std::time::{Duration, Instant};
 
 /// Longest report: the results of a thread with many phases and classes.
 const REPORT_BYTES_MAX: usize = 64 << 20;
-/// Longest order: a plan with many source addresses.
+/// Longest order: a plan with many source addresses, or with recordings.
 const ORDER_BYTES_MAX: usize = 16 << 20;
 /// Everything else, and all that is read from somebody who has not shown the key.
 const LINE_BYTES_MAX: usize = 64 << 10;
 /// Both must be up to this; results go with the version. Behind the slash: what they say to each other.
-const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/3");
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/4");
 /// For what is answered at once.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// An agent that has nothing to report says that it is there: behind the last second, requests may have a long grace.
@@ -381,6 +381,22 @@ fn make_load(channel: Channel, mut crew: Local, inbox: &Receiver<(u32, Report)>)
     outcome
 }
 
+/// An [`Order`] an agent takes. `Err` says that it is too long.
+fn order(plan: &Plan, share: Share) -> Result<String, String> {
+    let order =
+        serde_json::to_string(&Order { plan: plan.clone(), share }).map_err(|error| error.to_string())?;
+    // It travels as a text within a message, where quotes take more.
+    let line =
+        serde_json::to_string(&ToAgent::Order(order.clone())).map_or(usize::MAX, |line| line.len() + 1);
+    match line > ORDER_BYTES_MAX {
+        true => Err(format!(
+            "the plan has {line} bytes with its recordings, and agents take {ORDER_BYTES_MAX}: fewer `har:` classes in a run, or \
+             recordings with smaller bodies"
+        )),
+        false => Ok(order),
+    }
+}
+
 /// Agents as one crew.
 pub struct Remote {
     agents: Vec<TcpStream>,
@@ -402,7 +418,7 @@ impl Remote {
         for (index, name) in names.iter().enumerate() {
             let share = Share { index: index as u32, count: names.len() as u32 };
             let wrong = |error: io::Error| format!("agent {name}: {error}");
-            remote.add(name, key, plan, share, reports.clone()).map_err(wrong)?;
+            remote.add(name, key, order(plan, share)?, reports.clone()).map_err(wrong)?;
         }
         Ok(remote)
     }
@@ -411,8 +427,7 @@ impl Remote {
         &mut self,
         name: &str,
         key: &str,
-        plan: &Plan,
-        share: Share,
+        order: String,
         reports: Sender<(u32, Report)>,
     ) -> io::Result<()> {
         let address = name.to_socket_addrs()?.next().ok_or(io::ErrorKind::AddrNotAvailable)?;
@@ -423,7 +438,6 @@ impl Remote {
         if version != VERSION {
             return Err(io::Error::other(format!("has version {version}, this is {VERSION}")));
         }
-        let order = serde_json::to_string(&Order { plan: plan.clone(), share })?;
         let digest = digest(&order);
         let proof = hex(&proof(key, &nonce, &digest).finalize().into_bytes());
         channel.send(&ToAgent::Claim { digest, proof })?;
@@ -526,6 +540,7 @@ mod tests {
             target: Target { url: format!("http://{target}/"), ..Target::default() },
             client: Client { threads: 1, connections: 1, grace: Span(grace), ..Client::default() },
             workload: Workload::default(),
+            recordings: Vec::new(),
             phases: vec![Phase {
                 name: "p".into(),
                 load: Load::Hold { rate: 10.0 },

@@ -299,11 +299,15 @@ fn add_reasons(text: &mut String, prefix: &str, result: &RunResult) {
 /// What is about to be done, in one line.
 pub fn announcement(plan: &Plan) -> String {
     let length: Duration = plan.phases.iter().map(|phase| phase.length.0).sum();
-    format!(
+    let mut text = format!(
         "{} for {} in {} phase(s), {} threads",
         plan.target.url,
         humantime::format_duration(length),
         plan.phases.len(),
         plan.client.threads
-    )
+    );
+    for recording in &plan.recordings {
+        text += &format!("\n{recording}");
+    }
+    text
 }

@@ -22,6 +22,8 @@ pub enum Failure {
     Malformed,
     /// The answer is right by HTTP but not what was asked for.
     WrongContent,
+    /// Good as such, but the recording has another kind of answer.
+    NotAsRecorded,
     /// HTTP/2's own errors; what was wrong, as its code.
     Http2(&'static str),
 }
@@ -43,6 +45,7 @@ impl Failure {
             Self::Timeout => "timeout",
             Self::Malformed => "malformed",
             Self::WrongContent => "wrong content",
+            Self::NotAsRecorded => "not as recorded",
         }
     }
 
@@ -54,7 +57,7 @@ impl Failure {
     pub fn source(self) -> &'static str {
         match self {
             Self::OwnLimit => Self::OWN_SOURCE,
-            Self::Malformed | Self::WrongContent => "answer",
+            Self::Malformed | Self::WrongContent | Self::NotAsRecorded => "answer",
             _ => "network",
         }
     }

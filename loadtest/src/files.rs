@@ -45,6 +45,7 @@ fn drawn_at_most(expected: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::har::Recordings;
     use crate::plan::{Client, Idle, Load, Phase, Target, Workload};
     use crate::quantity::Span;
     use std::time::Duration;
@@ -60,11 +61,12 @@ mod tests {
                 name: "p".into(),
                 load: Load::Hold { rate },
                 length: Span(Duration::from_secs(100)),
-                mix: crate::run_args::mix_weights(mix).expect("a mix"),
+                mix: crate::run_args::mix_weights(mix, &mut Recordings::default()).expect("a mix"),
                 warmup: false,
                 churn: Vec::new(),
                 idle: None,
             }],
+            recordings: Vec::new(),
         }
     }
 

@@ -216,6 +216,7 @@ mod tests {
             target: Target::default(),
             client: Client::default(),
             workload: Workload::default(),
+            recordings: Vec::new(),
             phases: vec![phase],
         }
     }

@@ -73,6 +73,7 @@ mod tests {
             target: Target::default(),
             client: Client::default(),
             workload: Workload::default(),
+            recordings: Vec::new(),
             phases: Vec::new(),
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! * [`plan`]: what to do, complete and checked.
 //! * [`run`]: carries it out and puts the result together.
+//! * [`har`]: recordings of browsers, to be replayed.
 //! * [`scenario`], [`find_max`], [`interleave`], [`agent`]: ways of making and using plans.
 //! * [`worker`]: one thread of load; [`schedule`] says when, [`aim`] for whom.
 //! * [`population`]: sandboxes and their credentials out of a seed; shared by the load and the backend.
@@ -27,6 +28,7 @@ mod content;
 pub mod failure;
 mod files;
 pub mod find_max;
+pub mod har;
 pub mod host;
 pub mod http1;
 pub mod interleave;

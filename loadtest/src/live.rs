@@ -199,6 +199,7 @@ mod tests {
             target: Target { url: "http://proxy:4000".into(), ..Target::default() },
             client: Client::default(),
             workload: Workload::default(),
+            recordings: Vec::new(),
             phases: vec![phase],
         };
         let point = Point {

@@ -4,6 +4,7 @@ mod class;
 
 pub use class::{Class, PAGE_CONNECTIONS};
 
+use crate::har::Recording;
 use crate::population::AuthKind;
 use crate::quantity::Span;
 use serde::{Deserialize, Serialize};
@@ -18,6 +19,8 @@ pub struct Plan {
     pub client: Client,
     pub workload: Workload,
     pub phases: Vec<Phase>,
+    /// What its classes `har:` replay.
+    pub recordings: Vec<Recording>,
 }
 
 /// Where the load goes.
@@ -44,7 +47,7 @@ pub struct Client {
     /// Kept connections of all threads together; each carries one request at a time (HTTP/2: `streams`).
     pub connections: u32,
     pub streams: u32,
-    /// Most sessions (WebSockets, event streams, page loads) at a time.
+    /// Most sessions (WebSockets, event streams, page loads, recordings) at a time.
     pub sessions_max: u32,
     /// Source addresses, used in turn: each gives about 28,000 connections to one target, half of them fast.
     pub sources: Vec<IpAddr>,
@@ -277,6 +280,11 @@ impl Plan {
         if mistakes.is_empty() { Ok(()) } else { Err(mistakes.join("\n")) }
     }
 
+    /// The recording of a class `har:name`.
+    pub fn recording(&self, name: &str) -> Option<&Recording> {
+        self.recordings.iter().find(|recording| recording.name == name)
+    }
+
     /// Everything that is wrong with it, for the operator.
     pub fn mistakes(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
@@ -318,16 +326,23 @@ impl Plan {
                 .any(|phase| phase.idle.is_some() || phase.mix.iter().any(|(class, _)| class.is_session()));
         need(
             !self.target.http2 || !one_only,
-            "http2: connections of their own (WebSockets, event streams, pages, idle sockets, fresh) are HTTP/1.1 here",
+            "http2: connections of their own (WebSockets, event streams, pages, recordings, idle sockets, fresh) are HTTP/1.1 here",
         );
         for phase in &self.phases {
             let quiet = phase.load == Load::Quiet;
             need(!phase.length.0.is_zero(), &format!("phase {}: no length", phase.name));
             need(quiet || !phase.mix.is_empty(), &format!("phase {}: no mix", phase.name));
+            for class in phase.mix.iter().map(|(class, _)| class) {
+                let missing = matches!(class, Class::Recording(name) if self.recording(name).is_none());
+                need(!missing, &format!("phase {}: the plan has no recording for {class}", phase.name));
+            }
             let whole_sessions = phase.mix.iter().any(|(class, _)| class.is_session());
             need(
                 phase.load != Load::Closed || !whole_sessions,
-                &format!("phase {}: a closed loop has no WebSockets, event streams or pages", phase.name),
+                &format!(
+                    "phase {}: a closed loop has no WebSockets, event streams, pages or recordings",
+                    phase.name
+                ),
             );
             need(
                 phase.idle.is_none() || workload.bad < 1.0,
@@ -363,6 +378,7 @@ impl Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::har::Recordings;
 
     fn plan(load: Load, mix: &str) -> Plan {
         Plan {
@@ -374,11 +390,12 @@ mod tests {
                 name: "p".into(),
                 load,
                 length: Span(Duration::from_secs(1)),
-                mix: crate::run_args::mix_weights(mix).expect("a mix"),
+                mix: crate::run_args::mix_weights(mix, &mut Recordings::default()).expect("a mix"),
                 warmup: false,
                 churn: Vec::new(),
                 idle: None,
             }],
+            recordings: Vec::new(),
         }
     }
 

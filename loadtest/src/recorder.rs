@@ -21,6 +21,10 @@ pub enum Outcome {
         status: u16,
         error: Option<Box<ProxyError>>,
     },
+    /// Answered as it should be, whatever that status means elsewhere.
+    Expected {
+        status: u16,
+    },
     /// Answered, but not with what was asked for.
     Wrong {
         status: u16,
@@ -122,6 +126,10 @@ impl Recorder {
                 // What a bad credential got matters more than what was wrong with it.
                 let named = Err((failure.code().to_owned(), failure.source().to_owned()));
                 judge(status, None, refused).and(named)
+            }
+            Outcome::Expected { status } => {
+                *self.class(arrival).statuses.entry(status).or_default() += 1;
+                Ok(())
             }
             Outcome::Answered { status, error } => {
                 *self.class(arrival).statuses.entry(status).or_default() += 1;

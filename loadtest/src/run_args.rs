@@ -2,6 +2,7 @@
 
 use crate::assertion::Thresholds;
 use crate::find_max::Bound;
+use crate::har::{Recording, Recordings};
 use crate::host::ProxySource;
 use crate::plan::{Class, Client, Idle, Load, Phase, Plan, Target, Workload};
 use crate::population::AuthKind;
@@ -187,7 +188,8 @@ pub struct LoadArgs {
     #[arg(long, value_parser = quantity::share, default_value = "0", help_heading = "Sandboxes")]
     pub toolbox: f64,
 
-    /// Classes of requests by weight: get:1k, upload:64k, exec:500ms, sse:10x100ms, ws:10x32 (or ws:10x32@50ms: sent as planned), page:20x8k, path:/x
+    /// Classes of requests by weight: get:1k, upload:64k, exec:500ms, sse:10x100ms, ws:10x32 (or ws:10x32@50ms: sent as planned), page:20x8k, path:/x,
+    /// har:recording.har (replayed)
     /// [default: get:1k, without --domain the URL's path]
     #[arg(long, value_parser = mix, help_heading = "Load")]
     pub mix: Option<Mix>,
@@ -200,7 +202,7 @@ pub struct LoadArgs {
     /// Requests at a time on an HTTP/2 connection [default: 32]
     #[arg(long, help_heading = "Load")]
     pub streams: Option<u32>,
-    /// Most WebSockets, event streams and page loads at a time; a page has six connections
+    /// Most WebSockets, event streams, page loads and recordings at a time; a page or a recording has six connections
     #[arg(long, value_parser = quantity::count32, default_value = "10k", help_heading = "Load")]
     pub sessions_max: u32,
     /// Random intervals, as of independent users, instead of equal ones
@@ -246,7 +248,10 @@ impl ObserveArgs {
 #[derive(Clone, Debug)]
 pub struct Auth(Vec<(AuthKind, f64)>);
 #[derive(Clone, Debug)]
-pub struct Mix(Vec<(Class, f64)>);
+pub struct Mix {
+    classes: Vec<(Class, f64)>,
+    recordings: Vec<Recording>,
+}
 #[derive(Clone, Debug)]
 pub struct Sources(pub Vec<IpAddr>);
 
@@ -263,19 +268,32 @@ fn auth(text: &str) -> Result<Auth, String> {
 }
 
 /// A list of classes with weights. A class has a colon of its own, so the weight follows an equals sign.
-pub fn mix_weights(text: &str) -> Result<Vec<(Class, f64)>, String> {
+pub fn mix_weights(text: &str, recordings: &mut Recordings) -> Result<Vec<(Class, f64)>, String> {
     let pair = |part: &str| {
         let (class, weight) = part.rsplit_once('=').unwrap_or((part, "1"));
         match weight.parse::<f64>() {
-            Ok(weight) if weight > 0.0 && weight.is_finite() => Ok((class.trim().parse()?, weight)),
+            Ok(weight) if weight > 0.0 && weight.is_finite() => {
+                Ok((class_of(class.trim(), recordings)?, weight))
+            }
             _ => Err(format!("`{part}`: the weight behind = is no number above 0")),
         }
     };
     text.split(',').map(pair).collect()
 }
 
+/// A class as people write it: of a recording they name the file.
+fn class_of(text: &str, recordings: &mut Recordings) -> Result<Class, String> {
+    match text.strip_prefix("har:") {
+        Some("") => Err("`har:`: a HAR file's name follows".into()),
+        Some(file) => recordings.class(file),
+        None => text.parse(),
+    }
+}
+
 fn mix(text: &str) -> Result<Mix, String> {
-    mix_weights(text).map(Mix)
+    let mut recordings = Recordings::default();
+    let classes = mix_weights(text, &mut recordings)?;
+    Ok(Mix { classes, recordings: recordings.into_plan() })
 }
 
 /// [`source_addresses`] for the command line.
@@ -339,6 +357,7 @@ impl LoadArgs {
                 proxy_key: self.target.proxy_key()?,
             },
             phases,
+            recordings: self.mix.as_ref().map(|mix| mix.recordings.clone()).unwrap_or_default(),
         })
     }
 
@@ -381,7 +400,7 @@ impl LoadArgs {
     /// The classes asked for: without a preview domain, what the URL names.
     pub fn mix(&self) -> Vec<(Class, f64)> {
         match (&self.mix, &self.target.domain) {
-            (Some(mix), _) => mix.0.clone(),
+            (Some(mix), _) => mix.classes.clone(),
             (None, Some(_)) => vec![(Class::Get { bytes: 1024 }, 1.0)],
             (None, None) => vec![(Class::Path("/".into()), 1.0)],
         }
@@ -673,9 +692,13 @@ mod tests {
 
     #[test]
     fn mixes_keep_the_colons_of_their_classes() {
+        let mix_weights = |text| mix_weights(text, &mut Recordings::default());
         let mix = mix_weights("get:1k=90,ws:10x32=9,path:/a?b=c=1").expect("a mix");
         let names: Vec<_> = mix.iter().map(|(class, weight)| (class.to_string(), *weight)).collect();
         assert_eq!(names, [("get:1k".into(), 90.0), ("ws:10x32".into(), 9.0), ("path:/a?b=c".into(), 1.0)]);
         assert!(mix_weights("get:1k=0").is_err() && mix_weights("get:1k=x").is_err());
+        let error = mix_weights("get:1k=1,har:absent.har=1").expect_err("no such file");
+        assert!(error.starts_with("har:absent.har: ") && error.contains("No such file"), "{error}");
+        assert!(mix_weights("har:=1").is_err());
     }
 }

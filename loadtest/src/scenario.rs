@@ -1,5 +1,6 @@
 //! Scenario files: a day's load in TOML, from phases, mixes and changes under load. See `loadtest/scenarios/`.
 
+use crate::har::Recordings;
 use crate::plan::{
     Action, Churn, Class, Client, Expectation, Idle, Load, Phase, Plan, Probe, Target, Workload,
 };
@@ -9,7 +10,7 @@ use crate::run_args::{auth_weights, mix_weights, vain};
 use crate::world;
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Those that come along, by name.
@@ -34,6 +35,9 @@ pub struct Scenario {
     #[serde(default)]
     client: ClientTable,
     phase: Vec<PhaseTable>,
+    /// Where it stands: recordings are named from there.
+    #[serde(skip)]
+    directory: PathBuf,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -203,7 +207,8 @@ impl Scenario {
                 format!("scenario `{name}`: not one that comes along, and no file: {error}")
             })?,
         };
-        Self::parse(&text).map_err(|error| format!("scenario `{name}`: {error}"))
+        let scenario = Self::parse(&text).map_err(|error| format!("scenario `{name}`: {error}"))?;
+        Ok(Self { directory: Path::new(name).parent().unwrap_or(Path::new("")).into(), ..scenario })
     }
 
     pub fn parse(text: &str) -> Result<Self, String> {
@@ -213,11 +218,12 @@ impl Scenario {
     /// The plan against this target.
     pub fn plan(&self, setting: &Setting) -> Result<Plan, String> {
         let mut mix: Vec<(Class, f64)> = Vec::new();
+        let mut recordings = Recordings::relative_to(&self.directory);
         let mut phases = Vec::new();
         for table in &self.phase {
             if let Some(classes) = &table.mix {
                 let classes = classes.iter().map(|(class, weight)| format!("{class}={weight}"));
-                mix = mix_weights(&classes.collect::<Vec<_>>().join(","))?;
+                mix = mix_weights(&classes.collect::<Vec<_>>().join(","), &mut recordings)?;
             }
             let wrong = |error: String| format!("phase {}: {error}", table.name);
             phases.push(Phase { mix: mix.clone(), ..self.phase(table, setting).map_err(wrong)? });
@@ -228,6 +234,7 @@ impl Scenario {
             client: self.client(setting),
             workload: self.workload(setting)?,
             phases,
+            recordings: recordings.into_plan(),
         })
     }
 

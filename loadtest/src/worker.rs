@@ -23,6 +23,7 @@ use dispatch::{Arrivals, Slot, UnderWay};
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use serde::{Deserialize, Serialize};
+use sessions::replay;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
@@ -374,6 +375,9 @@ impl Worker {
         for slot in self.slots.borrow().iter() {
             if let Some(UnderWay { arrival, begun, timed }) = slot.under_way.get() {
                 recorder.unfinished(&arrival, begun, timed, now);
+                for due in slot.owed.borrow().iter() {
+                    recorder.extra(&arrival, replay::TIME, now.saturating_duration_since(*due));
+                }
             }
         }
         let (classes, lag) = recorder.finish();

@@ -8,6 +8,7 @@ mod load {
     mod churn;
     mod command;
     mod content;
+    mod har;
     mod honesty;
     mod peer;
     mod search;

@@ -1,6 +1,7 @@
 //! Kinds of requests and how they are written: `get:1k`, `upload:64k`, `exec:500ms`, `sse:10x100ms`, `ws:10x32`,
-//! `ws:10x32@50ms`, `page:20x8k`, `path:/anything`.
+//! `ws:10x32@50ms`, `page:20x8k`, `path:/anything`, `har:name`.
 
+use crate::har;
 use crate::quantity::{Span, bytes, bytes_text, count};
 use crate::world;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -26,18 +27,21 @@ pub enum Class {
     WebSocket { messages: u32, bytes: u32, every: Option<Span> },
     /// A page and its assets, six at a time.
     Page { assets: u32, bytes: u64 },
+    /// The plan's recording of this name, replayed.
+    Recording(String),
 }
 
 impl Class {
     /// Lives on a connection of its own, for more than one exchange.
     pub fn is_session(&self) -> bool {
-        matches!(self, Self::Events { .. } | Self::WebSocket { .. } | Self::Page { .. })
+        matches!(self, Self::Events { .. } | Self::WebSocket { .. } | Self::Page { .. } | Self::Recording(_))
     }
 
     /// Most connections one of it has open at a time.
     pub fn connections_max(&self) -> u64 {
         match self {
             Self::Page { assets, .. } => u64::from(*assets).clamp(1, PAGE_CONNECTIONS as u64),
+            Self::Recording(_) => PAGE_CONNECTIONS as u64,
             _ => 1,
         }
     }
@@ -61,6 +65,8 @@ impl Class {
             }
             Self::WebSocket { .. } => world::WEBSOCKET.into(),
             Self::Page { .. } => world::PAGE.into(),
+            // Each of its requests has its own.
+            Self::Recording(_) => "/".into(),
         }
     }
 
@@ -93,6 +99,7 @@ impl fmt::Display for Class {
                 every.iter().try_for_each(|every| write!(f, "@{}", short(every)))
             }
             Self::Page { assets, bytes } => write!(f, "page:{assets}x{}", bytes_text(*bytes)),
+            Self::Recording(name) => write!(f, "har:{name}"),
         }
     }
 }
@@ -137,7 +144,9 @@ impl FromStr for Class {
                 let (assets, size) = times("20x8k")?;
                 Self::Page { assets: bounded(assets, 1000)?, bytes: bytes(size)? }
             }
-            _ => return Err(format!("`{text}`: one of get, upload, exec, path, sse, ws, page")),
+            "har" if har::is_name(rest) => Self::Recording(rest.into()),
+            "har" => return Err(format!("`{text}`: a recording's name is letters, digits, -, _ and .")),
+            _ => return Err(format!("`{text}`: one of get, upload, exec, path, sse, ws, page, har")),
         })
     }
 }
@@ -169,12 +178,24 @@ mod tests {
             "ws:10x32@50ms",
             "page:20x8k",
             "path:/a?b=c",
+            "har:shop-1.2",
         ] {
             assert_eq!(text.parse::<Class>().map(|class| class.to_string()), Ok(text.into()));
         }
         assert_eq!("get".parse(), Ok(Class::Get { bytes: 1024 }));
-        for text in ["", "got:1", "get:x", "path:a", "path:/a b", "sse:10", "ws:0x1", "ws:1x1@", "exec:fast"]
-        {
+        for text in [
+            "",
+            "got:1",
+            "get:x",
+            "path:a",
+            "path:/a b",
+            "sse:10",
+            "ws:0x1",
+            "ws:1x1@",
+            "exec:fast",
+            "har:",
+            "har:a/b",
+        ] {
             assert!(text.parse::<Class>().is_err(), "{text}");
         }
     }

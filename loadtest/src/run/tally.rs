@@ -356,6 +356,11 @@ fn reasons(plan: &Plan, phases: &[PhaseResult], partial: bool) -> Vec<Reason> {
     if partial {
         add(false, "partial", "ended before its time".into());
     }
+    for recording in &plan.recordings {
+        if let Some(omissions) = recording.omissions() {
+            add(false, "har", format!("har:{}: {omissions}", recording.name));
+        }
+    }
     for (phase, planned) in phases.iter().zip(&plan.phases).filter(|(phase, _)| !phase.warmup) {
         let name = &phase.name;
         let busy = phase.client.busiest_percent;
@@ -500,6 +505,10 @@ fn config(plan: &Plan) -> RunConfig {
         add("bad credentials", percent(workload.bad));
         add("cold sandboxes", percent(workload.cold));
         add("toolbox form", percent(workload.toolbox));
+    }
+    for recording in &plan.recordings {
+        let (count, span) = (recording.requests.len(), recording.span());
+        add(&format!("har:{}", recording.name), format!("{count} requests in {span:.1?}"));
     }
     add("fresh connections", format!("{} %", workload.fresh * 100.0));
     if client.timeout.0.is_zero() {

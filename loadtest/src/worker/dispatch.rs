@@ -33,6 +33,8 @@ pub(super) struct Slot {
     handed: Cell<Option<Arrival>>,
     parked: Cell<bool>,
     pub under_way: Cell<Option<UnderWay>>,
+    /// Of a recording: when each request was due that has no answer yet.
+    pub owed: RefCell<Vec<Instant>>,
 }
 
 #[derive(Clone, Copy)]
@@ -46,6 +48,7 @@ pub(super) struct UnderWay {
 impl Slot {
     pub fn begin(&self, arrival: Arrival, begun: Instant) {
         self.under_way.set(Some(UnderWay { arrival, begun, timed: false }));
+        self.owed.borrow_mut().clear();
     }
 
     fn wake(&self) {

@@ -1,4 +1,6 @@
-//! What lives on connections of its own: event streams, WebSockets, page loads. Each session is a task.
+//! What lives on connections of its own: event streams, WebSockets, page loads, recordings. Each session is a task.
+
+pub(super) mod replay;
 
 use super::dispatch::Next;
 use super::line::Asker;
@@ -12,6 +14,7 @@ use crate::quantity::Span;
 use crate::recorder::{Arrival, Outcome};
 use crate::transport::Transport;
 use crate::websocket::{self, Event, FrameReader};
+use replay::Replay;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -76,6 +79,10 @@ impl<'a> Session<'a> {
                 self.websocket(begun, *messages, *bytes as usize, *every).await
             }
             Class::Page { assets, bytes } => self.page(*assets, *bytes).await,
+            Class::Recording(name) => {
+                let recording = self.worker.plan.recording(name).expect("the plan was checked");
+                Replay::new(self, &recording.requests, begun).run().await
+            }
             _ => unreachable!("only sessions are dispatched here"),
         };
         let outcome = result.unwrap_or_else(Outcome::Failed);
@@ -94,6 +101,12 @@ impl<'a> Session<'a> {
     fn shortened(&self, status: u16) -> Outcome {
         self.worker.record(|recorder| recorder.shortened(&self.arrival));
         Outcome::Answered { status, error: None }
+    }
+
+    /// As [`Self::shortened`], of a session whose time was to be that of its whole: it has none.
+    fn end_untimed(&self, begun: Instant) {
+        self.slot.under_way.set(Some(UnderWay { arrival: self.arrival, begun, timed: true }));
+        self.worker.record(|recorder| recorder.shortened(&self.arrival));
     }
 
     fn timeout(&self) -> Duration {
@@ -295,7 +308,7 @@ impl<'a> Session<'a> {
     }
 
     fn count(&self, request: &Request, down: u64) {
-        self.worker.record(|recorder| recorder.moved(&self.arrival, request.bytes.len() as u64, down));
+        self.worker.record(|recorder| recorder.moved(&self.arrival, request.length(), down));
     }
 }
 

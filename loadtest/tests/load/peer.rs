@@ -215,6 +215,7 @@ pub fn plan(url: &str, load: Load, length_ms: u64) -> Plan {
             ..Client::default()
         },
         workload: Workload::default(),
+        recordings: Vec::new(),
         phases: vec![Phase {
             name: "p".into(),
             load,

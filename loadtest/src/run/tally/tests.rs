@@ -11,6 +11,7 @@ fn plan(load: Load) -> Plan {
         target: Target::default(),
         client: Client::default(),
         workload: Workload::default(),
+        recordings: Vec::new(),
         phases: vec![Phase {
             name: "p".into(),
             load,
