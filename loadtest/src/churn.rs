@@ -229,10 +229,16 @@ impl Watch<'_> {
         let wanted = self.churn.probe.effect;
         let (within, load) = (pulled + self.churn.within.0, self.ends.load + GRACE);
         let end = within.min(load);
+        // A probe that is under way then says nothing any more, but where no effect is expected: there a target that has not
+        // answered since the change would pass for unharmed.
+        let patience = match wanted {
+            Expectation::Unharmed if within <= load => PROBE_TIMEOUT,
+            _ => Duration::ZERO,
+        };
         let mut next = Instant::now();
         while Instant::now() < end && !self.ends.stopped() {
-            // A probe that is under way then says nothing any more.
-            let Ok(seen) = tokio::time::timeout_at(end.into(), probe.ask()).await else { break };
+            let asking = probe.ask();
+            let Ok(seen) = tokio::time::timeout_at((end + patience).into(), asking).await else { break };
             result.probes += 1;
             let since = Some(pulled.elapsed().as_secs_f64() * 1000.0);
             match (result.effect_ms, wanted.is_effect(seen)) {

@@ -81,10 +81,9 @@ impl ChurnResult {
         let missing = match (self.unharmed, self.effect_ms, self.recovery, self.recovered_ms) {
             (true, Some(ms), ..) => return Missed(format!("was felt after {:.3} s", ms / 1000.0)),
             (true, None, ..) if self.probes < 2 => {
-                return Unknown(format!(
-                    "no probe was answered in the {} s for which it was watched: a longer `within`",
-                    self.within_s
-                ));
+                return Unknown(
+                    "no probe was answered while it was watched: a longer phase or `within`".into(),
+                );
             }
             (true, None, ..) if self.cut_short == Some(CutShort::Stopped) => {
                 return Unknown(format!("the run was ended before the {} s were over", self.within_s));
