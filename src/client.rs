@@ -6,6 +6,7 @@
 
 mod reply;
 mod request;
+pub(crate) mod visitor;
 
 use crate::activity::InUse;
 use crate::admission::Held;

@@ -2,6 +2,7 @@
 
 use super::Client;
 use super::reply::{self, After, Asked};
+use super::visitor;
 use crate::access_log::Line;
 use crate::admission::{Exceeded, Limit};
 use crate::cors::{self, Decision, Relation, Sharing};
@@ -15,7 +16,7 @@ use crate::route::{NoRoute, Route, route_within};
 use crate::shard::Shard;
 use crate::target;
 use crate::warning;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// To its end: what becomes of the connection, how many of the bytes of `rest` belonged to it, and what was read of a later
@@ -210,33 +211,9 @@ fn keeps_awake(shard: &Shard, head: &RequestHead<'_>, grant: &Grant) -> bool {
 }
 
 impl Client {
-    /// The address the request comes from: the peer's, or what trusted peers say in X-Forwarded-For, read from the
-    /// right up to the first address that is not trusted itself. Anything further left may be invented.
     fn visitor(&self, shard: &Shard, head: &RequestHead<'_>) -> IpAddr {
-        if !self.trusted {
-            return self.peer;
-        }
-        let mut visitor = self.peer;
-        let fields = head.fields.iter().filter(|f| f.id == FieldId::XForwardedFor);
-        for field in fields.rev() {
-            for part in field.value.of(head.bytes).rsplit(|b| *b == b',') {
-                let Some(ip) = forwarded_address(part) else { return visitor };
-                visitor = ip;
-                if !shard.config.trusted_proxies.iter().any(|net| net.contains(&visitor)) {
-                    return visitor;
-                }
-            }
-        }
-        visitor
+        if self.trusted { visitor::of(head, self.peer, &shard.config.trusted_proxies) } else { self.peer }
     }
-}
-
-/// An address as proxies write it into X-Forwarded-For: alone, or with a port as some do.
-fn forwarded_address(part: &[u8]) -> Option<IpAddr> {
-    let text = std::str::from_utf8(part.trim_ascii()).ok()?;
-    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
-    let with_port = || text.parse::<SocketAddr>().ok().map(|addr| addr.ip());
-    Some(bare.parse().ok().or_else(with_port)?.to_canonical())
 }
 
 /// Counts and, where asked for, logs.
