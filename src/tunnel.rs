@@ -4,7 +4,7 @@
 //! The bytes are the app's and pass as they are. But where the runner's frames end is followed, so that a tunnel whose
 //! right has gone, or whose gate goes, ends with a close frame that says why: see [`last_words`].
 
-mod frames;
+pub(crate) mod frames;
 pub mod last_words;
 
 use crate::buffers::{BULK, Lease, PIPE};
@@ -51,7 +51,7 @@ impl Tunnel {
     /// `early`: what the client sent behind its request. `leftover`: what the runner sent behind its answer's head, and
     /// the client has already. `alive` cuts the tunnel when the right it was opened by ends.
     pub fn new(runner: Socket, early: &[u8], leftover: &[u8], alive: Option<Alive>) -> Self {
-        let mut frames = Frames::new();
+        let mut frames = Frames::default();
         frames.pass(leftover);
         Self {
             runner,

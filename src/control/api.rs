@@ -4,7 +4,7 @@
 //! base URL is answered with a web page and 200. No redirect is followed and no proxy taken from the environment: the
 //! keys go to the configured API alone. Knows no shard and no cache.
 
-mod decode;
+pub(crate) mod decode;
 #[cfg(test)]
 mod tests;
 

@@ -13,14 +13,14 @@ mod flights;
 mod login;
 mod lookup;
 mod metrics;
-mod push;
+pub(crate) mod push;
 mod recheck;
 pub mod redis;
 #[cfg(test)]
 #[path = "../../tests/support/redis_server.rs"]
 #[allow(dead_code, reason = "shared with other tests, which use the rest")]
 mod redis_server;
-mod runner_address;
+pub(crate) mod runner_address;
 mod stats;
 #[cfg(test)]
 mod tests;

@@ -11,8 +11,8 @@
 //! News are noted in the moment they are read, in the order Redis sent them, between the answers of the same
 //! connection: an operation whose answer is there knows of every change before it.
 
-mod event;
-mod links;
+pub(crate) mod event;
+pub(crate) mod links;
 mod taken;
 
 use super::redis::{Listener, News, Redis};

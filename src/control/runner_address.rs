@@ -55,7 +55,7 @@ pub struct RunnerUrl {
     host: String,
     port: u16,
     /// Without a trailing slash; empty or starting with `/`.
-    base_path: String,
+    pub base_path: String,
 }
 
 impl RunnerUrl {
@@ -97,7 +97,7 @@ impl RunnerUrl {
     }
 
     /// For `Host` (RFC 9110 7.2): the port only when it is not the scheme's own.
-    fn authority(&self) -> String {
+    pub fn authority(&self) -> String {
         if self.port == 80 { self.host.clone() } else { format!("{}:{}", self.host, self.port) }
     }
 

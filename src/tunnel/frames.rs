@@ -41,11 +41,13 @@ pub enum Place {
 
 const CLOSE: u8 = 0x8;
 
-impl Frames {
-    pub const fn new() -> Self {
+impl Default for Frames {
+    fn default() -> Self {
         Self { left: 0, payload: 0, at: BETWEEN, opcode: 0 }
     }
+}
 
+impl Frames {
     pub fn place(&self) -> Place {
         match self.at {
             BETWEEN => Place::Between,
@@ -206,7 +208,7 @@ mod tests {
             for one in &sequence {
                 ends.push(ends.last().unwrap_or(&0) + one.len());
             }
-            let mut frames = Frames::new();
+            let mut frames = Frames::default();
             let (mut at, mut cuts) = (0, cuts.into_iter().cycle());
             while at < bytes.len() {
                 let piece = cuts.next().expect("endless") % if small { 7 } else { usize::MAX };
@@ -232,7 +234,7 @@ mod tests {
 
         #[test]
         fn no_bytes_do_harm(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let (mut whole, mut single) = (Frames::new(), Frames::new());
+            let (mut whole, mut single) = (Frames::default(), Frames::default());
             whole.pass(&bytes);
             bytes.iter().for_each(|byte| single.pass(&[*byte]));
             prop_assert_eq!(whole.place(), single.place());
@@ -255,7 +257,7 @@ mod tests {
             &[0x82, 127, 0x80, 0, 0, 0, 0, 0, 0, 0],
         ];
         for bytes in broken {
-            let mut frames = Frames::new();
+            let mut frames = Frames::default();
             frames.pass(&frame(0x81, 3));
             frames.pass(bytes);
             assert_eq!(frames.place(), Place::Nowhere, "{bytes:x?}");
@@ -267,7 +269,7 @@ mod tests {
     #[test]
     fn nothing_follows_the_servers_own_close() {
         let close = close_frame(1000, "done");
-        let mut frames = Frames::new();
+        let mut frames = Frames::default();
         frames.pass(&close[..close.len() - 1]);
         assert_eq!(frames.place(), Place::Within(1));
         frames.pass(&close[close.len() - 1..]);

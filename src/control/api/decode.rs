@@ -12,19 +12,19 @@ const REF_MAX: usize = 1024;
 /// No `Debug`: holds a key.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct RunnerFields {
+pub struct RunnerFields {
     /// Where sandbox traffic goes.
-    pub(super) proxy_url: Option<String>,
+    pub proxy_url: Option<String>,
     /// Where build logs are.
-    pub(super) api_url: Option<String>,
-    pub(super) api_key: Option<String>,
+    pub api_url: Option<String>,
+    pub api_key: Option<String>,
 }
 
 /// Where the log of a build is.
-pub(super) struct Build {
-    pub(super) snapshot_ref: String,
+pub struct Build {
+    pub snapshot_ref: String,
     /// Of UUID characters only: it is put into a path.
-    pub(super) runner_id: String,
+    pub runner_id: String,
 }
 
 #[derive(Deserialize)]
@@ -57,12 +57,12 @@ pub(super) fn login_settings(body: &[u8]) -> Result<ApiOidc, String> {
     object::<ConfigFields>(body).map(|config| config.oidc.unwrap_or_default())
 }
 
-pub(super) fn runner(body: &[u8]) -> Result<RunnerFields, String> {
+pub fn runner(body: &[u8]) -> Result<RunnerFields, String> {
     object(body)
 }
 
 /// `None` when nothing was built, or nowhere yet.
-pub(super) fn build(of: &BuildLogsOf, body: &[u8]) -> Result<Option<Build>, String> {
+pub fn build(of: &BuildLogsOf, body: &[u8]) -> Result<Option<Build>, String> {
     let (snapshot_ref, runner_id) = match of {
         BuildLogsOf::Sandbox(_) => {
             let SandboxFields { build_info, runner_id } = object(body)?;

@@ -56,7 +56,7 @@ fn ended(state: &str) -> Option<Revoked> {
 }
 
 /// Of which sandbox, and what is said of it. `None`: nobody can tell of which.
-pub(super) fn read(payload: &[u8]) -> Option<(SandboxId, Said)> {
+pub fn read(payload: &[u8]) -> Option<(SandboxId, Said)> {
     let SandboxEvent { sandbox, new_state } = serde_json::from_slice(payload).ok()?;
     let id = SandboxId::parse(sandbox.id.as_bytes())?;
     let token = sandbox.auth_token.is().filter(|token| Token::is_valid(token.as_bytes()));

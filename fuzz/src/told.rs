@@ -1,0 +1,102 @@
+//! What the API and Redis tell: objects, events, names of keys, a runner's URL. They are not strangers, but what they say
+//! goes into paths and heads, and into errors that are logged.
+//!
+//! The input is the whole text.
+
+use super::message::Message;
+use sandgate::forward::{RequestPlan, RunnerPath, write_request};
+use sandgate::head::RequestHead;
+use sandgate::ids::{Port, SandboxId};
+use sandgate::limits::Limits;
+use sandgate::readers::{RunnerUrl, build, link_key, link_of_key, runner, sandbox_event};
+use sandgate::route::BuildLogsOf;
+use serde_json::Value;
+
+/// # Panics
+/// Something that must hold does not.
+pub fn holds(input: &[u8]) {
+    let sandbox = SandboxId::parse(b"sb1").expect("an id");
+    let of = [BuildLogsOf::Sandbox(sandbox), BuildLogsOf::Snapshot("snap".into())];
+    let mut errors = Vec::new();
+    match runner(input) {
+        Ok(_) => assert!(input.trim_ascii().starts_with(b"{") && input.trim_ascii().ends_with(b"}")),
+        Err(error) => errors.push(error),
+    }
+    for of in &of {
+        match build(of, input) {
+            Ok(Some(build)) => {
+                assert!(
+                    build.runner_id.len() == 36
+                        && build.runner_id.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
+                );
+                assert!(!build.snapshot_ref.is_empty() && build.snapshot_ref.len() <= 1024);
+            }
+            Ok(None) => {}
+            Err(error) => errors.push(error),
+        }
+    }
+    errors.iter().for_each(|error| says_where_and_not_what(error));
+
+    if let Some((id, said)) = sandbox_event(input) {
+        // Numbers beyond a float and more nesting than this reader takes may stand in what is left unread.
+        if let Ok(event) = serde_json::from_slice::<Value>(input) {
+            assert_eq!(event["sandbox"]["id"], id.as_str());
+            // Nothing is made up, and what is no boolean is none.
+            assert_eq!(said.public, event["sandbox"]["public"].as_bool());
+            assert!(said.token.is_none() || event["sandbox"]["authToken"].is_string());
+        }
+    }
+    if let Some((token, port)) = link_of_key(input) {
+        assert_eq!(link_key(&token, port).as_bytes(), input, "two names of one link");
+    }
+    if let Ok(url) = std::str::from_utf8(input) {
+        a_runners_url_stays_in_its_place(url);
+    }
+}
+
+/// Of its own words and numbers alone.
+fn says_where_and_not_what(error: &str) {
+    const KNOWN: &[&str] = &[
+        "a 200 whose body is not a JSON object; does DAYTONA_API_URL end with /api?",
+        "a field of an unexpected type at line # column #",
+        "broken JSON at line # column #",
+        "a runner id that is no UUID",
+        "a snapshot reference of more than # bytes",
+    ];
+    let numbers = |text: &str| {
+        let digits = |w: &str| !w.is_empty() && w.bytes().all(|b| b.is_ascii_digit()) && w != "200";
+        text.split(' ').map(|word| if digits(word) { "#" } else { word }).collect::<Vec<_>>().join(" ")
+    };
+    assert!(KNOWN.contains(&numbers(error).as_str()), "{error}");
+}
+
+/// Host and path of a request made with it are exactly its own.
+fn a_runners_url_stays_in_its_place(url: &str) {
+    let Ok(parsed) = RunnerUrl::parse(url) else { return };
+    let (authority, base_path) = (parsed.authority(), &parsed.base_path);
+    assert!(url.to_ascii_lowercase().starts_with("http://"));
+    assert!(
+        base_path.is_empty()
+            || (base_path.starts_with('/') && !base_path.ends_with('/') && url.contains(base_path.as_str()))
+    );
+    let sandbox = SandboxId::parse(b"sb1").expect("an id");
+    let path = RunnerPath::Preview { sandbox, port: Port::parse(b"3000").expect("a port") };
+    let head = b"GET /x HTTP/1.1\r\nHost: 3000-sb1.preview.test\r\n\r\n";
+    let head = RequestHead::parse(head, &Limits::default()).expect("good").expect("whole");
+    let plan = RequestPlan {
+        host: &authority,
+        base_path,
+        path: &path,
+        authorization: "Bearer key",
+        strip_authorization: false,
+        client_ip: [192, 0, 2, 1].into(),
+        trusted_peer: false,
+        scheme: "https",
+        request_id: "our-id",
+    };
+    let mut out = Vec::new();
+    write_request(&head, &plan, &mut out);
+    let again = RequestHead::parse(&out, &Limits::default()).expect("good").expect("whole");
+    assert_eq!(again.target.of(&out), format!("{base_path}/sandboxes/sb1/toolbox/proxy/3000/x").as_bytes());
+    assert_eq!(Message::read(&out).all("host"), [authority.as_bytes()]);
+}
