@@ -30,6 +30,10 @@ pub fn holds(input: &[u8]) {
                         && build.runner_id.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
                 );
                 assert!(!build.snapshot_ref.is_empty() && build.snapshot_ref.len() <= 1024);
+                if let Ok(told) = serde_json::from_slice::<Value>(input) {
+                    let places = [&told["buildInfo"]["snapshotRef"], &told["ref"]];
+                    assert!(places.contains(&&Value::from(build.snapshot_ref)), "under no name");
+                }
             }
             Ok(None) => {}
             Err(error) => errors.push(error),

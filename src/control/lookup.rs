@@ -5,6 +5,7 @@
 //! API may have answered from its own memory, is neither shared nor kept.
 
 use super::api::Api;
+use super::object::Object;
 use super::push::{API_MEMORY, Matter, Push, RUNNER_PREFIX, Shared, link_key, public_key};
 use super::recheck::Rechecks;
 use super::redis::{Failure, Redis, Stored};
@@ -470,7 +471,7 @@ struct Wrapped<T> {
 }
 
 fn flag(stored: &Stored) -> Option<bool> {
-    serde_json::from_slice::<Wrapped<bool>>(&stored.value).ok().map(|wrapped| wrapped.value)
+    serde_json::from_slice(&stored.value).ok().map(|Object(Wrapped { value })| value)
 }
 
 fn flag_json(value: bool) -> String {
@@ -497,7 +498,7 @@ impl Place {
 }
 
 fn place(stored: &Stored) -> Option<Place> {
-    serde_json::from_slice::<Wrapped<Place>>(&stored.value).ok().map(|wrapped| wrapped.value)
+    serde_json::from_slice(&stored.value).ok().map(|Object(Wrapped { value: Object(place) })| place)
 }
 
 fn place_json(address: &RunnerAddress) -> String {

@@ -13,6 +13,7 @@ mod flights;
 mod login;
 mod lookup;
 mod metrics;
+mod object;
 pub(crate) mod push;
 mod recheck;
 pub mod redis;

@@ -3,6 +3,7 @@
 //! Errors say where the JSON is wrong and never what it holds: runner objects carry keys.
 
 use crate::control::login::settings::ApiOidc;
+use crate::control::object::Object;
 use crate::route::BuildLogsOf;
 use serde::Deserialize;
 
@@ -30,7 +31,7 @@ pub struct Build {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct SandboxFields {
-    build_info: Option<BuildInfoFields>,
+    build_info: Option<Object<BuildInfoFields>>,
     runner_id: Option<String>,
 }
 
@@ -52,9 +53,9 @@ struct SnapshotFields {
 pub(super) fn login_settings(body: &[u8]) -> Result<ApiOidc, String> {
     #[derive(Deserialize)]
     struct ConfigFields {
-        oidc: Option<ApiOidc>,
+        oidc: Option<Object<ApiOidc>>,
     }
-    object::<ConfigFields>(body).map(|config| config.oidc.unwrap_or_default())
+    object::<ConfigFields>(body).map(|config| config.oidc.unwrap_or_default().0)
 }
 
 pub fn runner(body: &[u8]) -> Result<RunnerFields, String> {
@@ -66,7 +67,7 @@ pub fn build(of: &BuildLogsOf, body: &[u8]) -> Result<Option<Build>, String> {
     let (snapshot_ref, runner_id) = match of {
         BuildLogsOf::Sandbox(_) => {
             let SandboxFields { build_info, runner_id } = object(body)?;
-            (build_info.and_then(|info| info.snapshot_ref), runner_id)
+            (build_info.and_then(|Object(info)| info.snapshot_ref), runner_id)
         }
         BuildLogsOf::Snapshot(_) => {
             let SnapshotFields { reference, initial_runner_id } = object(body)?;
@@ -152,6 +153,9 @@ mod tests {
         ] {
             assert_eq!(read(&sandbox, nothing.clone()), Ok(None), "{nothing}");
         }
+        let unnamed = format!(r#"{{"buildInfo":["r"],"runnerId":"{uuid}"}}"#);
+        assert!(read(&sandbox, unnamed).is_err());
+        assert!(login_settings(br#"{"oidc":["https://idp.test","client","audience"]}"#).is_err());
         let climbing = r#"{"ref":"r","initialRunnerId":"../../../../../admin/everything/xxxx"}"#;
         assert!(read(&snapshot, climbing.to_owned()).is_err());
         let long = format!(r#"{{"ref":"{}","initialRunnerId":"{uuid}"}}"#, "r".repeat(REF_MAX + 1));

@@ -145,6 +145,24 @@ fn event(sandbox: &str, state: &str) -> String {
     format!(r#"{{"sandbox":{{"id":"{sandbox}","secret":"s3cret"}},"oldState":"x","newState":"{state}"}}"#)
 }
 
+/// What stands in an array has no name: "true" in one says of nothing that it is so.
+#[test]
+fn what_is_stored_is_read_as_objects_alone() {
+    let stored = |value: &str| Stored { value: value.into(), expires_in: None };
+    for (value, expected) in [
+        (r#"{"value":true}"#, Some(true)),
+        (r#"{"value":false,"x":1}"#, Some(false)),
+        ("[true]", None),
+        ("true", None),
+    ] {
+        assert_eq!(flag(&stored(value)), expected, "{value}");
+    }
+    assert!(place(&stored(r#"{"value":{"apiUrl":"http://r:1","apiKey":"k"}}"#)).is_some());
+    for value in [r#"{"value":["http://r:1","k"]}"#, r#"[{"apiUrl":"http://r:1","apiKey":"k"}]"#] {
+        assert!(place(&stored(value)).is_none(), "{value}");
+    }
+}
+
 #[tokio::test]
 async fn what_one_proxy_learnt_another_need_not_ask() {
     let server = RedisServer::start(&[]);

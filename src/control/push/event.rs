@@ -1,5 +1,6 @@
 //! What the API publishes of a sandbox, as far as it matters here.
 
+use crate::control::object::Object;
 use crate::counters::Revoked;
 use crate::ids::{SandboxId, Token};
 use crate::mailbox::{Said, TokenHash};
@@ -12,7 +13,7 @@ use std::borrow::Cow;
 #[derive(Deserialize)]
 struct SandboxEvent<'a> {
     #[serde(borrow)]
-    sandbox: EventSandbox<'a>,
+    sandbox: Object<EventSandbox<'a>>,
     #[serde(rename = "newState", borrow, default)]
     new_state: Maybe<Cow<'a, str>>,
 }
@@ -57,7 +58,8 @@ fn ended(state: &str) -> Option<Revoked> {
 
 /// Of which sandbox, and what is said of it. `None`: nobody can tell of which.
 pub fn read(payload: &[u8]) -> Option<(SandboxId, Said)> {
-    let SandboxEvent { sandbox, new_state } = serde_json::from_slice(payload).ok()?;
+    let Object(SandboxEvent { sandbox: Object(sandbox), new_state }) =
+        serde_json::from_slice(payload).ok()?;
     let id = SandboxId::parse(sandbox.id.as_bytes())?;
     let token = sandbox.auth_token.is().filter(|token| Token::is_valid(token.as_bytes()));
     let said = Said {
@@ -100,9 +102,17 @@ mod tests {
         ] {
             assert_eq!(said(payload), Some(expected), "{payload}");
         }
-        for payload in
-            ["", "7", "{}", r#"{"sandbox":{"id":7}}"#, r#"{"sandbox":{"id":"a/b"}}"#, r#"{"sandbox":[]}"#]
-        {
+        for payload in [
+            "",
+            "7",
+            "{}",
+            r#"{"sandbox":{"id":7}}"#,
+            r#"{"sandbox":{"id":"a/b"}}"#,
+            // What stands in an array has no name.
+            r#"{"sandbox":[]}"#,
+            r#"{"sandbox":["a",false]}"#,
+            r#"[{"id":"a","public":false}]"#,
+        ] {
             assert_eq!(said(payload), None, "{payload}");
         }
     }
