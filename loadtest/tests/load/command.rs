@@ -286,8 +286,7 @@ fn sessions_whose_messages_are_timed_need_no_more_files_than_their_connections()
     let mut arguments =
         vec![url.as_str(), "--rate", "200", "--for", "1500ms", "-t", "1", "-c", "8", "--json", json_text];
     arguments.extend(["--sessions-max", "320", "--mix", "ws:60x8@1s", "--lag-max", "10s", "-q"]);
-    let (output, text) = output(limited(450, &arguments).spawn().expect("a shell"));
-    assert_eq!(output.status.code(), Some(0), "{text}");
+    let (_, text) = output(limited(450, &arguments).spawn().expect("a shell"));
     let total = read(&json).phases[0].total();
     // All of them are open when the run is over.
     assert_eq!((total.ok, total.failed, total.shortened), (300, 0, 300), "{text}");
