@@ -39,13 +39,7 @@ pub struct StartArgs {
     #[arg(long, value_parser = quantity::length, value_name = "TIME", help_heading = "Start")]
     pub start_timeout: Option<Span>,
     /// More flags for the backend: '--redis 127.0.0.1:6379 --fault rate=1%,delay=20ms'
-    #[arg(
-        long,
-        value_name = "FLAGS",
-        allow_hyphen_values = true,
-        requires = "start",
-        help_heading = "Start"
-    )]
+    #[arg(long, value_name = "FLAGS", allow_hyphen_values = true, help_heading = "Start")]
     pub backend_args: Option<BackendFlags>,
     /// CPUs the backend may use
     #[arg(long, value_delimiter = ',', value_name = "CPUS", help_heading = "Start")]
@@ -79,10 +73,16 @@ impl FromStr for CommandLine {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match split(text)? {
-            words if words.is_empty() => Err("no command in it".into()),
-            words => Ok(Self { text: text.into(), words }),
+        let words = split(text)?;
+        let first = words.first().ok_or("no command in it")?;
+        if first.split_once('=').is_some_and(|(name, _)| !name.contains('/')) {
+            let remedy = "settings stand behind env, which sets them: 'env NAME=value ./proxy'";
+            return Err(format!("`{first}` is no program, and no shell runs: {remedy}"));
         }
+        if first.starts_with('~') || first.contains('$') {
+            return Err(format!("`{first}`: no shell runs that would replace ~ and $: give the whole path"));
+        }
+        Ok(Self { text: text.into(), words })
     }
 }
 
@@ -113,6 +113,11 @@ impl FromStr for BackendFlags {
         let matches = BackendCommand::command().try_get_matches_from(&words).map_err(first_line)?;
         for (name, flag, instead) in [
             ("seed", "--seed", "--population gives both sides theirs"),
+            (
+                "proxy_key",
+                "--proxy-key",
+                "both sides have the same, and it would stand in results",
+            ),
             ("proxy_port", "--proxy-port", "a free port is chosen"),
             ("env_file", "--env-file", "the proxy gets these settings from loadtest"),
         ] {
@@ -147,6 +152,11 @@ mod tests {
         assert_eq!(words("x; rm $HOME"), Ok(["x;", "rm", "$HOME"].map(String::from).to_vec()), "no shell");
         assert!(words("x 'y").is_err_and(|error| error.contains("quote")));
         assert!(words(" ").is_err_and(|error| error.contains("no command")));
+        assert!(words("A=1 ./gate").is_err_and(|error| error.contains("'env NAME=value ./proxy'")));
+        assert!(words("./a=1/gate").is_ok());
+        for text in ["~/gate", "$HOME/gate", "${X}"] {
+            assert!(words(text).is_err_and(|error| error.contains("the whole path")), "{text}");
+        }
     }
 
     #[test]
@@ -157,6 +167,7 @@ mod tests {
         for (text, said) in [
             ("--seed 3", "--population"),
             ("--env-file x", "--env-file"),
+            ("--proxy-key x", "--proxy-key has no meaning here"),
             ("--proxy-port 1", "a free port"),
             ("--fautl x", "--fautl"),
             ("--fault 'rate=x'", "rate=x"),
