@@ -8,7 +8,6 @@ use crate::interleave;
 use crate::live::Screen;
 use crate::plan::Plan;
 use crate::population::{AuthKind, Population, Sandbox};
-use crate::report::Outputs;
 use crate::result::RunResult;
 use crate::run::{self, Moment, Observation};
 use crate::run_args::{
@@ -16,13 +15,15 @@ use crate::run_args::{
     read_key,
 };
 use crate::saved::{self, AssertArgs, ReportArgs};
+use crate::signals::stop_on_signals;
 use crate::start::{self, LaunchArgs, Stage, Staging};
+use crate::turns::TurnOutputs;
 use crate::{agent, find_max, scenario};
 use clap::{Args, Parser, Subcommand};
 use std::io::{self, IsTerminal as _, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::AtomicBool;
 
 /// Load for preview proxies: open loop, sandbox-shaped, honest.
 #[derive(Debug, Parser)]
@@ -111,7 +112,7 @@ const EXIT_INVALID: u8 = 3;
 
 fn report_error(outcome: Result<ExitCode, String>) -> ExitCode {
     outcome.unwrap_or_else(|error| {
-        eprintln!("loadtest: {error}");
+        say(&format!("loadtest: {error}"), false);
         ExitCode::from(EXIT_USAGE)
     })
 }
@@ -119,28 +120,17 @@ fn report_error(outcome: Result<ExitCode, String>) -> ExitCode {
 fn run_once(args: &RunArgs) -> Result<ExitCode, String> {
     let mut load = args.load.clone();
     let staging = Staging::new(&mut load.target, &[])?;
-    let mut plan = load.paced(&args.pace)?;
-    args.output.files.check().map_err(|error| error.to_string())?;
-    let runner = Runner::new(&load.client, args.output.quiet)?;
-    let stage = runner.stage(staging, &mut plan, args.output.quiet)?;
-    let outcome = runner.run(plan, &stage.observation(0, &load.observe));
-    let result = stage.settle(0, outcome)?;
-    drop(stage);
-    conclude(result, &args.output)
+    let setup =
+        Setup { plan: load.paced(&args.pace)?, staging, client: &load.client, live: !args.output.quiet };
+    setup.measure(&args.output, &load.observe, |runner, plan, observation| runner.run(plan, observation))
 }
 
 fn run_scenario(args: &ScenarioArgs) -> Result<ExitCode, String> {
     let mut args = args.clone();
     let staging = Staging::new(&mut args.target, &[])?;
     args.levers = args.levers.or_else(|| staging.as_ref().map(Staging::levers));
-    let mut plan = args.plan()?;
-    args.output.files.check().map_err(|error| error.to_string())?;
-    let runner = Runner::new(&args.client, args.output.quiet)?;
-    let stage = runner.stage(staging, &mut plan, args.output.quiet)?;
-    let outcome = runner.run(plan, &stage.observation(0, &args.observe));
-    let result = stage.settle(0, outcome)?;
-    drop(stage);
-    conclude(result, &args.output)
+    let setup = Setup { plan: args.plan()?, staging, client: &args.client, live: !args.output.quiet };
+    setup.measure(&args.output, &args.observe, |runner, plan, observation| runner.run(plan, observation))
 }
 
 fn list_scenarios() -> Result<ExitCode, String> {
@@ -154,92 +144,43 @@ fn find_maximum(args: &FindMaxArgs) -> Result<ExitCode, String> {
     let mut args = args.clone();
     let bound = args.bound()?;
     let staging = Staging::new(&mut args.load.target, &[])?;
-    let mut template = args.template()?;
-    args.output.files.check().map_err(|error| error.to_string())?;
-    let runner = Runner::new(&args.load.client, true)?;
-    let stage = runner.stage(staging, &mut template, args.output.quiet)?;
-    let observation = stage.observation(0, &args.load.observe);
-    let mut tell = |step: &crate::result::SearchStep| {
-        if !args.output.quiet {
-            eprintln!("{}", console::search_step(step));
-        }
-    };
-    let mut run = |plan| runner.run(plan, &observation);
-    let outcome = find_max::search(&template, &bound, &runner.stop, &mut run, &mut tell);
-    let result = stage.settle(0, outcome)?;
-    drop(stage);
-    conclude(result, &args.output)
+    let setup = Setup { plan: args.template()?, staging, client: &args.load.client, live: false };
+    setup.measure(&args.output, &args.load.observe, |runner, template, observation| {
+        let mut tell = |step: &crate::result::SearchStep| say(&console::search_step(step), args.output.quiet);
+        let mut run = |plan| runner.run(plan, observation);
+        find_max::search(&template, &bound, &runner.stop, &mut run, &mut tell)
+    })
 }
 
 fn take_turns(args: &InterleaveArgs) -> Result<ExitCode, String> {
     let mut load = args.load.clone();
     let staging = Staging::new(&mut load.target, args.start_with.as_slice())?;
     let other = args.other(staging.as_ref())?;
-    let mut a = load.paced(&args.pace)?;
-    let outputs = [(&args.json_a, &args.assert_a), (&args.json_b, &args.assert_b)]
-        .map(|(json, assert)| Outputs { json: json.clone(), assert: assert.clone(), ..Outputs::default() });
-    let both = Outputs { html: args.html.clone(), markdown: args.markdown.clone(), ..Outputs::default() };
-    outputs.iter().chain([&both]).try_for_each(Outputs::check).map_err(|error| error.to_string())?;
+    let plan = load.paced(&args.pace)?;
+    let outputs = TurnOutputs::new(args);
+    outputs.check()?;
     let count_calls = load.observe.count_calls && (staging.is_some() || args.with_proxy_pid.is_some());
     let of_b = ObserveArgs {
         proxy_pid: args.with_proxy_pid.clone(),
         count_calls,
         metrics_url: args.with_metrics_url.clone(),
     };
-    let runner = Runner::new(&load.client, true)?;
-    let stage = runner.stage(staging, &mut a, args.quiet)?;
-    let mut b = a.clone();
-    (b.name, b.target.url) = other;
-    let observations = [stage.observation(0, &load.observe), stage.observation(1, &of_b)];
-    let mut tell = |round: u32, target: usize, result: &RunResult| {
-        if !args.quiet {
-            eprintln!("{}", console::round(round, target, result));
-        }
-    };
-    let mut run = |plan: &Plan, target: usize| runner.run(plan.clone(), &observations[target]);
-    let outcome = interleave::run([a, b], args.rounds, &runner.stop, &mut run, &mut tell);
-    let failure = stage.failure();
-    let mut results = outcome.map_err(|error| failure.clone().unwrap_or(error))?;
-    for (target, result) in results.iter_mut().enumerate() {
-        *result = result.take().map(|result| stage.settle(target, Ok(result))).transpose()?;
-    }
-    drop(stage);
-    let (mut text, mut holds, mut valid) = (String::new(), true, failure.is_none());
-    for ((name, output), result) in ["A", "B"].into_iter().zip(&outputs).zip(&mut results) {
-        let Some(result) = result else {
-            let why = failure.as_ref().map_or(String::new(), |why| format!(": {why}"));
-            text += &format!("{name} had no turn{why}\n");
-            // As with any figure that is missing.
-            holds &= output.assert.is_empty();
-            continue;
+    let setup = Setup { plan, staging, client: &load.client, live: false };
+    setup.on_stage(args.quiet, |runner, a, stage| {
+        let mut b = a.clone();
+        (b.name, b.target.url) = (other.name, other.url);
+        let observations = [stage.observation(0, &load.observe), stage.observation(1, &of_b)];
+        let mut tell = |round: u32, target: usize, result: &RunResult| {
+            say(&console::round(round, target, result), args.quiet);
         };
-        result.meta.command = std::env::args().collect();
-        holds &= output.finish(result).map_err(|error| error.to_string())?;
-        valid &= result.validity.valid;
-        let lines = assertion::lines(&result.assertions);
-        text.extend(lines.lines().map(|line| format!("{name}: {line}\n")));
-    }
-    text = match &results {
-        [Some(a), Some(b)] => {
-            compare::Comparison::new(a, b, compare::Judgement::default())
-                .write(both.html.as_deref(), both.markdown.as_deref())?;
-            console::against(a, b) + &text
+        let mut run = |plan: &Plan, target: usize| runner.run(plan.clone(), &observations[target]);
+        let outcome = interleave::run([a, b], args.rounds, &runner.stop, &mut run, &mut tell);
+        let mut results =
+            outcome.map_err(|error| stage.failure().map_or(error, |failure| failure.for_terminal()))?;
+        for (target, result) in results.iter_mut().enumerate() {
+            *result = result.take().map(|result| stage.settle(target, Ok(result))).transpose()?;
         }
-        // There is nothing to compare with.
-        [one, other] => match one.clone().or(other.clone()) {
-            Some(mut only) => {
-                both.finish(&mut only).map_err(|error| error.to_string())?;
-                console::summary(&only) + &text
-            }
-            None => text,
-        },
-    };
-    // Nobody may be reading; the files are written.
-    drop(io::stdout().write_all(text.as_bytes()));
-    Ok(match (holds, valid) {
-        (false, _) => ExitCode::from(assertion::EXIT_CODE),
-        (true, false) => ExitCode::from(EXIT_INVALID),
-        (true, true) => ExitCode::SUCCESS,
+        outputs.conclude(results, stage.failure().map(|failure| failure.how).as_deref())
     })
 }
 
@@ -251,6 +192,53 @@ fn serve_agent(args: &AgentArgs) -> Result<ExitCode, String> {
     println!("agent on {address}");
     agent::serve(&listener, &key, args.once).map_err(|error| error.to_string())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A load, and what is to be started for it.
+struct Setup<'a> {
+    plan: Plan,
+    staging: Option<Staging>,
+    client: &'a ClientArgs,
+    /// Runs are shown as they go on.
+    live: bool,
+}
+
+impl Setup<'_> {
+    /// Measures one target and writes what came of it.
+    fn measure(
+        self,
+        output: &OutputArgs,
+        observe: &ObserveArgs,
+        measure: impl FnOnce(&Runner, Plan, &Observation) -> Result<RunResult, String>,
+    ) -> Result<ExitCode, String> {
+        output.files.check().map_err(|error| error.to_string())?;
+        self.on_stage(output.quiet, |runner, plan, stage| {
+            let outcome = measure(runner, plan, &stage.observation(0, observe));
+            conclude(stage.settle(0, outcome)?, output)
+        })
+    }
+
+    /// Starts what is to be started, if anything is, and ends it when everything is done and written: ends take their time.
+    fn on_stage(
+        mut self,
+        quiet: bool,
+        act: impl FnOnce(&Runner, Plan, &Stage) -> Result<ExitCode, String>,
+    ) -> Result<ExitCode, String> {
+        let runner = Runner::new(self.client, !self.live)?;
+        let stage = runner.stage(self.staging, &mut self.plan, quiet)?;
+        let outcome = act(&runner, self.plan, &stage);
+        if let (Ok(_), Some(failure)) = (&outcome, stage.failure()) {
+            say(&format!("loadtest: {}", failure.for_terminal()), false);
+        }
+        outcome
+    }
+}
+
+/// On the terminal, which may be gone: the results are in files.
+fn say(line: &str, quiet: bool) {
+    if !quiet {
+        drop(writeln!(io::stderr(), "{line}"));
+    }
 }
 
 /// Runs plans here or on agents, with the live view.
@@ -270,18 +258,12 @@ impl Runner {
         let Some(staging) = staging else { return Ok(Stage::default()) };
         staging.fill_in_key(plan);
         plan.check()?;
-        staging.start(&self.stop, &mut |line| {
-            if !quiet {
-                eprintln!("{line}");
-            }
-        })
+        staging.start(&self.stop, &mut |line| say(line, quiet))
     }
 
     fn run(&self, plan: Plan, observation: &Observation) -> Result<RunResult, String> {
         let plan = Arc::new(plan);
-        if !self.quiet {
-            eprintln!("{}", console::announcement(&plan));
-        }
+        say(&console::announcement(&plan), self.quiet);
         let mut view = View::new(self.quiet);
         let mut watch = |moment: &Moment<'_>| view.show(moment);
         match &self.agents {
@@ -298,11 +280,15 @@ fn conclude(mut result: RunResult, output: &OutputArgs) -> Result<ExitCode, Stri
     let summary = console::summary(&result) + &assertion::lines(&result.assertions);
     // Nobody may be reading; the files are written.
     drop(io::stdout().write_all(summary.as_bytes()));
-    Ok(match (holds, result.validity.valid) {
+    Ok(exit_code(holds, result.validity.valid))
+}
+
+pub(crate) fn exit_code(holds: bool, valid: bool) -> ExitCode {
+    match (holds, valid) {
         (false, _) => ExitCode::from(assertion::EXIT_CODE),
         (true, false) => ExitCode::from(EXIT_INVALID),
         (true, true) => ExitCode::SUCCESS,
-    })
+    }
 }
 
 /// What is shown while a run goes on.
@@ -331,34 +317,6 @@ impl View {
             Self::Screen(screen) => screen.show(moment),
         }
     }
-}
-
-/// The first SIGINT or SIGTERM ends the run with what there is, the second ends the process.
-fn stop_on_signals() -> Result<Arc<AtomicBool>, String> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopping = stop.clone();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| error.to_string())?;
-    let (mut interrupt, mut terminate) = {
-        let _inside = runtime.enter();
-        let of = |kind| signal(kind).map_err(|error| error.to_string());
-        (of(SignalKind::interrupt())?, of(SignalKind::terminate())?)
-    };
-    std::thread::spawn(move || {
-        runtime.block_on(async {
-            loop {
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
-                }
-                if stopping.swap(true, Relaxed) {
-                    std::process::exit(130);
-                }
-            }
-        })
-    });
-    Ok(stop)
 }
 
 fn print_population(args: &PopulationArgs, out: &mut dyn Write) -> io::Result<()> {

@@ -487,13 +487,20 @@ pub struct InterleaveArgs {
     pub quiet: bool,
 }
 
+/// The second of two that take turns.
+pub struct OtherTarget {
+    pub name: String,
+    pub url: String,
+}
+
 impl InterleaveArgs {
-    /// Name and URL of the other target.
-    pub fn other(&self, staging: Option<&Staging>) -> Result<(String, String), String> {
+    pub fn other(&self, staging: Option<&Staging>) -> Result<OtherTarget, String> {
         match (&self.with, &self.start_with, staging) {
             (_, Some(_), None) => Err("--start-with starts one target: --start must start the first".into()),
-            (Some(url), ..) => Ok((url.clone(), url.clone())),
-            (None, Some(command), Some(staging)) => Ok((command.text.clone(), staging.url(1))),
+            (Some(url), ..) => Ok(OtherTarget { name: url.clone(), url: url.clone() }),
+            (None, Some(command), Some(staging)) => {
+                Ok(OtherTarget { name: command.text.clone(), url: staging.url(1) })
+            }
             (None, None, Some(_)) => {
                 Err("--start starts one target: --start-with must start the other".into())
             }

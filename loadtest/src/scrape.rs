@@ -3,8 +3,9 @@
 use crate::http1::ResponseReader;
 use crate::result::{Reason, ServerCounters, ServerSample};
 use std::collections::BTreeMap;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// Longest page taken.
@@ -12,6 +13,8 @@ const PAGE_MAX: usize = 8 << 20;
 /// Most samples kept; beyond it every second one goes.
 const SAMPLES_MAX: usize = 600;
 const TIMEOUT: Duration = Duration::from_secs(3);
+/// Between looks at whether the wait is over.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Follows one page.
 pub struct Scraper {
@@ -114,12 +117,23 @@ fn fetch(authority: &str, path: &str) -> io::Result<String> {
 }
 
 /// Status and body, in seconds at most.
-pub fn get(authority: &str, path: &str) -> io::Result<(u16, String)> {
-    let begun = Instant::now();
+fn get(authority: &str, path: &str) -> io::Result<(u16, String)> {
+    get_within(authority, path, TIMEOUT, &AtomicBool::new(false))
+}
+
+/// Status and body, in this time at most and never more than seconds; `stop` ends the wait for them.
+pub fn get_within(
+    authority: &str,
+    path: &str,
+    most: Duration,
+    stop: &AtomicBool,
+) -> io::Result<(u16, String)> {
+    let deadline = Instant::now() + most.min(TIMEOUT);
     let name = if authority.contains(':') { authority.to_owned() } else { format!("{authority}:80") };
     let address = name.to_socket_addrs()?.next().ok_or(io::ErrorKind::AddrNotAvailable)?;
-    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
+    // A timeout of nothing is refused.
+    let mut stream = TcpStream::connect_timeout(&address, most.clamp(LOOK_EVERY, TIMEOUT))?;
+    stream.set_read_timeout(Some(LOOK_EVERY))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     write!(
         stream,
@@ -128,16 +142,19 @@ pub fn get(authority: &str, path: &str) -> io::Result<(u16, String)> {
     let (mut reader, mut page, mut pending) = (ResponseReader::default(), Vec::new(), Vec::new());
     let mut buffer = vec![0; 64 * 1024];
     while !reader.is_done() {
-        let read = stream.read(&mut buffer)?;
+        if page.len() > PAGE_MAX || Instant::now() >= deadline || stop.load(Relaxed) {
+            return Err(io::Error::other("the page is too long or too slow"));
+        }
+        let read = match stream.read(&mut buffer) {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => continue,
+            read => read?,
+        };
         if read == 0 && !reader.end() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         pending.extend_from_slice(&buffer[..read]);
         let taken = reader.feed(&pending, &mut |data| page.extend_from_slice(data));
         pending.drain(..taken.map_err(|_| io::ErrorKind::InvalidData)?);
-        if page.len() > PAGE_MAX || begun.elapsed() > TIMEOUT {
-            return Err(io::Error::other("the page is too long or too slow"));
-        }
     }
     Ok((reader.status(), String::from_utf8_lossy(&page).into_owned()))
 }
@@ -191,5 +208,17 @@ mod tests {
         let note = note(&counters).expect("there is something to know");
         assert!(note.message.contains(&address.to_string()) && note.message.contains("could not be read:"));
         assert!(note.message.contains("refused") && !note.fatal, "{note:?}");
+    }
+
+    #[test]
+    fn a_wait_ends_with_its_time_or_when_it_is_stopped() {
+        // It takes connections, and nobody ever answers.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let authority = silent.local_addr().expect("bound").to_string();
+        for (most, stop) in [(Duration::ZERO, false), (Duration::from_secs(3600), true)] {
+            let begun = Instant::now();
+            get_within(&authority, "/", most, &AtomicBool::new(stop)).expect_err("no answer");
+            assert!(begun.elapsed() < TIMEOUT);
+        }
     }
 }

@@ -1,16 +1,18 @@
 //! `--start`: a backend and the proxy to be measured, started for one run and ended after it.
 //!
 //! [`Staging`] is what will be started, checked and with its addresses, before anything runs; [`Stage`] is what
-//! runs. A [`child`] is a process with the last of what it says; it begins as [`launch`], which sees to it that it does not outlive
-//! us. Knows nothing of load.
+//! runs, and what a result is told of it. A [`child`] is a process with the last of what it says; it leads a [`group`], and begins as
+//! [`launch`], which sees to it that it does not outlive us. Makes no load: where it goes is filled in, what it did is settled.
 
 mod child;
+mod group;
 mod launch;
 mod output;
 mod port;
 mod stage;
 mod staging;
 
+pub use group::kill_all;
 pub use launch::{LaunchArgs, launch};
 pub use stage::Stage;
 pub use staging::Staging;
@@ -113,11 +115,7 @@ impl FromStr for BackendFlags {
         let matches = BackendCommand::command().try_get_matches_from(&words).map_err(first_line)?;
         for (name, flag, instead) in [
             ("seed", "--seed", "--population gives both sides theirs"),
-            (
-                "proxy_key",
-                "--proxy-key",
-                "both sides have the same, and it would stand in results",
-            ),
+            ("proxy_key", "--proxy-key", "both sides have the same, and it would stand in results"),
             ("proxy_port", "--proxy-port", "a free port is chosen"),
             ("env_file", "--env-file", "the proxy gets these settings from loadtest"),
         ] {

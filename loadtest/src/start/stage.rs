@@ -1,6 +1,6 @@
 //! What runs for a load: a backend and the proxies before it.
 
-use super::child::Child;
+use super::child::{Child, Failure};
 use super::port::ClaimedPort;
 use crate::host::ProxySource;
 use crate::result::{Reason, RunResult, Started, Validity};
@@ -32,7 +32,9 @@ impl Proxy {
     pub fn await_answer(&self, port: u16, most: Duration, stop: &AtomicBool) -> Result<(), String> {
         let authority = format!("127.0.0.1:{port}");
         let missing = format!("does not answer on PROXY_PORT, {authority},");
-        self.child.until(&missing, most, stop, &mut || scrape::get(&authority, "/health").ok().map(drop))
+        self.child.until(&missing, most, stop, &mut |left| {
+            scrape::get_within(&authority, "/health", left, stop).ok().map(drop)
+        })
     }
 }
 
@@ -49,24 +51,26 @@ impl Stage {
         }
     }
 
-    /// A run of the target with what became of the processes: one that has ended makes the result not valid, or is what
-    /// the error was about.
+    /// A run of the target with what became of the processes. One of its own that has ended makes the result not valid, or is what
+    /// the error was about; the end of another target's proxy is why it is partial.
     pub fn settle(&self, target: usize, outcome: Result<RunResult, String>) -> Result<RunResult, String> {
-        let failure = self.failure_of(target);
-        let mut result = outcome.map_err(|error| failure.clone().unwrap_or(error))?;
+        let own = self.failure_of(target);
+        let mut result = outcome.map_err(|error| own.as_ref().map_or(error, Failure::for_terminal))?;
         result.meta.started = self.proxies.get(target).map(|proxy| proxy.started.clone());
-        let failure = failure.map(|message| Reason { code: ENDED.into(), message, fatal: true });
+        let fatal = own.is_some();
+        let failure = own.or_else(|| self.failure().filter(|_| result.meta.partial));
+        let failure = failure.map(|failure| Reason { code: ENDED.into(), message: failure.how, fatal });
         result.validity = Validity::of(failure.into_iter().chain(result.validity.reasons).collect());
         Ok(result)
     }
 
     /// That one of them has ended, whichever.
-    pub fn failure(&self) -> Option<String> {
+    pub fn failure(&self) -> Option<Failure> {
         self.children().find_map(Child::failure)
     }
 
     /// That this target's proxy has ended, or the backend.
-    fn failure_of(&self, target: usize) -> Option<String> {
+    fn failure_of(&self, target: usize) -> Option<Failure> {
         let own = self.proxies.get(target).map(|proxy| &proxy.child);
         own.into_iter().chain(&self.backend).find_map(Child::failure)
     }

@@ -1,6 +1,6 @@
 //! What will be started, checked and with its addresses: the load is planned with these before anything runs.
 
-use super::child::{Child, Launch};
+use super::child::{Child, ChildSpec};
 use super::port::ClaimedPort;
 use super::stage::{Proxy, Stage};
 use super::{BackendFlags, CommandLine, DOMAIN, StartArgs};
@@ -19,6 +19,8 @@ const BACKEND_MAX: Duration = Duration::from_secs(30);
 const METRICS_MAX: Duration = Duration::from_secs(1);
 /// What the backend says when it listens; its settings stand before.
 const BACKEND_LISTENS: &str = "API on ";
+/// Settings only `--redis` or the command itself may set: one left in our environment would be measured, too.
+const REDIS: &str = "REDIS_";
 
 pub struct Staging {
     backend: BackendFlags,
@@ -96,7 +98,7 @@ impl Staging {
         match (outcome, stage.failure()) {
             (Ok(()), None) => Ok(stage),
             // One that ended sets `stop`: it is the cause.
-            (_, Some(failure)) => Err(failure),
+            (_, Some(failure)) => Err(failure.for_terminal()),
             (Err(error), None) => Err(error),
         }
     }
@@ -109,21 +111,22 @@ impl Staging {
     ) -> Result<(), String> {
         let backend = stage.backend.insert(self.start_backend(stop)?);
         let environment = backend
-            .until("does not listen", BACKEND_MAX, stop, &mut || settings(&backend.output().text()))?;
+            .until("does not listen", BACKEND_MAX, stop, &mut |_| settings(&backend.output().text()))?;
         tell(&format!("started the backend, pid {}, API on {}", backend.pid(), self.api));
         for planned in self.proxies {
             let (port, metrics) = (planned.port.number, planned.metrics.number);
             let own = [("PROXY_PORT", port), ("METRICS_PORT", metrics)];
             let own = own.map(|(name, value)| (name.to_owned(), value.to_string()));
             let environment = [&environment[..], &own].concat();
-            let launch = Launch {
+            let spec = ChildSpec {
                 name: format!("the proxy `{}`", planned.command.text),
                 words: &planned.command.words,
                 environment: &environment,
+                withheld: Some(REDIS),
                 cpus: &self.start_cpus,
                 secret: &self.backend.args.proxy_key,
             };
-            let child = Child::start(&launch, stop)?;
+            let child = Child::start(&spec, stop)?;
             stage.proxies.push(Proxy {
                 child,
                 metrics_url: None,
@@ -137,7 +140,7 @@ impl Staging {
             });
             let proxy = stage.proxies.last_mut().expect("just pushed");
             proxy.await_answer(port, self.timeout, stop)?;
-            proxy.metrics_url = metrics_page(&proxy.child, metrics);
+            proxy.metrics_url = metrics_page(&proxy.child, metrics, stop);
             let page = proxy.metrics_url.as_deref().unwrap_or("none");
             let (pid, command) = (proxy.child.pid(), &proxy.started.proxy);
             tell(&format!("started `{command}`, pid {pid}, on 127.0.0.1:{port}, metrics page: {page}"));
@@ -153,14 +156,15 @@ impl Staging {
         if self.backend.args.api_port == 0 {
             words.extend(["--api-port".into(), self.api.port().to_string()]);
         }
-        let launch = Launch {
+        let spec = ChildSpec {
             name: "the backend".into(),
             words: &words,
             environment: &[],
+            withheld: None,
             cpus: &self.backend_cpus,
             secret: &self.backend.args.proxy_key,
         };
-        Child::start(&launch, stop)
+        Child::start(&spec, stop)
     }
 }
 
@@ -178,11 +182,12 @@ fn settings(said: &str) -> Option<Vec<(String, String)>> {
 }
 
 /// The page's URL if there is one with metrics on it.
-fn metrics_page(proxy: &Child, port: u16) -> Option<String> {
+fn metrics_page(proxy: &Child, port: u16, stop: &AtomicBool) -> Option<String> {
     let authority = format!("127.0.0.1:{port}");
     // The port may be listened on a little later than the other.
-    let answer = proxy
-        .until("", METRICS_MAX, &AtomicBool::new(false), &mut || scrape::get(&authority, "/metrics").ok());
+    let answer = proxy.until("", METRICS_MAX, stop, &mut |left| {
+        scrape::get_within(&authority, "/metrics", left, stop).ok()
+    });
     let (status, page) = answer.ok()?;
     let is_page = status == 200 && scrape::holds_metrics(&page);
     is_page.then(|| format!("http://{authority}/metrics"))
