@@ -495,7 +495,8 @@ fn check_open_files(plan: &Plan, share: Share) -> Result<(), String> {
     match host::raise_open_files() {
         Some(limit) if limit < wanted => Err(format!(
             "this load may need {wanted} open files, and this process may open {limit}: raise the hard limit \
-             (ulimit -Hn, LimitNOFILE), or lower --connections, --idle or --sessions-max {} (of pages and recordings, each is {PAGE_CONNECTIONS})",
+             (ulimit -Hn, LimitNOFILE), or lower --connections, --idle or --sessions-max {} (of pages and recordings, \
+             each is {PAGE_CONNECTIONS})",
             plan.client.sessions_max
         )),
         _ => Ok(()),

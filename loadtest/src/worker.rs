@@ -1,8 +1,8 @@
 //! One thread of the load generator: its part of the plan, on a runtime of its own, sharing nothing while it runs.
 //!
 //! Requests are pulled: a free connection takes the next arrival of the schedule when it is due, so a backlog costs no
-//! memory and a request's intended time is never forgotten. [`line`] says what is next, [`dispatch`] hands it out. [`pool`] holds kept connections (HTTP/1.1, [`http2`]),
-//! [`sessions`] what lives on connections of its own, [`idle`] what is only held.
+//! memory and a request's intended time is never forgotten. [`line`] says what is next, [`dispatch`] hands it out. [`pool`]
+//! holds kept connections (HTTP/1.1, [`http2`]), [`sessions`] what lives on connections of its own, [`idle`] what is only held.
 
 mod dispatch;
 mod http2;

@@ -274,7 +274,10 @@ fn sessions_that_may_need_more_files_than_there_are_to_open_are_refused_before_t
     let (output, text) = output(limited(1000, &arguments).spawn().expect("a shell"));
     assert_eq!(output.status.code(), Some(2), "{text}");
     let said = "may need 5228 open files, and this process may open 1000";
-    assert!(text.contains(said) && text.contains("--sessions-max 850 (of a page, each is 6)"), "{text}");
+    assert!(
+        text.contains(said) && text.contains("--sessions-max 850 (of pages and recordings, each is 6)"),
+        "{text}"
+    );
 }
 
 /// A timer each would be twice as many files as there are.
