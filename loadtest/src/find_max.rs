@@ -11,7 +11,7 @@ use std::time::Duration;
 /// What to look for.
 #[derive(Clone, Debug)]
 pub struct Bound {
-    /// Response time's 99th percentile at most.
+    /// Response time's 99th percentile at most; of recordings that of their requests.
     pub p99: Duration,
     /// Share of failures at most.
     pub errors: f64,
@@ -135,9 +135,11 @@ fn judge(result: &RunResult, bound: &Bound, name: &str, rate: f64) -> SearchStep
     let missing = total.unsent + total.unfinished;
     let bad = total.failed + missing;
     let error_share = if ended + missing > 0 { bad as f64 / (ended + missing) as f64 } else { 1.0 };
-    let p99_us = total.response.quantile_us(0.99);
+    let pace = measured.map(PhaseResult::pace).unwrap_or_default();
+    let p99_us = pace.quantile_us(0.99);
     let partial = result.meta.partial;
-    let within = ended > 0 && error_share <= bound.errors && p99_us <= bound.p99.as_secs_f64() * 1e6;
+    // Without a single time nothing is known of the bound.
+    let within = !pace.is_empty() && error_share <= bound.errors && p99_us <= bound.p99.as_secs_f64() * 1e6;
     SearchStep {
         phase: name.into(),
         rate,
@@ -188,7 +190,7 @@ fn finish(mut whole: RunResult, search: Search, bound: &Bound) -> RunResult {
 mod tests {
     use super::*;
     use crate::plan::{Class, Client, Target, Workload};
-    use crate::result::{ClassResult, Meta};
+    use crate::result::{ClassResult, HAR_REQUEST, Hist, Meta};
 
     fn bound(from: f64, to: f64) -> Bound {
         Bound {
@@ -325,6 +327,33 @@ mod tests {
             let said =
                 result.validity.reasons.iter().any(|reason| reason.message.contains("not even the lowest"));
             assert!(!said, "{:?}", result.validity);
+        }
+    }
+
+    /// Sessions of an hour that are all shortened have no time; those of a recording have its pauses in theirs.
+    #[test]
+    fn a_step_is_judged_by_what_the_target_took_and_does_not_hold_without_a_time() {
+        let hist = |ms: &[u64]| {
+            let mut hist = Hist::default();
+            ms.iter().for_each(|ms| hist.record_ns(ms * 1_000_000));
+            hist
+        };
+        for (response, requests, held) in [
+            (&[][..], None, false),
+            (&[1], None, true),
+            (&[50], None, false),
+            (&[], Some(&[1][..]), true),
+            (&[5000], Some(&[1]), true),
+            (&[1], Some(&[50]), false),
+        ] {
+            let mut class =
+                ClassResult { ok: 100, sent: 100, response: hist(response), ..ClassResult::default() };
+            class.extra.extend(requests.map(|ms| (HAR_REQUEST.to_owned(), hist(ms))));
+            let mut phase = PhaseResult { name: "100/s".into(), duration_s: 1.0, ..PhaseResult::default() };
+            phase.classes.insert("har:x".into(), class);
+            let result = RunResult { phases: vec![phase], ..RunResult::default() };
+            let step = judge(&result, &bound(100.0, 1000.0), "100/s", 100.0);
+            assert_eq!(step.held, held, "{response:?} {requests:?}: {step:?}");
         }
     }
 

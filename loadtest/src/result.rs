@@ -12,7 +12,7 @@ mod server;
 mod timeline;
 
 pub use churn::{ChurnResult, ChurnVerdict, CutShort};
-pub use class::{ClassResult, ErrorCount, IdleResult};
+pub use class::{ClassResult, ErrorCount, HAR_REQUEST, IdleResult};
 pub use hist::{Hist, Quantiles};
 pub use search::{Search, SearchStep};
 pub use server::{ServerCounters, ServerSample};
@@ -209,6 +209,14 @@ impl PhaseResult {
     pub fn total(&self) -> ClassResult {
         self.classes.values().fold(ClassResult::default(), |mut sum, class| {
             sum.merge(class);
+            sum
+        })
+    }
+
+    /// [`ClassResult::pace`] of all classes.
+    pub fn pace(&self) -> Hist {
+        self.classes.values().fold(Hist::default(), |mut sum, class| {
+            sum.merge(class.pace());
             sum
         })
     }

@@ -17,13 +17,12 @@ use crate::content::Content;
 use crate::http1::{Scratch, scratch};
 use crate::plan::{Class, Load, Plan, Share};
 use crate::recorder::{Arrival, Interval, Recorder};
-use crate::result::{ClassResult, Hist, IdleResult};
+use crate::result::{ClassResult, HAR_REQUEST, Hist, IdleResult};
 use crate::transport::{Connector, Place};
 use dispatch::{Arrivals, Slot, UnderWay};
 use rand::SeedableRng as _;
 use rand::rngs::SmallRng;
 use serde::{Deserialize, Serialize};
-use sessions::replay;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
@@ -376,7 +375,7 @@ impl Worker {
             if let Some(UnderWay { arrival, begun, timed }) = slot.under_way.get() {
                 recorder.unfinished(&arrival, begun, timed, now);
                 for due in slot.owed.borrow().iter() {
-                    recorder.extra(&arrival, replay::TIME, now.saturating_duration_since(*due));
+                    recorder.extra(&arrival, HAR_REQUEST, now.saturating_duration_since(*due));
                 }
             }
         }

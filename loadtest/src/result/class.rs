@@ -115,7 +115,16 @@ impl IdleResult {
     }
 }
 
+/// The measure of a recording's single requests: from when each was due to the end of its answer.
+pub const HAR_REQUEST: &str = "har_request";
+
 impl ClassResult {
+    /// The times that tell how fast the target answers: of a recording those of its requests, for its sessions' have the
+    /// recorded pauses in them.
+    pub fn pace(&self) -> &Hist {
+        self.extra.get(HAR_REQUEST).unwrap_or(&self.response)
+    }
+
     /// Requests that came to an end, well or not.
     pub fn ended(&self) -> u64 {
         self.ok + self.failed

@@ -1,6 +1,6 @@
 //! What lives on connections of its own: event streams, WebSockets, page loads, recordings. Each session is a task.
 
-pub(super) mod replay;
+mod replay;
 
 use super::dispatch::Next;
 use super::line::Asker;

@@ -6,12 +6,10 @@ use crate::failure::Failure;
 use crate::har::RecordedRequest;
 use crate::http1::{Http1, Reply, Request};
 use crate::recorder::Outcome;
+use crate::result::HAR_REQUEST;
 use std::cell::{Cell, RefCell};
 use std::time::Instant;
 use tokio::sync::Notify;
-
-/// The extra measure of single requests: from when each was due to the end of its answer.
-pub(in crate::worker) const TIME: &str = "har_request";
 
 pub(super) struct Replay<'a> {
     session: &'a Session<'a>,
@@ -161,8 +159,8 @@ impl<'a> Replay<'a> {
         if matches!(&wrong, None | Some(Outcome::Failed(Failure::Timeout | Failure::ConnectTimeout))) {
             session.worker.record(|recorder| match n {
                 // The session itself is counted among what was answered: for one of its requests.
-                0 => recorder.extra(&session.arrival, TIME, due.elapsed()),
-                _ => recorder.message(&session.arrival, TIME, due.elapsed()),
+                0 => recorder.extra(&session.arrival, HAR_REQUEST, due.elapsed()),
+                _ => recorder.message(&session.arrival, HAR_REQUEST, due.elapsed()),
             });
         }
         if let Some(wrong) = wrong {
