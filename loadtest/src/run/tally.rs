@@ -374,7 +374,7 @@ fn reasons(plan: &Plan, phases: &[PhaseResult], partial: bool) -> Vec<Reason> {
         let late = ["p50", "p90", "p99"].into_iter().zip([0.5, 0.9, 0.99]).find_map(|(at, quantile)| {
             let lag = Duration::from_nanos(phase.client.send_lag.quantile_ns(quantile));
             let answered = phase.classes.values().filter(|class| class.sent > 0);
-            let fastest = answered.map(|class| class.response.quantile_ns(quantile)).min();
+            let fastest = answered.map(|class| class.pace().quantile_ns(quantile)).min();
             let bound = plan.client.lag_bound(Duration::from_nanos(fastest.unwrap_or(0)));
             (lag > bound).then_some((at, lag, bound))
         });

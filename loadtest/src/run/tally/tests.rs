@@ -3,7 +3,7 @@ use crate::measure::Totals;
 use crate::plan::{Class, Client, Phase, Target, Workload};
 use crate::quantity::Span;
 use crate::recorder::Interval;
-use crate::result::CallUse;
+use crate::result::{CallUse, HAR_REQUEST};
 
 fn plan(load: Load) -> Plan {
     Plan {
@@ -108,6 +108,28 @@ fn lateness_counts_beside_the_fastest_answers_unless_a_bound_is_given() {
         judged(4, [50, 50], Some(Duration::from_millis(3)))
             && !judged(4, [1, 1], Some(Duration::from_secs(1)))
     );
+}
+
+/// Its sessions take as long as a user did: a tenth of that would excuse any lateness.
+#[test]
+fn lateness_counts_beside_a_recording_s_requests() {
+    let hist = |ms: u64| {
+        let mut hist = Hist::default();
+        hist.record_ns(ms * 1_000_000);
+        hist
+    };
+    let plan = plan(Load::Hold { rate: 10.0 });
+    let is_late = |request_ms| {
+        let mut class =
+            ClassResult { planned: 1, sent: 1, ok: 1, response: hist(10_000), ..ClassResult::default() };
+        class.extra.insert(HAR_REQUEST.into(), hist(request_ms));
+        let done = Done { classes: vec![vec![class]], lag: vec![hist(4)], idle: vec![None], cut: false };
+        let mut tally = Tally::new(&plan, 1);
+        tally.take(0, Report::Done(Box::new(done))).expect("planned");
+        let result = tally.finish(&plan, Vec::new(), SystemTime::now(), None, Vec::new(), Vec::new());
+        codes(&result).contains(&"send_lag")
+    };
+    assert_eq!([1, 30, 50].map(is_late), [true, true, false]);
 }
 
 #[test]
