@@ -10,6 +10,9 @@ pub(super) fn micros(text: &str) -> Option<i64> {
     let [hour, minute, second] = numbers(seconds, ':')?;
     // A leap second is the next one's beginning.
     let in_range = hour < 24 && minute < 60 && second <= 60;
+    if fraction.is_empty() || !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
     let fraction = fraction.get(..6).unwrap_or(fraction);
     let scale = 10i64.pow(6 - u32::try_from(fraction.len()).ok()?);
     let seconds = ((days * 24 + hour) * 60 + minute) * 60 + second - offset(zone)?;
@@ -91,9 +94,31 @@ mod tests {
             "2026-05-01T12:34Z",
             "2026-05-01T12:34:56.Z",
             "2026-05-01T12:34:56é",
+            "2026-05-01T12:00:00.12345éZ",
+            "2026-05-01T12:00:00.123456éZ",
             "99999999999-05-01T12:34:56Z",
         ] {
             assert_eq!(micros(text), None, "{text}");
+        }
+    }
+
+    /// Times with a few characters put in, taken out or replaced, most of them such as times are made of.
+    #[test]
+    fn no_text_panics() {
+        let characters: Vec<char> = "0123456789999:-+.,TtZz éß😀\u{0}".chars().collect();
+        for seed in 0..50_000 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let mut text: Vec<char> = "2026-05-01T12:34:56.123456+02:00".chars().collect();
+            for _ in 0..random.usize(..8) {
+                let at = random.usize(..=text.len());
+                let end = (at + random.usize(..3)).min(text.len());
+                let more = (0..random.usize(..3)).map(|_| characters[random.usize(..characters.len())]);
+                text.splice(at..end, more.collect::<Vec<_>>());
+            }
+            let text: String = text.into_iter().collect();
+            if std::panic::catch_unwind(|| micros(&text)).is_err() {
+                panic!("seed {seed}: {text:?}");
+            }
         }
     }
 }
