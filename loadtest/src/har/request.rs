@@ -1,6 +1,6 @@
 //! One recorded request and what its answer must be.
 
-use super::archive::{Entry, PostData};
+use super::archive::{self, Entry, Pair, PostData};
 use super::url::{Origin, Url, without_key};
 use super::{BODY_BYTES_MAX, Omission};
 use crate::aim::Visitor;
@@ -71,53 +71,14 @@ pub(super) enum Unfit {
 impl RecordedRequest {
     /// Of an entry to `origin` whose URL is `url`; its offset is the caller's to say.
     pub(super) fn of(entry: Entry, url: Url, origin: &Origin) -> Result<Self, Unfit> {
-        let request = entry.request;
-        let method = request.method;
-        if !is_token(&method) || matches!(method.as_str(), "CONNECT" | "TRACE") {
+        let method = &entry.request.method;
+        if !is_token(method) || matches!(method.as_str(), "CONNECT" | "TRACE") {
             return Err(Unfit::Omitted(Omission::Unusable));
         }
-        let announced =
-            request.headers.iter().find(|field| field.name.eq_ignore_ascii_case("content-length"));
-        let announced = announced.and_then(|field| field.value.trim().parse::<u64>().ok());
-        let had_body = request.body_size.is_some_and(|bytes| bytes > 0.0) || announced.is_some_and(|n| n > 0);
-        let body = match &request.post_data {
-            Some(data) => Some(body_of(data).ok_or(Unfit::Omitted(Omission::NoBody))?),
-            None if had_body => return Err(Unfit::Omitted(Omission::NoBody)),
-            None => matches!(method.as_str(), "POST" | "PUT" | "PATCH").then(Bytes::new),
-        };
-        if let Some(bytes) = body.as_ref().map(Bytes::len).filter(|bytes| *bytes > BODY_BYTES_MAX) {
-            return Err(Unfit::TooLarge(bytes));
-        }
-        let mut fields = Vec::new();
-        let hops: Vec<String> = request
-            .headers
-            .iter()
-            .filter(|field| field.name.eq_ignore_ascii_case("connection"))
-            .flat_map(|field| field.value.split(','))
-            .map(|option| option.trim().to_ascii_lowercase())
-            .collect();
-        for recorded in request.headers {
-            let lower = recorded.name.to_ascii_lowercase();
-            let is_left = LEFT_TO_THE_CONNECTION.contains(&lower.as_str())
-                || CREDENTIALS.contains(&lower.as_str())
-                || hops.contains(&lower)
-                // HTTP/2's own (RFC 9113 8.3).
-                || lower.starts_with(':');
-            if is_left {
-                continue;
-            }
-            if !is_token(&recorded.name) || !is_field_value(&recorded.value) {
-                return Err(Unfit::Omitted(Omission::Unusable));
-            }
-            fields.push(Field::of(recorded.name, &recorded.value, origin));
-        }
-        let mime_type = request.post_data.map(|data| data.mime_type).unwrap_or_default();
-        let has_type = fields.iter().any(|field| field.name.eq_ignore_ascii_case("content-type"));
-        if !has_type && !mime_type.is_empty() && is_field_value(&mime_type) {
-            fields.push(Field { name: "content-type".into(), at_origin: false, value: mime_type });
-        }
+        let body = body_of(&entry.request)?;
+        let fields = fields_of(&entry.request, origin)?;
         let (offset, target, status) = (Duration::ZERO, url.target, entry.response.status);
-        Ok(Self { offset, method, target, fields, body, status })
+        Ok(Self { offset, method: entry.request.method, target, fields, body, status })
     }
 
     /// Memory its texts and body take.
@@ -184,35 +145,94 @@ impl RecordedRequest {
 }
 
 impl Field {
-    fn of(name: String, value: &str, origin: &Origin) -> Self {
-        let kept = |value: String| Self { name: name.clone(), at_origin: false, value };
+    fn of(name: &str, value: &str, origin: &Origin) -> Option<Self> {
         let (is_origin, is_referer) =
             (name.eq_ignore_ascii_case("origin"), name.eq_ignore_ascii_case("referer"));
+        let field = |at_origin, value| Some(Self { name: name.into(), at_origin, value });
         match Url::parse(value).filter(|url| (is_origin || is_referer) && url.origin == *origin) {
-            Some(_) if is_origin => Self { name, at_origin: true, value: String::new() },
-            Some(url) => Self { name, at_origin: true, value: url.target },
-            None if is_referer => kept(without_key(value)),
-            None => kept(value.to_owned()),
+            Some(_) if is_origin => field(true, String::new()),
+            Some(url) => field(true, url.target),
+            None if is_referer => field(false, without_key(value)),
+            None => field(false, value.to_owned()),
         }
     }
 }
 
-/// `None`: it is not in the recording.
-fn body_of(data: &PostData) -> Option<Bytes> {
+/// What is sent of a request's fields, without those of the connection and of the visitor.
+fn fields_of(request: &archive::Request, origin: &Origin) -> Result<Vec<Field>, Unfit> {
+    let connection = request.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("connection"));
+    let options = connection.flat_map(|field| field.value.split(','));
+    let hops: Vec<String> = options.map(|option| option.trim().to_ascii_lowercase()).collect();
+    let mut fields = Vec::new();
+    for recorded in &request.headers {
+        let lower = recorded.name.to_ascii_lowercase();
+        let is_left = LEFT_TO_THE_CONNECTION.contains(&lower.as_str())
+            || CREDENTIALS.contains(&lower.as_str())
+            || hops.contains(&lower)
+            // HTTP/2's own (RFC 9113 8.3).
+            || lower.starts_with(':');
+        if is_left {
+            continue;
+        }
+        if !is_token(&recorded.name) || !is_field_value(&recorded.value) {
+            return Err(Unfit::Omitted(Omission::Unusable));
+        }
+        fields.extend(Field::of(&recorded.name, &recorded.value, origin));
+    }
+    let mime_type = request.post_data.as_ref().map_or("", |data| &data.mime_type);
+    let has_type = fields.iter().any(|field| field.name.eq_ignore_ascii_case("content-type"));
+    if !has_type && !mime_type.is_empty() && is_field_value(mime_type) {
+        fields.push(Field { name: "content-type".into(), at_origin: false, value: mime_type.into() });
+    }
+    Ok(fields)
+}
+
+/// `None`: it has none, and needs none.
+fn body_of(request: &archive::Request) -> Result<Option<Bytes>, Unfit> {
+    let announced = announced_bytes(request);
+    let body = match &request.post_data {
+        Some(data) => Some(recorded_body(data, announced).ok_or(Unfit::Omitted(Omission::NoBody))?),
+        None if announced.is_some_and(|bytes| bytes > 0) => return Err(Unfit::Omitted(Omission::NoBody)),
+        None => matches!(request.method.as_str(), "POST" | "PUT" | "PATCH").then(Bytes::new),
+    };
+    match body.as_ref().map(Bytes::len).filter(|bytes| *bytes > BODY_BYTES_MAX) {
+        Some(bytes) => Err(Unfit::TooLarge(bytes)),
+        None => Ok(body),
+    }
+}
+
+/// How long the body was that the browser sent, where the file says it.
+fn announced_bytes(request: &archive::Request) -> Option<u64> {
+    let field = request.headers.iter().find(|field| field.name.eq_ignore_ascii_case("content-length"));
+    let told = field.and_then(|field| field.value.trim().parse().ok());
+    told.or_else(|| request.body_size.filter(|bytes| *bytes > 0.0).map(|bytes| bytes as u64))
+}
+
+/// `None`: it is not in the recording, or not as it was sent: browsers leave files out of forms, and what is no text they
+/// write as characters up to U+00FF, one a byte.
+fn recorded_body(data: &PostData, announced: Option<u64>) -> Option<Bytes> {
+    let fits = |body: &Bytes| announced.is_none_or(|bytes| bytes == body.len() as u64);
+    let params = data.params.as_slice();
     match (&data.text, data.encoding.as_deref()) {
-        (Some(text), Some("base64")) => STANDARD.decode(text.trim()).ok().map(Bytes::from),
-        (Some(text), _) if !text.is_empty() || data.params.is_empty() => Some(Bytes::from(text.clone())),
+        (Some(text), Some("base64")) => STANDARD.decode(text.trim()).ok().map(Bytes::from).filter(fits),
+        (Some(text), _) if !text.is_empty() || params.is_empty() => {
+            let body = Bytes::from(text.clone());
+            if fits(&body) { Some(body) } else { bytes_as_characters(text).filter(fits) }
+        }
         // The parts' boundary and files are not told.
         _ if data.mime_type.starts_with("multipart/") => None,
-        _ if data.params.is_empty() => None,
+        _ if params.is_empty() => None,
         _ => {
-            let pairs = data
-                .params
-                .iter()
-                .map(|pair| format!("{}={}", form_text(&pair.name), form_text(&pair.value)));
-            Some(Bytes::from(pairs.collect::<Vec<_>>().join("&")))
+            let pair = |pair: &Pair| format!("{}={}", form_text(&pair.name), form_text(&pair.value));
+            Some(Bytes::from(params.iter().map(pair).collect::<Vec<_>>().join("&"))).filter(fits)
         }
     }
+}
+
+/// Latin-1: each character's number is a byte.
+fn bytes_as_characters(text: &str) -> Option<Bytes> {
+    let bytes = text.chars().map(|character| u8::try_from(u32::from(character)).ok());
+    bytes.collect::<Option<Vec<u8>>>().map(Bytes::from)
 }
 
 /// As forms are encoded (application/x-www-form-urlencoded).

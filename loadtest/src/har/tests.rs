@@ -177,6 +177,53 @@ fn the_visitor_s_credentials_host_and_origin_take_the_place_of_the_recorded_ones
     assert!(sent(&recording, &toolbox)[0].starts_with("POST /toolbox/id/proxy/3000/p?KEY=ours HTTP/1.1\r\n"));
 }
 
+/// Chromium writes bytes as characters up to U+00FF, and leaves files out of forms.
+#[test]
+fn a_body_is_sent_as_long_as_it_was_or_its_entry_left_out() {
+    let body = |data: Value, content_length: Option<&str>, body_size: i64| {
+        let entry = entry("POST", "https://a.test/", "2026-05-01T12:00:00Z", 200);
+        let lengths: Vec<_> = content_length.map(|bytes| ("Content-Length", bytes)).into_iter().collect();
+        let entry = with(with(entry, "/request/postData", data), "/request/headers", fields(&lengths));
+        let recording = parse(&[with(entry, "/request/bodySize", json!(body_size))]);
+        recording.map(|recording| {
+            let mut request = Request::default();
+            recording.requests[0].write(&mut request, &visitor(), "http");
+            let head = request.bytes.windows(4).position(|end| end == b"\r\n\r\n").expect("a head");
+            request.bytes.split_off(head + 4)
+        })
+    };
+    let text = |text: &str| json!({ "mimeType": "x/y", "text": text });
+    let form = json!({ "mimeType": "x/y", "params": [{ "name": "a", "value": "b" }] });
+    let base64 = json!({ "mimeType": "x/y", "text": "eHl6", "encoding": "base64" });
+    for (data, content_length, body_size, sent) in [
+        (text("é"), None, 0, Some("é".as_bytes())),
+        (text("é"), None, -1, Some("é".as_bytes())),
+        (text("é"), Some("2"), -1, Some("é".as_bytes())),
+        (text("\u{89}PNG\u{0}ÿ"), Some("6"), -1, Some(b"\x89PNG\0\xff")),
+        (text("\u{89}PNG"), None, 4, Some(b"\x89PNG")),
+        // The field's is what was sent.
+        (text("abc"), Some("3"), 7, Some(b"abc")),
+        (text("abc"), Some("7"), 3, None),
+        (text("abc"), None, 7, None),
+        // The bytes are lost.
+        (text("\u{fffd}\u{fffd}"), Some("2"), 2, None),
+        (text(""), Some("5"), 5, None),
+        (form.clone(), Some("3"), 3, Some(b"a=b")),
+        (form, Some("4"), 4, None),
+        (base64.clone(), Some("3"), 3, Some(b"xyz")),
+        (base64, Some("4"), 4, None),
+    ] {
+        let found = body(data.clone(), content_length, body_size);
+        match sent {
+            Some(bytes) => assert_eq!(found.as_deref(), Ok(bytes), "{data} {content_length:?} {body_size}"),
+            None => {
+                let error = found.expect_err("it is not whole");
+                assert!(error.contains("1 with a body that is not in the file"), "{data}: {error}");
+            }
+        }
+    }
+}
+
 /// A cookie counts for a browser's own pages only.
 #[test]
 fn what_changes_something_names_its_page_once() {
