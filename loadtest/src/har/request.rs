@@ -145,15 +145,18 @@ impl RecordedRequest {
 }
 
 impl Field {
+    /// `None`: it names a page of another origin, whose host may be a token.
     fn of(name: &str, value: &str, origin: &Origin) -> Option<Self> {
         let (is_origin, is_referer) =
             (name.eq_ignore_ascii_case("origin"), name.eq_ignore_ascii_case("referer"));
         let field = |at_origin, value| Some(Self { name: name.into(), at_origin, value });
-        match Url::parse(value).filter(|url| (is_origin || is_referer) && url.origin == *origin) {
+        match Url::parse(value).filter(|url| url.origin == *origin) {
+            _ if !is_origin && !is_referer => field(false, without_key(value)),
             Some(_) if is_origin => field(true, String::new()),
             Some(url) => field(true, url.target),
-            None if is_referer => field(false, without_key(value)),
-            None => field(false, value.to_owned()),
+            // Of a page that has none (RFC 6454 7.3).
+            None if is_origin && value == "null" => field(false, value.into()),
+            None => None,
         }
     }
 }

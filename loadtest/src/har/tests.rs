@@ -224,6 +224,36 @@ fn a_body_is_sent_as_long_as_it_was_or_its_entry_left_out() {
     }
 }
 
+/// A signed link has its token in the host; a page has the address of another in a query.
+#[test]
+fn tokens_leave_wherever_a_request_s_head_has_them() {
+    let sent_with = |name: &str, value: &str| {
+        let entry = entry(
+            "POST",
+            "https://a.test/p?to=https%3A%2F%2Fb.test%2F%3FDAYTONA_SANDBOX_AUTH_KEY%3Dsecret",
+            "2026-05-01T12:00:00Z",
+            200,
+        );
+        let recording =
+            parse(&[with(entry, "/request/headers", fields(&[(name, value)]))]).expect("a recording");
+        let sent = sent(&recording, &Visitor { host: "h".into(), ..Visitor::default() });
+        assert!(sent[0].starts_with("POST /p?to=https%3A%2F%2Fb.test%2F%3F HTTP/1.1\r\n"), "{}", sent[0]);
+        assert!(!sent[0].contains("secret"), "{}", sent[0]);
+        sent[0].lines().filter(|line| line.starts_with(name)).collect::<String>()
+    };
+    for (name, value, left) in [
+        ("Origin", "https://3000-secret.test", ""),
+        ("Referer", "https://3000-secret.test/x", ""),
+        ("Referer", "https://a.test/?DAYTONA_SANDBOX_AUTH_KEY=secret&x", "Referer: http://h/?x"),
+        ("Referer", "about:secret", ""),
+        ("Origin", "null", "Origin: null"),
+        ("X-Page", "https://a.test/?DAYTONA_SANDBOX_AUTH_KEY=secret", "X-Page: https://a.test/"),
+        ("Next-Url", "%2Fx%3FDAYTONA_SANDBOX_AUTH_KEY%3Dsecret%26y", "Next-Url: %2Fx%3F%26y"),
+    ] {
+        assert_eq!(sent_with(name, value), left, "{name}: {value}");
+    }
+}
+
 /// A cookie counts for a browser's own pages only.
 #[test]
 fn what_changes_something_names_its_page_once() {

@@ -45,15 +45,51 @@ impl Url {
     }
 }
 
-/// The text without the preview token in its query.
+/// The text without preview tokens: in its query, and in URLs that stand in it, percent-encoded once or twice.
 pub(super) fn without_key(text: &str) -> String {
+    without_inner_key(&without_pair(text))
+}
+
+fn without_pair(text: &str) -> String {
     let Some((path, query)) = text.split_once('?') else { return text.to_owned() };
-    let is_key = |pair: &&str| pair.split('=').next().is_some_and(|name| name.eq_ignore_ascii_case(KEY));
+    let is_key = |pair: &&str| {
+        let (name, _value) = pair.split_once('=').unwrap_or((pair, ""));
+        name.eq_ignore_ascii_case(KEY)
+    };
     let kept: Vec<&str> = query.split('&').filter(|pair| !is_key(pair)).collect();
     match kept.is_empty() {
         true => path.to_owned(),
         false => format!("{path}?{}", kept.join("&")),
     }
+}
+
+/// What may stand between the key and its token, and behind that, in a URL within another text.
+const EQUALS: [&str; 3] = ["=", "%3d", "%253d"];
+const ENDS: [&str; 14] =
+    ["&", "#", " ", "\"", "'", ",", ";", "%26", "%2526", "%23", "%2523", "%20", "%2520", "%22"];
+
+/// The key has no character that is ever encoded.
+fn without_inner_key(text: &str) -> String {
+    // Of the same length.
+    let (lower, key) = (text.to_ascii_lowercase(), KEY.to_ascii_lowercase());
+    let (mut kept, mut at) = (String::with_capacity(text.len()), 0);
+    while let Some(found) = lower[at..].find(&key).map(|found| at + found) {
+        let behind = found + key.len();
+        match EQUALS.iter().find(|equals| lower[behind..].starts_with(**equals)) {
+            None => {
+                kept.push_str(&text[at..behind]);
+                at = behind;
+            }
+            Some(equals) => {
+                kept.push_str(&text[at..found]);
+                let token = &lower[behind + equals.len()..];
+                let end = ENDS.iter().filter_map(|end| token.find(end)).min().unwrap_or(token.len());
+                at = behind + equals.len() + end;
+            }
+        }
+    }
+    kept.push_str(&text[at..]);
+    kept
 }
 
 /// What may not stand in a request line is percent-encoded, as browsers do before they send it.
@@ -106,6 +142,13 @@ mod tests {
             ("/a?DAYTONA_SANDBOX_AUTH_KEY=s", "/a"),
             ("/a?x=1&daytona_sandbox_auth_key=s&y", "/a?x=1&y"),
             ("/a?x=DAYTONA_SANDBOX_AUTH_KEY", "/a?x=DAYTONA_SANDBOX_AUTH_KEY"),
+            (
+                "/a?to=https%3A%2F%2Fh%2F%3FDAYTONA_SANDBOX_AUTH_KEY%3Ds%2Bs%26y%3D1",
+                "/a?to=https%3A%2F%2Fh%2F%3F%26y%3D1",
+            ),
+            ("/a?to=h%253Fdaytona_sandbox_auth_key%253Ds%2526y&z", "/a?to=h%253F%2526y&z"),
+            ("/a?to=/b?DAYTONA_SANDBOX_AUTH_KEY=s", "/a?to=/b?"),
+            ("é \"/b?x&to=DAYTONA_SANDBOX_AUTH_KEY=s\" é", "é \"/b?x&to=\" é"),
             ("/a?", "/a?"),
             ("/a", "/a"),
         ] {
