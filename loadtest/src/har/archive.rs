@@ -1,7 +1,8 @@
 //! A HAR file's form (HAR 1.2, as browsers write it), as far as requests need it. Everything else is skipped unread.
 
-use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::de::{Error as _, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 use serde_json::value::RawValue;
 use std::fmt;
 
@@ -107,8 +108,8 @@ pub(super) struct Entry {
     pub request: Request,
     pub response: Response,
     /// Chromium: `memory` or `disk`.
-    #[serde(rename = "_fromCache")]
-    from_cache: Option<IgnoredAny>,
+    #[serde(rename = "_fromCache", default, deserialize_with = "is_set")]
+    from_cache: bool,
     #[serde(rename = "_resourceType")]
     resource_type: Option<String>,
     #[serde(rename = "_webSocketMessages")]
@@ -120,7 +121,7 @@ pub(super) struct Entry {
 pub(super) struct Request {
     pub method: String,
     pub url: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_none")]
     pub headers: Vec<Pair>,
     pub post_data: Option<PostData>,
     /// -1 where it is not known.
@@ -130,28 +131,29 @@ pub(super) struct Request {
 #[derive(Deserialize)]
 pub(super) struct Pair {
     pub name: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_none")]
     pub value: String,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PostData {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_none")]
     pub mime_type: String,
     pub text: Option<String>,
     pub encoding: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_none")]
     pub params: Vec<Pair>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Response {
-    /// 0: there was no answer.
+    /// 0: there was no answer. Playwright: -1.
+    #[serde(deserialize_with = "status")]
     pub status: u16,
     content: Option<Content>,
-    #[serde(rename = "_fetchedViaServiceWorker", default)]
+    #[serde(rename = "_fetchedViaServiceWorker", default, deserialize_with = "or_none")]
     by_service_worker: bool,
 }
 
@@ -159,6 +161,21 @@ pub(super) struct Response {
 #[serde(rename_all = "camelCase")]
 struct Content {
     mime_type: Option<String>,
+}
+
+/// `null` is as good as absent.
+fn or_none<'de, T: Default + Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
+    Option::deserialize(from).map(Option::unwrap_or_default)
+}
+
+/// Anything but `null` and `false`.
+fn is_set<'de, D: Deserializer<'de>>(from: D) -> Result<bool, D::Error> {
+    Value::deserialize(from).map(|value| !matches!(value, Value::Null | Value::Bool(false)))
+}
+
+fn status<'de, D: Deserializer<'de>>(from: D) -> Result<u16, D::Error> {
+    let status = i32::deserialize(from)?;
+    u16::try_from(status.max(0)).map_err(D::Error::custom)
 }
 
 impl Entry {
@@ -176,6 +193,6 @@ impl Entry {
 
     /// The browser answered it itself.
     pub fn is_cached(&self) -> bool {
-        self.from_cache.is_some() || self.response.by_service_worker
+        self.from_cache || self.response.by_service_worker
     }
 }

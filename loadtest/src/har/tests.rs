@@ -293,6 +293,7 @@ fn entries_that_are_no_requests_of_the_page_are_counted_and_the_rest_is_replayed
             "by the browser itself",
         ),
         (with(get("https://a.test/"), "/response/status", json!(0)), "without an answer"),
+        (with(get("https://a.test/"), "/response/status", json!(-1)), "without an answer"),
         (with(get("https://a.test/"), "/request/bodySize", json!(7)), "a body that is not in the file"),
         (
             posted(json!({ "mimeType": "multipart/form-data; boundary=x", "params": [{ "name": "a" }] })),
@@ -315,6 +316,30 @@ fn entries_that_are_no_requests_of_the_page_are_counted_and_the_rest_is_replayed
         );
     }
     assert_eq!(parse(&[good]).expect("a recording").omissions(), None);
+}
+
+/// Exporters write what they do not know as nothing, each in its own way.
+#[test]
+fn nothing_in_the_place_of_something_is_nothing() {
+    let post = entry("POST", "https://a.test/", "2026-05-01T12:00:00Z", 200);
+    let with_data = |data: Value| with(post.clone(), "/request/postData", data);
+    for odd in [
+        with(get("https://a.test/"), "/_fromCache", json!(false)),
+        with(get("https://a.test/"), "/_fromCache", Value::Null),
+        with(get("https://a.test/"), "/response/_fetchedViaServiceWorker", Value::Null),
+        with(get("https://a.test/"), "/response/content", Value::Null),
+        with(get("https://a.test/"), "/response/content/mimeType", Value::Null),
+        with(get("https://a.test/"), "/request/headers", Value::Null),
+        with(get("https://a.test/"), "/request/headers", json!([{ "name": "x", "value": null }])),
+        with(get("https://a.test/"), "/request/bodySize", Value::Null),
+        with_data(Value::Null),
+        with_data(json!({ "mimeType": "x/y", "text": "z", "params": null, "encoding": null })),
+        with_data(json!({ "mimeType": null, "text": "z", "params": [] })),
+        with_data(json!({ "mimeType": "x/y", "params": [{ "name": "a", "value": null }] })),
+    ] {
+        let recording = parse(&[odd.clone()]).unwrap_or_else(|error| panic!("{odd}: {error}"));
+        assert_eq!((recording.requests.len(), recording.omissions()), (1, None), "{odd}");
+    }
 }
 
 #[test]
