@@ -80,39 +80,20 @@ impl Recording {
         let mut leave_out = |why: Omission| *left_out.entry(why).or_insert(0) += 1;
         let mut candidates = Vec::new();
         for (index, entry) in log.entries().enumerate() {
-            match entry.ok_or(Omission::Unusable).and_then(candidate) {
-                Ok((micros, url, entry)) => candidates.push((micros, url, index + 1, entry)),
+            match entry.ok_or(Omission::Unusable).and_then(|entry| Candidate::of(index + 1, entry)) {
+                Ok(candidate) => candidates.push(candidate),
                 Err(why) => leave_out(why),
             }
         }
-        let origin = recorded_origin(&log, candidates.iter().map(|(_, url, ..)| &url.origin));
+        let origin = recorded_origin(&log, &candidates);
         let mut timed = Vec::new();
-        let mut bytes_in_all = 0;
-        for (micros, url, number, entry) in candidates {
-            if origin.as_ref() != Some(&url.origin) {
-                leave_out(Omission::OtherOrigin);
-                continue;
-            }
-            let origin = url.origin.clone();
-            match RecordedRequest::of(entry, url, &origin) {
-                Ok(request) => {
-                    bytes_in_all += request.bytes();
-                    timed.push((micros, number, request));
-                }
-                Err(Unfit::Omitted(why)) => leave_out(why),
-                Err(Unfit::TooLarge(bytes)) => {
-                    return Err(format!(
-                        "entry {number}: its body has {bytes} bytes, and {BODY_BYTES_MAX} is the most: remove the entry"
-                    ));
-                }
-            }
-            if bytes_in_all > RECORDING_BYTES_MAX {
-                return Err(format!(
-                    "the requests up to entry {number} have {bytes_in_all} bytes together, and {RECORDING_BYTES_MAX} is \
-                     the most: record less at a time, or remove the largest bodies"
-                ));
+        for candidate in candidates {
+            match candidate.into_request(origin.as_ref())? {
+                Ok(request) => timed.push(request),
+                Err(why) => leave_out(why),
             }
         }
+        check_size(&timed)?;
         timed.sort_by_key(|(micros, number, _)| (*micros, *number));
         let recording = Self { name: name.into(), requests: in_time(timed)?, left_out };
         match recording.requests.is_empty() {
@@ -129,6 +110,15 @@ impl Recording {
         self.requests.last().map_or(Duration::ZERO, |request| request.offset)
     }
 
+    /// How many requests, and in what time.
+    pub fn extent(&self) -> String {
+        match (self.requests.len(), self.span()) {
+            (1, _) => "1 request".into(),
+            (count, span) if span.is_zero() => format!("{count} requests at once"),
+            (count, span) => format!("{count} requests in {span:.1?}"),
+        }
+    }
+
     /// What of the file is not replayed, in words; `None`: all of it is.
     pub fn omissions(&self) -> Option<String> {
         let count: u32 = self.left_out.values().sum();
@@ -142,8 +132,7 @@ impl Recording {
 /// What it is, in a line.
 impl fmt::Display for Recording {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, count) = (&self.name, self.requests.len());
-        write!(f, "har:{name}: {count} request(s) in {:.1?}", self.span())?;
+        write!(f, "har:{}: {}", self.name, self.extent())?;
         self.omissions().map_or(Ok(()), |omissions| write!(f, "; {omissions}"))
     }
 }
@@ -159,30 +148,64 @@ impl fmt::Debug for Recording {
     }
 }
 
-/// When it began and where it went, of an entry that a server answered to its end.
-fn candidate(entry: archive::Entry) -> Result<(i64, Url, archive::Entry), Omission> {
-    if entry.is_stream() {
-        return Err(Omission::Stream);
-    }
-    let Some(url) = Url::parse(&entry.request.url) else {
-        let is_http = entry.request.url.starts_with("http");
-        return Err(if is_http { Omission::Unusable } else { Omission::NotHttp });
-    };
-    if entry.is_cached() {
-        return Err(Omission::Cached);
-    }
-    if entry.response.status == 0 {
-        return Err(Omission::Unanswered);
-    }
-    let micros = timestamp::micros(&entry.started_date_time).ok_or(Omission::Unusable)?;
-    Ok((micros, url, entry))
+/// A request, when it began, and which entry of the file it is.
+type Timed = (i64, usize, RecordedRequest);
+
+/// An entry that a server answered to its end.
+struct Candidate {
+    /// Of the file's entries, counted from 1.
+    number: usize,
+    /// When it began, since 1970.
+    micros: i64,
+    url: Url,
+    entry: archive::Entry,
 }
 
-/// The first page's, where the file says its URL, else that of the first entry.
-fn recorded_origin<'a>(
-    log: &Log<'_>,
-    mut origins: impl Iterator<Item = &'a Origin> + Clone,
-) -> Option<Origin> {
+impl Candidate {
+    fn of(number: usize, entry: archive::Entry) -> Result<Self, Omission> {
+        if entry.is_stream() {
+            return Err(Omission::Stream);
+        }
+        let Some(url) = Url::parse(&entry.request.url) else {
+            let is_http = entry.request.url.starts_with("http");
+            return Err(if is_http { Omission::Unusable } else { Omission::NotHttp });
+        };
+        if entry.is_cached() {
+            return Err(Omission::Cached);
+        }
+        if entry.response.status == 0 {
+            return Err(Omission::Unanswered);
+        }
+        let micros = timestamp::micros(&entry.started_date_time).ok_or(Omission::Unusable)?;
+        Ok(Self { number, micros, url, entry })
+    }
+
+    /// Its answer sent the browser to another origin, as from http to https.
+    fn leads_away(&self) -> bool {
+        let to = self.entry.redirect().and_then(Url::parse);
+        to.is_some_and(|to| to.origin != self.url.origin)
+    }
+
+    /// `Err` refuses the whole file; why one is left out is in its `Ok`.
+    fn into_request(self, origin: Option<&Origin>) -> Result<Result<Timed, Omission>, String> {
+        let Some(origin) = origin.filter(|origin| **origin == self.url.origin) else {
+            return Ok(Err(Omission::OtherOrigin));
+        };
+        match RecordedRequest::of(self.entry, self.url, origin) {
+            Ok(request) => Ok(Ok((self.micros, self.number, request))),
+            Err(Unfit::Omitted(why)) => Ok(Err(why)),
+            Err(Unfit::TooLarge(bytes)) => Err(format!(
+                "entry {}: its body has {bytes} bytes, and {BODY_BYTES_MAX} is the most: remove the entry",
+                self.number
+            )),
+        }
+    }
+}
+
+/// The first page's, where the file says its URL, else that of the first entry. Whoever only sent the browser on is neither.
+fn recorded_origin(log: &Log<'_>, candidates: &[Candidate]) -> Option<Origin> {
+    let led = candidates.iter().position(|candidate| !candidate.leads_away()).unwrap_or(0);
+    let mut origins = candidates[led..].iter().map(|candidate| &candidate.url.origin);
     let page = log.first_page().and_then(|title| Url::parse(&title)).map(|url| url.origin);
     match page.filter(|page| origins.clone().any(|origin| origin == page)) {
         None => origins.next().cloned(),
@@ -190,10 +213,24 @@ fn recorded_origin<'a>(
     }
 }
 
+fn check_size(timed: &[Timed]) -> Result<(), String> {
+    let mut bytes = 0;
+    for (_, number, request) in timed {
+        bytes += request.bytes();
+        if bytes > RECORDING_BYTES_MAX {
+            return Err(format!(
+                "the requests up to entry {number} have {bytes} bytes together, and {RECORDING_BYTES_MAX} is the most: record \
+                 less at a time, or remove the largest bodies"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Requests in order, each with its offset from the first.
-fn in_time(timed: Vec<(i64, usize, RecordedRequest)>) -> Result<Vec<RecordedRequest>, String> {
+fn in_time(timed: Vec<Timed>) -> Result<Vec<RecordedRequest>, String> {
     let first = timed.first().map_or(0, |(micros, ..)| *micros);
-    let place = |(micros, number, mut request): (i64, usize, RecordedRequest)| {
+    let place = |(micros, number, mut request): Timed| {
         request.offset = Duration::from_micros(micros.abs_diff(first));
         match request.offset <= SPAN_MAX {
             true => Ok(request),

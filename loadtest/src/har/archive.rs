@@ -153,6 +153,9 @@ pub(super) struct Response {
     #[serde(deserialize_with = "status")]
     pub status: u16,
     content: Option<Content>,
+    /// Where it sent the browser, if anywhere.
+    #[serde(rename = "redirectURL")]
+    redirect_url: Option<String>,
     #[serde(rename = "_fetchedViaServiceWorker", default, deserialize_with = "or_none")]
     by_service_worker: bool,
 }
@@ -189,6 +192,12 @@ impl Entry {
             || of_type("eventsource")
             || (100..200).contains(&self.response.status)
             || mime_type.is_some_and(|mime_type| mime_type.starts_with("text/event-stream"))
+    }
+
+    /// Where its answer sent the browser, as it stands there: it may be relative.
+    pub fn redirect(&self) -> Option<&str> {
+        let is_redirect = matches!(self.response.status, 301 | 302 | 303 | 307 | 308);
+        self.response.redirect_url.as_deref().filter(|_| is_redirect)
     }
 
     /// The browser answered it itself.

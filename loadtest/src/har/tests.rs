@@ -352,6 +352,46 @@ fn the_origin_is_the_first_page_s_where_the_file_says_it_and_else_the_first_entr
     assert_eq!((count("https://a.test/"), count("A shop"), count("https://absent.test/")), (2, 1, 1));
 }
 
+/// As who types a name without https is sent on.
+#[test]
+fn redirects_to_another_origin_are_not_where_the_recording_is_from() {
+    let redirect = |from: &str, status: u16, to: &str| {
+        let entry = entry("GET", from, "2026-05-01T12:00:00Z", status);
+        with(entry, "/response/redirectURL", json!(to))
+    };
+    let first_target = |title: &str, entries: &[Value]| {
+        let log = json!({ "log": { "pages": [{ "title": title }], "entries": entries } });
+        let recording = Recording::parse("x", log.to_string().as_bytes()).expect("a recording");
+        let count = recording.requests.len();
+        (sent(&recording, &visitor())[0].split(' ').nth(1).expect("a target").to_owned(), count)
+    };
+    let away = redirect("http://a.test/from", 301, "https://www.a.test/");
+    let twice = redirect("https://www.a.test/on", 302, "https://shop.test/");
+    let (page, asset) = (get("https://shop.test/page"), get("https://shop.test/asset"));
+    let entries = [away.clone(), twice, page.clone(), asset.clone()];
+    for title in ["A shop", "http://a.test/from", "https://shop.test/page"] {
+        assert_eq!(first_target(title, &entries), ("/page".into(), 2), "{title}");
+    }
+    // Within the origin, and where nothing else is.
+    let within = redirect("https://shop.test/from", 302, "/page");
+    assert_eq!(first_target("", &[within, page.clone()]), ("/from".into(), 2));
+    let within = redirect("https://shop.test/from", 302, "https://shop.test/page");
+    assert_eq!(first_target("", &[within, page]), ("/from".into(), 2));
+    assert_eq!(first_target("", &[away.clone()]), ("/from".into(), 1));
+    // What is no redirect says nothing with such a field.
+    let not_modified = redirect("https://shop.test/from", 304, "https://other.test/");
+    assert_eq!(first_target("", &[not_modified, away, asset]), ("/from".into(), 2));
+}
+
+#[test]
+fn what_is_said_of_a_recording_counts_its_requests() {
+    let later = entry("GET", "https://a.test/", "2026-05-01T12:00:00.250Z", 200);
+    let told = |entries: &[Value]| parse(entries).expect("a recording").to_string();
+    assert_eq!(told(&[get("https://a.test/")]), "har:x: 1 request");
+    assert_eq!(told(&[get("https://a.test/"), get("https://a.test/")]), "har:x: 2 requests at once");
+    assert_eq!(told(&[get("https://a.test/"), later]), "har:x: 2 requests in 250.0ms");
+}
+
 #[test]
 fn what_is_no_recording_is_refused_with_the_reason_and_without_its_content() {
     let refused = |bytes: &[u8]| Recording::parse("x", bytes).expect_err("no recording");

@@ -507,8 +507,7 @@ fn config(plan: &Plan) -> RunConfig {
         add("toolbox form", percent(workload.toolbox));
     }
     for recording in &plan.recordings {
-        let (count, span) = (recording.requests.len(), recording.span());
-        add(&format!("har:{}", recording.name), format!("{count} requests in {span:.1?}"));
+        add(&format!("har:{}", recording.name), recording.extent());
     }
     add("fresh connections", format!("{} %", workload.fresh * 100.0));
     if client.timeout.0.is_zero() {

@@ -326,7 +326,7 @@ fn files_are_named_from_the_working_directory_and_from_the_scenario_s() {
         ["run", &server.url(), "--rate", "4", "--for", "500ms", "--mix", "har:recordings/my shop.har=5"];
     let (code, text) = loadtest(&folder, &[&run[..], &flags].concat());
     assert_eq!(code, Some(0), "{text}");
-    assert!(text.contains("har:my-shop: 2 request(s) in 20.0ms") && text.contains("har_request"), "{text}");
+    assert!(text.contains("har:my-shop: 2 requests in 20.0ms") && text.contains("har_request"), "{text}");
     let scenario = "name = 'x'\nabout = 'x'\n[[phase]]\nname = 'p'\nfor = '500ms'\nrate = 4\n\
                     mix = { 'har:my shop.har' = 5 }\n[[phase]]\nname = 'q'\nfor = '100ms'\n";
     std::fs::write(folder.join("recordings/day.toml"), scenario).expect("written");
