@@ -243,7 +243,7 @@ fn in_time(timed: Vec<Timed>) -> Result<Vec<RecordedRequest>, String> {
     timed.into_iter().map(place).collect()
 }
 
-/// The recordings a plan is made with: each file is read once, however often its class is named.
+/// The recordings a plan is made with: each file is read once, however often and by whatever path its class is named.
 #[derive(Debug, Default)]
 pub struct Recordings {
     directory: PathBuf,
@@ -259,11 +259,12 @@ impl Recordings {
     /// The class that replays a file. `Err` names the file and says what to do.
     pub fn class(&mut self, file: &str) -> Result<Class, String> {
         let wrong = |why: String| format!("har:{file}: {why}");
-        let path = self.directory.join(file);
+        let named = self.directory.join(file);
+        let path = named.canonicalize().map_err(|error| wrong(not_there(&error)))?;
         if let Some((_, known)) = self.read.iter().find(|(known, _)| *known == path) {
             return Ok(Class::Recording(known.name.clone()));
         }
-        let name = name_of(&path);
+        let name = name_of(&named);
         if let Some((other, _)) = self.read.iter().find(|(_, known)| known.name == name) {
             return Err(wrong(format!(
                 "reports would call it har:{name}, as they do {}: rename one of the files",
@@ -280,11 +281,15 @@ impl Recordings {
     }
 }
 
+fn not_there(error: &std::io::Error) -> String {
+    format!("{error}: name a HAR file that is there")
+}
+
 fn contents(path: &Path) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes));
     match read {
-        Err(error) => Err(format!("{error}: name a HAR file that is there")),
+        Err(error) => Err(not_there(&error)),
         Ok(_) if bytes.len() as u64 > FILE_BYTES_MAX => Err(format!(
             "it is larger than {} MiB: export it without the contents of answers, or record less at a time",
             FILE_BYTES_MAX >> 20

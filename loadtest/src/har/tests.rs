@@ -475,6 +475,7 @@ fn a_file_is_read_once_and_names_are_short_and_do_not_clash() {
     assert_eq!(name("plain.har"), Ok("har:plain".into()));
     assert_eq!(name("my shop, v<2>.har"), Ok("har:my-shop--v-2-".into()));
     assert_eq!(name("plain.har"), Ok("har:plain".into()));
+    assert_eq!(name("./b/../plain.har"), Ok("har:plain".into()));
     let error = name("b/plain.har").expect_err("two of one name");
     assert!(error.starts_with("har:b/plain.har: ") && error.contains("rename"), "{error}");
     assert_eq!(recordings.into_plan().len(), 2);
