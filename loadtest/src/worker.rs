@@ -372,11 +372,17 @@ impl Worker {
         let now = Instant::now();
         let mut recorder = self.recorder.borrow_mut().take().expect("finished once");
         for slot in self.slots.borrow().iter() {
-            if let Some(UnderWay { arrival, begun, timed }) = slot.under_way.get() {
-                recorder.unfinished(&arrival, begun, timed, now);
-                for due in slot.owed.borrow().iter() {
-                    recorder.extra(&arrival, HAR_REQUEST, now.saturating_duration_since(*due));
-                }
+            let Some(UnderWay { arrival, begun, timed }) = slot.under_way.get() else { continue };
+            let replay = slot.replay.borrow();
+            // Had all gone well it would have no time either, as its end is beyond the run's; its age would be a short one
+            // among whole ones.
+            let cut = replay.as_ref().is_some_and(|replay| replay.is_cut());
+            recorder.unfinished(&arrival, begun, timed || cut, now);
+            let Class::Recording(name) = &self.classes[arrival.class] else { continue };
+            let requests = self.plan.recording(name).map_or(&[][..], |recording| &recording.requests);
+            for n in replay.iter().flat_map(|replay| replay.owed()) {
+                let age = now.saturating_duration_since(begun + requests[n].offset);
+                recorder.extra(&arrival, HAR_REQUEST, age);
             }
         }
         let (classes, lag) = recorder.finish();

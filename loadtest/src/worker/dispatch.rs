@@ -2,6 +2,7 @@
 
 use super::Worker;
 use super::line::{Asker, Line, Step, Stretch};
+use super::sessions::replay::Progress;
 use crate::aim::Weighted;
 use crate::plan::{Class, Phase};
 use crate::recorder::Arrival;
@@ -33,8 +34,8 @@ pub(super) struct Slot {
     handed: Cell<Option<Arrival>>,
     parked: Cell<bool>,
     pub under_way: Cell<Option<UnderWay>>,
-    /// Of a recording: when each request was due that has no answer yet.
-    pub owed: RefCell<Vec<Instant>>,
+    /// Of a recording: how far it has come.
+    pub replay: RefCell<Option<Rc<Progress>>>,
 }
 
 #[derive(Clone, Copy)]
@@ -48,7 +49,7 @@ pub(super) struct UnderWay {
 impl Slot {
     pub fn begin(&self, arrival: Arrival, begun: Instant) {
         self.under_way.set(Some(UnderWay { arrival, begun, timed: false }));
-        self.owed.borrow_mut().clear();
+        *self.replay.borrow_mut() = None;
     }
 
     fn wake(&self) {

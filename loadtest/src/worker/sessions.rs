@@ -1,6 +1,6 @@
 //! What lives on connections of its own: event streams, WebSockets, page loads, recordings. Each session is a task.
 
-mod replay;
+pub(super) mod replay;
 
 use super::dispatch::Next;
 use super::line::Asker;
@@ -103,10 +103,9 @@ impl<'a> Session<'a> {
         Outcome::Answered { status, error: None }
     }
 
-    /// As [`Self::shortened`], of a session whose time was to be that of its whole: it has none.
-    fn end_untimed(&self, begun: Instant) {
+    /// Its time was to be that of its whole, of which the run has only a part.
+    fn has_no_time(&self, begun: Instant) {
         self.slot.under_way.set(Some(UnderWay { arrival: self.arrival, begun, timed: true }));
-        self.worker.record(|recorder| recorder.shortened(&self.arrival));
     }
 
     fn timeout(&self) -> Duration {

@@ -259,8 +259,37 @@ fn what_is_due_and_not_answered_is_unfinished_and_in_the_times_with_its_age() {
     plan.client.grace = Span(Duration::from_millis(300));
     let total = run(plan).phases[0].total();
     assert_eq!((total.sent, total.unfinished, total.ok, total.failed), (10, 10, 0, 0));
-    assert_eq!((total.response.count(), total.extra["har_request"].count()), (10, 20));
+    // Had it been answered, the session would have no time: its short age is none either.
+    assert_eq!((total.response.count(), total.extra["har_request"].count()), (0, 20));
     assert!(total.extra["har_request"].max_ns() >= 300_000_000);
+}
+
+/// More are due than there are connections.
+#[test]
+fn a_hung_session_whose_end_was_within_the_run_has_its_age_and_all_its_requests_theirs() {
+    let server = Server::start(|_| Answer::Raw(Vec::new()));
+    let requests: Vec<_> = (0..9).map(|n| ("GET", "/", n * 10, 200, 0)).collect();
+    let mut plan = replaying(&server, &recording(&requests), one(), 3000);
+    plan.client.grace = Span(Duration::from_millis(100));
+    let total = run(plan).phases[0].total();
+    assert_eq!((total.unfinished, server.requests.load(SeqCst)), (1, 6));
+    assert_eq!((total.response.count(), total.extra["har_request"].count()), (1, 9));
+}
+
+#[test]
+fn a_timeout_in_a_session_that_the_run_s_end_cuts_is_no_short_time_of_it() {
+    let server = Server::start(|asked| match asked.line.as_str() {
+        "GET /" => ok(),
+        _ => Answer::Raw(Vec::new()),
+    });
+    for (last_ms, session_times) in [(30_000, 0), (100, 1)] {
+        let requests = [("GET", "/", 0, 200, 0), ("GET", "/hangs", 0, 200, 0), ("GET", "/", last_ms, 200, 0)];
+        let mut plan = replaying(&server, &recording(&requests), one(), 3000);
+        plan.client.timeout = Span(Duration::from_millis(500));
+        let total = run(plan).phases[0].total();
+        assert_eq!((total.failed, total.errors[0].code.as_str(), total.shortened), (1, "timeout", 0));
+        assert_eq!(total.response.count(), session_times, "{last_ms}");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use crate::http1::{Http1, Reply, Request};
 use crate::recorder::Outcome;
 use crate::result::HAR_REQUEST;
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::time::Instant;
 use tokio::sync::Notify;
 
@@ -16,9 +17,7 @@ pub(super) struct Replay<'a> {
     requests: &'a [RecordedRequest],
     scheme: &'static str,
     begun: Instant,
-    /// How many requests are due by now, and how many of those a lane has taken.
-    due: Cell<usize>,
-    taken: Cell<usize>,
+    progress: Rc<Progress>,
     /// No more becomes due.
     all_due: Cell<bool>,
     one_more: Notify,
@@ -31,17 +30,42 @@ pub(super) struct Replay<'a> {
     decided: RefCell<Option<Outcome>>,
 }
 
+/// How far a replay has come: what is known of it when the run ends before it does.
+pub(in crate::worker) struct Progress {
+    /// Requests there are to be sent.
+    count: usize,
+    /// How many of them are due by now, and how many of those a lane has taken.
+    due: Cell<usize>,
+    taken: Cell<usize>,
+    /// What each lane waits for.
+    asked: [Cell<Option<usize>>; PAGE_CONNECTIONS],
+}
+
+impl Progress {
+    /// Requests that are due and have no answer, by their number.
+    pub fn owed(&self) -> impl Iterator<Item = usize> {
+        self.asked.iter().filter_map(Cell::get).chain(self.taken.get()..self.due.get())
+    }
+
+    /// Not all of it was due when the run was over.
+    pub fn is_cut(&self) -> bool {
+        self.due.get() < self.count
+    }
+}
+
 impl<'a> Replay<'a> {
     pub fn new(session: &'a Session<'a>, requests: &'a [RecordedRequest], begun: Instant) -> Self {
         // Who is not let in sees nothing that would make a browser ask for more.
         let count = if session.visitor.refused { requests.len().min(1) } else { requests.len() };
+        let (due, taken, asked) = Default::default();
+        let progress = Rc::new(Progress { count, due, taken, asked });
+        *session.slot.replay.borrow_mut() = Some(progress.clone());
         Self {
             session,
             requests: &requests[..count],
             scheme: if session.worker.connector.place().tls.is_some() { "https" } else { "http" },
             begun,
-            due: Cell::new(0),
-            taken: Cell::new(0),
+            progress,
             all_due: Cell::new(false),
             one_more: Notify::new(),
             free: RefCell::default(),
@@ -51,16 +75,17 @@ impl<'a> Replay<'a> {
     }
 
     pub async fn run(self) -> Result<Outcome, Failure> {
-        let lanes =
-            (0..PAGE_CONNECTIONS.min(self.requests.len())).map(|_| Box::pin(self.lane()) as Boxed<'_, ()>);
+        let asked = self.progress.asked.iter().take(self.requests.len());
+        let lanes = asked.map(|asked| Box::pin(self.lane(asked)) as Boxed<'_, ()>);
         join_all(std::iter::once(Box::pin(self.tell_when_due()) as _).chain(lanes).collect()).await;
-        if let Some(outcome) = self.decided.take() {
-            return Ok(outcome);
+        let decided = self.decided.take();
+        if self.progress.is_cut() {
+            self.session.has_no_time(self.begun);
         }
-        if self.taken.get() < self.requests.len() {
-            self.session.end_untimed(self.begun);
+        if self.progress.is_cut() && decided.is_none() {
+            self.session.worker.record(|recorder| recorder.shortened(&self.session.arrival));
         }
-        Ok(Outcome::Expected { status: self.status.get() })
+        Ok(decided.unwrap_or_else(|| Outcome::Expected { status: self.status.get() }))
     }
 
     fn due_at(&self, n: usize) -> Instant {
@@ -75,23 +100,24 @@ impl<'a> Replay<'a> {
                 () = self.session.worker.timers.until(self.due_at(n)) => {}
                 _ = self.session.worker.ending.begun() => break,
             }
-            self.session.slot.owed.borrow_mut().push(self.due_at(n));
-            self.due.set(n + 1);
+            self.progress.due.set(n + 1);
             self.one_more.notify_one();
         }
         self.all_due.set(true);
         self.one_more.notify_waiters();
     }
 
-    /// Sends requests that are due, one after the other.
-    async fn lane(&self) {
+    /// Sends requests that are due, one after the other. `asked`: which it waits for.
+    async fn lane(&self, asked: &Cell<Option<usize>>) {
         let mut request = Request::default();
         let mut freed = self.begun;
         while let Some(n) = self.next().await {
+            asked.set(Some(n));
             let lag = self.due_at(n).max(freed).elapsed();
             self.session.worker.record(|recorder| recorder.late(&self.session.arrival, lag));
             self.requests[n].write(&mut request, &self.session.visitor, self.scheme);
             let answer = self.ask(&request, self.requests[n].is_idempotent()).await;
+            asked.set(None);
             self.answered(n, &request, answer);
             freed = Instant::now();
         }
@@ -99,9 +125,9 @@ impl<'a> Replay<'a> {
 
     async fn next(&self) -> Option<usize> {
         loop {
-            let n = self.taken.get();
-            if n < self.due.get() {
-                self.taken.set(n + 1);
+            let n = self.progress.taken.get();
+            if n < self.progress.due.get() {
+                self.progress.taken.set(n + 1);
                 return Some(n);
             }
             if self.all_due.get() {
@@ -141,10 +167,6 @@ impl<'a> Replay<'a> {
 
     fn answered(&self, n: usize, request: &Request, answer: Result<Reply, Failure>) {
         let (session, due) = (self.session, self.due_at(n));
-        let mut owed = session.slot.owed.borrow_mut();
-        if let Some(at) = owed.iter().position(|other| *other == due) {
-            owed.swap_remove(at);
-        }
         let wrong = match answer {
             Ok(reply) => {
                 session.count(request, reply.body_bytes);
