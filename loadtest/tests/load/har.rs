@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -212,6 +212,28 @@ fn a_connection_closed_in_a_recorded_pause_is_no_failure() {
         "{:?}",
         total.errors
     );
+}
+
+/// Each attempt takes less than the timeout, both together more.
+#[test]
+fn a_request_that_is_sent_again_has_no_more_time_than_any_other() {
+    const HALF: Duration = Duration::from_millis(700);
+    let server = Server::start(|asked| {
+        if asked.line == "GET /twice" {
+            thread::sleep(HALF);
+        }
+        // The first attempt ends with its connection, before a byte of an answer.
+        static SEEN: AtomicBool = AtomicBool::new(false);
+        match asked.line == "GET /twice" && !SEEN.swap(true, SeqCst) {
+            true => Answer::Last(Vec::new()),
+            false => ok(),
+        }
+    });
+    let requests = [("GET", "/", 0, 200, 0), ("GET", "/twice", 1000, 200, 0)];
+    let mut plan = replaying(&server, &recording(&requests), one(), 3000);
+    plan.client.timeout = Span(Duration::from_millis(1000));
+    let total = run(plan).phases[0].total();
+    assert_eq!((total.failed, total.errors[0].code.as_str()), (1, "timeout"), "{:?}", total.errors);
 }
 
 #[test]

@@ -137,10 +137,11 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// On a connection that is there, or on a new one.
+    /// On a connection that is there, or on a new one. Both attempts share one deadline.
     async fn ask(&self, request: &Request, is_idempotent: bool) -> Result<Reply, Failure> {
+        let deadline = Instant::now() + self.session.timeout();
         if let Some(kept) = self.free_connection() {
-            match self.exchange(kept, request).await {
+            match self.exchange(kept, request, deadline).await {
                 // Closed between two requests, as servers may (RFC 9112 9.3.1).
                 Err(Failure::ClosedEarly | Failure::Reset) if is_idempotent => {
                     self.session.worker.record(|recorder| recorder.resent(&self.session.arrival));
@@ -148,7 +149,7 @@ impl<'a> Replay<'a> {
                 answer => return answer,
             }
         }
-        self.exchange(self.session.connect().await?, request).await
+        self.exchange(self.session.connect().await?, request, deadline).await
     }
 
     /// In a recorded pause the other side may have closed it, which is nobody's failure.
@@ -157,8 +158,15 @@ impl<'a> Replay<'a> {
         std::iter::from_fn(|| free.pop()).find_map(|mut kept| kept.is_quiet().then_some(kept))
     }
 
-    async fn exchange(&self, mut connection: Http1, request: &Request) -> Result<Reply, Failure> {
-        let reply = self.session.within(connection.exchange(request, &mut |_| {})).await?;
+    async fn exchange(
+        &self,
+        mut connection: Http1,
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<Reply, Failure> {
+        let mut unread = |_: &[u8]| {};
+        let exchange = tokio::time::timeout_at(deadline.into(), connection.exchange(request, &mut unread));
+        let reply = exchange.await.unwrap_or(Err(Failure::Timeout))?;
         if reply.reusable {
             self.free.borrow_mut().push(connection);
         }
