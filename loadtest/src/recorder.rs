@@ -40,7 +40,7 @@ pub struct Interval {
     pub ok: u64,
     pub failed: u64,
     pub bytes_down: u64,
-    /// Echoes and events: more than requests, not requests.
+    /// Echoes, events, and what else a session had answered beside its first request: more than requests, not requests.
     pub messages: u64,
     pub heat: Vec<u64>,
     pub response: Hist,
@@ -192,8 +192,13 @@ impl Recorder {
 
     /// An echo or event arrived.
     pub fn message(&mut self, arrival: &Arrival, name: &str, time: Duration) {
-        self.interval.messages += 1;
+        self.one_more();
         self.extra(arrival, name, time);
+    }
+
+    /// A session had one more thing come to its end, well or not: it was work for the target.
+    pub fn one_more(&mut self) {
+        self.interval.messages += 1;
     }
 
     /// The running second's figures; a new one begins.

@@ -3,6 +3,7 @@
 use super::peer::{Answer, Asked, Server, codes, ok, plan, run};
 use loadtest::agent;
 use loadtest::har::Recording;
+use loadtest::host::ProxySource;
 use loadtest::plan::{Class, Load, Plan};
 use loadtest::population::{AuthKind, Population, Sandbox};
 use loadtest::quantity::Span;
@@ -180,6 +181,25 @@ fn an_answer_that_is_not_as_recorded_fails_its_session_and_the_others_are_sent_a
         with("/a", || Answer::Last(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nx".into())).errors[0].code,
         "truncated"
     );
+}
+
+/// What failed cost the proxy its CPU, too.
+#[test]
+fn every_answer_counts_where_the_proxy_s_cpu_is_divided_by_what_it_did() {
+    let server = Server::start(|asked| match asked.line.as_str() {
+        "GET /a" => ok(),
+        "GET /b" => Answer::Say(503, String::new()),
+        _ => Answer::Last(Vec::new()),
+    });
+    let requests: Vec<_> = ["/a", "/b", "/b", "/c", "/a"].map(|path| ("GET", path, 0, 200, 0)).into();
+    let plan = replaying(&server, &recording(&requests), one(), 1500);
+    let proxy = Some(ProxySource::Pid(std::process::id()));
+    let observation = Observation { proxy, ..Observation::default() };
+    let result = loadtest::run::run(&Arc::new(plan), &observation, &Arc::default(), &mut |_| {}).expect("it runs");
+    let (total, used) = (result.phases[0].total(), result.phases[0].proxy.clone().expect("watched"));
+    assert_eq!((total.failed, total.extra["har_request"].count()), (1, 2), "{:?}", total.errors);
+    let units = used.cpu_s * 1e6 / used.cpu_us_per_request;
+    assert!((units - 5.0).abs() < 0.01, "{units}: {used:?}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use super::{Boxed, PAGE_CONNECTIONS, Session, join_all};
 use crate::failure::Failure;
 use crate::har::RecordedRequest;
 use crate::http1::{Http1, Reply, Request};
-use crate::recorder::Outcome;
+use crate::recorder::{Outcome, Recorder};
 use crate::result::HAR_REQUEST;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -187,11 +187,11 @@ impl<'a> Replay<'a> {
         };
         // As for any request: a failure has no time but that of a timeout.
         if matches!(&wrong, None | Some(Outcome::Failed(Failure::Timeout | Failure::ConnectTimeout))) {
-            session.worker.record(|recorder| match n {
-                // The session itself is counted among what was answered: for one of its requests.
-                0 => recorder.extra(&session.arrival, HAR_REQUEST, due.elapsed()),
-                _ => recorder.message(&session.arrival, HAR_REQUEST, due.elapsed()),
-            });
+            session.worker.record(|recorder| recorder.extra(&session.arrival, HAR_REQUEST, due.elapsed()));
+        }
+        // The session itself is counted among what came to an end: for one of its requests.
+        if n > 0 {
+            session.worker.record(Recorder::one_more);
         }
         if let Some(wrong) = wrong {
             self.decided.borrow_mut().get_or_insert(wrong);
