@@ -2,7 +2,7 @@
 
 use crate::aim::{Aim, Visitor};
 use crate::http1::{Http1, Request, scratch};
-use crate::plan::{Action, Churn, Expectation, Plan, Share};
+use crate::plan::{Action, Churn, Expectation, PROBE_TIMEOUT, Plan, Share};
 use crate::result::{ChurnResult, CutShort};
 use crate::transport::{Connector, Place};
 use std::process::Stdio;
@@ -11,8 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-/// One probe may take as long; slower is as good as no answer.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Probes end with the load: what is felt later was not felt under load. So long after its end is still the load's.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -231,10 +229,7 @@ impl Watch<'_> {
         let end = within.min(load);
         // A probe that is under way then says nothing any more, but where no effect is expected: there a target that has not
         // answered since the change would pass for unharmed.
-        let patience = match wanted {
-            Expectation::Unharmed if within <= load => PROBE_TIMEOUT,
-            _ => Duration::ZERO,
-        };
+        let patience = if wanted == Expectation::Unharmed { PROBE_TIMEOUT } else { Duration::ZERO };
         let mut next = Instant::now();
         while Instant::now() < end && !self.ends.stopped() {
             let asking = probe.ask();

@@ -236,6 +236,9 @@ pub enum Action {
     Post(String),
 }
 
+/// One probe may take as long; slower is as good as no answer.
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// A request that shows the effect: repeated on connections of its own until the answer is the expected one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Probe {
@@ -355,6 +358,17 @@ impl Plan {
             for churn in &phase.churn {
                 let (name, at, length) = (&churn.name, churn.at, phase.length);
                 need(
+                    churn.probe.effect != Expectation::Fails || churn.within.0 > PROBE_TIMEOUT,
+                    &format!(
+                        "phase {}: churn {name}: within {} is over before a target that no longer answers counts as failing, \
+                         for which a probe waits {}: within = \"{}\" or more",
+                        phase.name,
+                        churn.within,
+                        Span(PROBE_TIMEOUT),
+                        Span(2 * PROBE_TIMEOUT)
+                    ),
+                );
+                need(
                     at.0 < length.0,
                     &format!(
                         "phase {}: churn {name}: at {at} is not within the phase, which is {length} long",
@@ -420,6 +434,38 @@ mod tests {
         long.phases.push(long.phases[0].clone());
         long.phases[1].length = Span(Duration::MAX);
         assert!(long.mistakes()[0].contains("31 days"));
+    }
+
+    /// Silence is a failure when a probe has waited for its end, and then the time would be over.
+    #[test]
+    fn a_failure_is_looked_for_longer_than_a_probe_waits() {
+        let mistakes = |effect, within: Duration| {
+            let mut plan = plan(Load::Hold { rate: 1.0 }, "get");
+            let probe =
+                Probe { sandbox: None, path: "/".into(), effect, recovery: false, every: Span::default() };
+            plan.phases[0].churn = vec![Churn {
+                name: "c".into(),
+                at: Span::default(),
+                action: Action::Command("true".into()),
+                probe,
+                within: Span(within),
+                undo: None,
+                if_possible: false,
+            }];
+            plan.mistakes()
+        };
+        for within in [Duration::from_millis(500), PROBE_TIMEOUT] {
+            let [mistake] = &mistakes(Expectation::Fails, within)[..] else { panic!("{within:?}") };
+            assert!(
+                mistake.starts_with("phase p: churn c: within ") && mistake.contains("within = \"4s\""),
+                "{mistake}"
+            );
+            assert!(
+                mistakes(Expectation::Refused, within).is_empty()
+                    && mistakes(Expectation::Unharmed, within).is_empty()
+            );
+        }
+        assert!(mistakes(Expectation::Fails, Duration::from_secs(4)).is_empty());
     }
 
     #[test]

@@ -298,22 +298,28 @@ fn nothing_is_known_of_harm_that_was_there_before() {
 #[test]
 fn a_target_that_answers_no_more_is_not_unharmed_however_short_it_is_watched() {
     let pulled = Arc::new(AtomicBool::new(false));
+    let seen = pulled.clone();
     let silent = Server::start(move |asked| {
         if asked.line == "POST /lever" {
-            pulled.store(true, SeqCst);
-        } else if pulled.load(SeqCst) {
+            seen.store(true, SeqCst);
+        } else if seen.load(SeqCst) {
             // Longer than a probe waits, and than these 400 ms.
             thread::sleep(Duration::from_secs(3));
         }
         ok()
     });
-    let result = with_change(&silent, lever(&silent), Expectation::Unharmed, false);
-    let churn = &result.phases[0].churn[0];
-    assert!(
-        matches!(churn.verdict(), ChurnVerdict::Missed(how) if how.contains("was felt after")),
-        "{churn:?}"
-    );
-    assert!(!result.assertions[0].holds, "{:?}", result.assertions);
+    // It is watched to its end, or until the load ends.
+    for within in [Duration::from_millis(400), Duration::from_secs(60)] {
+        pulled.store(false, SeqCst);
+        let churn = Churn { within: Span(within), ..change(lever(&silent), Expectation::Unharmed) };
+        let result = run(with_changes(&silent, 1500, vec![churn]));
+        let churn = &result.phases[0].churn[0];
+        assert!(
+            matches!(churn.verdict(), ChurnVerdict::Missed(how) if how.contains("was felt after")),
+            "{churn:?}"
+        );
+        assert!(!result.assertions[0].holds, "{:?}", result.assertions);
+    }
 }
 
 #[test]
