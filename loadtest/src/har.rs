@@ -256,6 +256,15 @@ impl Recordings {
         Self { directory: directory.into(), read: Vec::new() }
     }
 
+    /// A class as people write it: of a recording they name the file.
+    pub fn class_of(&mut self, text: &str) -> Result<Class, String> {
+        match text.strip_prefix("har:") {
+            Some("") => Err("`har:`: a HAR file's name follows".into()),
+            Some(file) => self.class(file),
+            None => text.parse(),
+        }
+    }
+
     /// The class that replays a file. `Err` names the file and says what to do.
     pub fn class(&mut self, file: &str) -> Result<Class, String> {
         let wrong = |why: String| format!("har:{file}: {why}");
@@ -282,7 +291,9 @@ impl Recordings {
 }
 
 fn not_there(error: &std::io::Error) -> String {
-    format!("{error}: name a HAR file that is there")
+    format!(
+        "{error}: name a HAR file that is there (--mix divides at commas: a path with one needs a scenario, or another name)"
+    )
 }
 
 fn contents(path: &Path) -> Result<Vec<u8>, String> {

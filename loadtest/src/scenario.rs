@@ -6,7 +6,7 @@ use crate::plan::{
 };
 use crate::population::{AuthKind, Population, Sandbox};
 use crate::quantity::{self, Span};
-use crate::run_args::{auth_weights, mix_weights, vain};
+use crate::run_args::{auth_weights, vain};
 use crate::world;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -221,11 +221,10 @@ impl Scenario {
         let mut recordings = Recordings::relative_to(&self.directory);
         let mut phases = Vec::new();
         for table in &self.phase {
-            if let Some(classes) = &table.mix {
-                let classes = classes.iter().map(|(class, weight)| format!("{class}={weight}"));
-                mix = mix_weights(&classes.collect::<Vec<_>>().join(","), &mut recordings)?;
-            }
             let wrong = |error: String| format!("phase {}: {error}", table.name);
+            if let Some(classes) = &table.mix {
+                mix = mix_of(classes, &mut recordings).map_err(wrong)?;
+            }
             phases.push(Phase { mix: mix.clone(), ..self.phase(table, setting).map_err(wrong)? });
         }
         Ok(Plan {
@@ -325,6 +324,15 @@ impl Scenario {
             idle: idle.transpose()?,
         })
     }
+}
+
+/// Names of files may hold what divides the classes on the command line.
+fn mix_of(table: &BTreeMap<String, f64>, recordings: &mut Recordings) -> Result<Vec<(Class, f64)>, String> {
+    let weighted = |(class, weight): (&String, &f64)| match *weight {
+        weight if weight > 0.0 && weight.is_finite() => Ok((recordings.class_of(class.trim())?, weight)),
+        weight => Err(format!("mix: `{class}`: its weight {weight} is no number above 0")),
+    };
+    table.iter().map(weighted).collect()
 }
 
 fn churn_of(table: &ChurnTable, setting: &Setting, scaled: &dyn Fn(Span) -> Span) -> Result<Churn, String> {
@@ -458,6 +466,10 @@ mod tests {
         assert!(error("rat = 1", &setting).contains("rat"));
         assert!(error("rate = 'fast'", &setting).contains("fast"));
         assert!(error("rate = 1\nmix = { 'got:1' = 1 }", &setting).contains("got:1"));
+        assert!(error("rate = 1\nmix = { 'get:1k' = 0 }", &setting).contains("`get:1k`: its weight 0"));
+        let absent = error("rate = 1\nmix = { 'har:a,b=c.har' = 1 }", &setting);
+        assert!(absent.starts_with("phase p: har:a,b=c.har: No such file"), "{absent}");
+        assert!(error("rate = 1\nmix = { 'har:' = 1 }", &setting).contains("a HAR file's name follows"));
         let churn = "rate = 1\n[[phase.churn]]\nname = 'c'\nat = '1s'\neffect = 'refused'\n";
         assert!(error(churn, &setting).contains("churn c: either"));
         let unlevered = Setting { levers: None, ..setting };

@@ -399,7 +399,11 @@ fn files_are_named_from_the_working_directory_and_from_the_scenario_s() {
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("har:my-shop: 2 requests in 20.0ms") && text.contains("har_request"), "{text}");
     let scenario = "name = 'x'\nabout = 'x'\n[[phase]]\nname = 'p'\nfor = '500ms'\nrate = 4\n\
-                    mix = { 'har:my shop.har' = 5 }\n[[phase]]\nname = 'q'\nfor = '100ms'\n";
+                    mix = { 'har:a,b=1/my shop.har' = 5 }\n[[phase]]\nname = 'q'\nfor = '100ms'\n";
+    // What divides a mix of the command line does not divide a table's.
+    let inner = folder.join("recordings/a,b=1");
+    std::fs::create_dir(&inner).expect("a folder");
+    std::fs::rename(folder.join("recordings/my shop.har"), inner.join("my shop.har")).expect("ours");
     std::fs::write(folder.join("recordings/day.toml"), scenario).expect("written");
     let (code, text) =
         loadtest(&folder, &[&["scenario", "recordings/day.toml", &server.url()][..], &flags].concat());
@@ -435,6 +439,7 @@ fn what_cannot_be_replayed_is_refused_before_the_load() {
     let good = "har:recordings/my shop.har";
     for (flags, said) in [
         (&["--rate", "1", "--mix", "har:absent.har"][..], "har:absent.har: No such file"),
+        (&["--rate", "1", "--mix", "har:a,b.har"], "--mix divides at commas"),
         (&["--rate", "1", "--mix", "har:page.har"], "har:page.har: it is no JSON (line 1, column 1)"),
         (&["--rate", "1", "--mix", "har:recordings"], "har:recordings: Is a directory"),
         (&["--rate", "1", "--mix", "har:"], "a HAR file's name follows"),
