@@ -145,8 +145,10 @@ mod tests {
     #[test]
     fn everybody_is_woken_in_the_order_of_the_moments_and_never_before() {
         on_a_thread(async |timers| {
-            let (begun, order) = (Instant::now(), Rc::new(RefCell::new(Vec::new())));
-            // Neither sorted nor all different; one is over already.
+            // Far enough away that all wait by then, on a busy machine too: who comes later is not woken but there at once.
+            let begun = Instant::now() + Duration::from_millis(200);
+            let order = Rc::new(RefCell::new(Vec::new()));
+            // Neither sorted nor all different.
             let wait = |ms: u64| {
                 let (timers, order) = (timers.clone(), order.clone());
                 spawn_local(async move {

@@ -59,6 +59,14 @@ fn replaying(server: &Server, har: &[u8], load: Load, length_ms: u64) -> Plan {
     plan
 }
 
+/// Longer than the machine may pause, from the last of most recordings here on.
+const LENGTH_MS: u64 = 3000;
+
+/// Sessions that begin at once.
+fn ten() -> Load {
+    Load::Burst { size: 10, every: Span(Duration::from_secs(60)) }
+}
+
 /// A single session.
 fn one() -> Load {
     Load::Burst { size: 1, every: Span(Duration::from_secs(60)) }
@@ -88,7 +96,7 @@ fn a_sandbox_gets_what_the_browser_sent_not_before_it_did_with_credentials_of_it
         watched.lock().expect("not poisoned").push((asked.line.clone(), asked.head.clone(), Instant::now()));
         as_recorded(asked)
     });
-    let mut plan = replaying(&server, CHROMIUM, one(), 3000);
+    let mut plan = replaying(&server, CHROMIUM, one(), LENGTH_MS);
     plan.target.domain = Some("preview.test".into());
     plan.workload.auth = vec![(AuthKind::Token, 1.0)];
     plan.workload.sandboxes = 1;
@@ -140,7 +148,7 @@ fn a_stall_is_in_the_time_of_every_request_that_was_due_in_it() {
         ok()
     });
     let requests: Vec<_> = (0..15).map(|n| ("GET", "/", n * 10, 200, 0)).collect();
-    let total = replayed(&server, &recording(&requests), 1000);
+    let total = replayed(&server, &recording(&requests), LENGTH_MS);
     assert_eq!((total.ok, total.failed), (1, 0), "{:?}", total.errors);
     let times = &total.extra["har_request"];
     // The last was due 140 ms after the first, and nobody was answered earlier than 500 ms after that.
@@ -159,7 +167,7 @@ fn an_answer_that_is_not_as_recorded_fails_its_session_and_the_others_are_sent_a
             "GET /b" => Answer::Say(404, String::new()),
             _ => ok(),
         });
-        let total = replayed(&server, &har, 500);
+        let total = replayed(&server, &har, LENGTH_MS);
         assert_eq!((total.ok + total.failed, server.requests.load(SeqCst)), (1, 3), "{path}");
         total
     };
@@ -192,10 +200,11 @@ fn every_answer_counts_where_the_proxy_s_cpu_is_divided_by_what_it_did() {
         _ => Answer::Last(Vec::new()),
     });
     let requests: Vec<_> = ["/a", "/b", "/b", "/c", "/a"].map(|path| ("GET", path, 0, 200, 0)).into();
-    let plan = replaying(&server, &recording(&requests), one(), 1500);
+    let plan = replaying(&server, &recording(&requests), one(), LENGTH_MS);
     let proxy = Some(ProxySource::Pid(std::process::id()));
     let observation = Observation { proxy, ..Observation::default() };
-    let result = loadtest::run::run(&Arc::new(plan), &observation, &Arc::default(), &mut |_| {}).expect("it runs");
+    let result =
+        loadtest::run::run(&Arc::new(plan), &observation, &Arc::default(), &mut |_| {}).expect("it runs");
     let (total, used) = (result.phases[0].total(), result.phases[0].proxy.clone().expect("watched"));
     assert_eq!((total.failed, total.extra["har_request"].count()), (1, 2), "{:?}", total.errors);
     let units = used.cpu_s * 1e6 / used.cpu_us_per_request;
@@ -212,7 +221,7 @@ fn bodies_arrive_whole_and_once_however_long_they_are() {
     });
     let requests =
         [("POST", "/a", 0, 200, 10), ("PUT", "/b", 20, 200, 3_000_000), ("POST", "/c", 40, 200, 16_384)];
-    let total = replayed(&server, &recording(&requests), 500);
+    let total = replayed(&server, &recording(&requests), LENGTH_MS);
     assert_eq!((total.ok, total.failed), (1, 0), "{:?}", total.errors);
     let mut seen = seen.lock().expect("not poisoned").clone();
     seen.sort_unstable();
@@ -225,7 +234,7 @@ fn bodies_arrive_whole_and_once_however_long_they_are() {
 fn a_connection_closed_in_a_recorded_pause_is_no_failure() {
     let server = Server::start(|_| Answer::Last(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".into()));
     let requests = [("GET", "/", 0, 200, 0), ("POST", "/", 400, 200, 3), ("POST", "/", 800, 200, 3)];
-    let total = replayed(&server, &recording(&requests), 1200);
+    let total = replayed(&server, &recording(&requests), LENGTH_MS);
     assert_eq!(
         (total.ok, total.resent, server.connections.load(SeqCst) - 16),
         (1, 0, 3),
@@ -250,7 +259,7 @@ fn a_request_that_is_sent_again_has_no_more_time_than_any_other() {
         }
     });
     let requests = [("GET", "/", 0, 200, 0), ("GET", "/twice", 1000, 200, 0)];
-    let mut plan = replaying(&server, &recording(&requests), one(), 3000);
+    let mut plan = replaying(&server, &recording(&requests), one(), LENGTH_MS);
     plan.client.timeout = Span(Duration::from_millis(1000));
     let total = run(plan).phases[0].total();
     assert_eq!((total.failed, total.errors[0].code.as_str()), (1, "timeout"), "{:?}", total.errors);
@@ -261,7 +270,7 @@ fn a_bad_credential_s_session_ends_with_its_first_answer() {
     for (status, outcome) in [(401, Ok(())), (307, Ok(())), (200, Err("let in")), (404, Err("HTTP 404"))] {
         let server = Server::start(move |_| Answer::Say(status, String::new()));
         let requests = [("GET", "/", 0, 200, 0), ("GET", "/x", 0, 200, 0), ("GET", "/y", 10, 200, 0)];
-        let mut plan = replaying(&server, &recording(&requests), Load::Hold { rate: 20.0 }, 500);
+        let mut plan = replaying(&server, &recording(&requests), ten(), LENGTH_MS);
         plan.target.domain = Some("preview.test".into());
         plan.workload.auth = vec![(AuthKind::Bearer, 1.0)];
         plan.workload.bad = 1.0;
@@ -279,7 +288,7 @@ fn a_bad_credential_s_session_ends_with_its_first_answer() {
 fn a_session_that_goes_on_well_when_the_run_is_over_is_shortened_and_has_no_time() {
     let server = Server::start(|_| ok());
     let requests = [("GET", "/", 0, 200, 0), ("GET", "/late", 30_000, 200, 0)];
-    let mut plan = replaying(&server, &recording(&requests), Load::Hold { rate: 20.0 }, 500);
+    let mut plan = replaying(&server, &recording(&requests), ten(), LENGTH_MS);
     plan.client.grace = Span(Duration::from_secs(20));
     let begun = Instant::now();
     let result = run(plan);
@@ -297,7 +306,7 @@ fn what_is_due_and_not_answered_is_unfinished_and_in_the_times_with_its_age() {
         _ => Answer::Raw(Vec::new()),
     });
     let requests = [("GET", "/", 0, 200, 0), ("GET", "/hangs", 0, 200, 0), ("GET", "/late", 30_000, 200, 0)];
-    let mut plan = replaying(&server, &recording(&requests), Load::Hold { rate: 20.0 }, 500);
+    let mut plan = replaying(&server, &recording(&requests), ten(), LENGTH_MS);
     plan.client.grace = Span(Duration::from_millis(300));
     let total = run(plan).phases[0].total();
     assert_eq!((total.sent, total.unfinished, total.ok, total.failed), (10, 10, 0, 0));
@@ -311,7 +320,7 @@ fn what_is_due_and_not_answered_is_unfinished_and_in_the_times_with_its_age() {
 fn a_hung_session_whose_end_was_within_the_run_has_its_age_and_all_its_requests_theirs() {
     let server = Server::start(|_| Answer::Raw(Vec::new()));
     let requests: Vec<_> = (0..9).map(|n| ("GET", "/", n * 10, 200, 0)).collect();
-    let mut plan = replaying(&server, &recording(&requests), one(), 3000);
+    let mut plan = replaying(&server, &recording(&requests), one(), LENGTH_MS);
     plan.client.grace = Span(Duration::from_millis(100));
     let total = run(plan).phases[0].total();
     assert_eq!((total.unfinished, server.requests.load(SeqCst)), (1, 6));
@@ -326,7 +335,7 @@ fn a_timeout_in_a_session_that_the_run_s_end_cuts_is_no_short_time_of_it() {
     });
     for (last_ms, session_times) in [(30_000, 0), (100, 1)] {
         let requests = [("GET", "/", 0, 200, 0), ("GET", "/hangs", 0, 200, 0), ("GET", "/", last_ms, 200, 0)];
-        let mut plan = replaying(&server, &recording(&requests), one(), 3000);
+        let mut plan = replaying(&server, &recording(&requests), one(), LENGTH_MS);
         plan.client.timeout = Span(Duration::from_millis(500));
         let total = run(plan).phases[0].total();
         assert_eq!((total.failed, total.errors[0].code.as_str(), total.shortened), (1, "timeout", 0));
