@@ -337,7 +337,7 @@ fn nothing_in_the_place_of_something_is_nothing() {
         with_data(json!({ "mimeType": null, "text": "z", "params": [] })),
         with_data(json!({ "mimeType": "x/y", "params": [{ "name": "a", "value": null }] })),
     ] {
-        let recording = parse(&[odd.clone()]).unwrap_or_else(|error| panic!("{odd}: {error}"));
+        let recording = parse(std::slice::from_ref(&odd)).unwrap_or_else(|error| panic!("{odd}: {error}"));
         assert_eq!((recording.requests.len(), recording.omissions()), (1, None), "{odd}");
     }
 }
@@ -377,7 +377,7 @@ fn redirects_to_another_origin_are_not_where_the_recording_is_from() {
     assert_eq!(first_target("", &[within, page.clone()]), ("/from".into(), 2));
     let within = redirect("https://shop.test/from", 302, "https://shop.test/page");
     assert_eq!(first_target("", &[within, page]), ("/from".into(), 2));
-    assert_eq!(first_target("", &[away.clone()]), ("/from".into(), 1));
+    assert_eq!(first_target("", std::slice::from_ref(&away)), ("/from".into(), 1));
     // What is no redirect says nothing with such a field.
     let not_modified = redirect("https://shop.test/from", 304, "https://other.test/");
     assert_eq!(first_target("", &[not_modified, away, asset]), ("/from".into(), 2));
