@@ -266,7 +266,7 @@ impl Recordings {
     }
 
     /// The class that replays a file. `Err` names the file and says what to do.
-    pub fn class(&mut self, file: &str) -> Result<Class, String> {
+    fn class(&mut self, file: &str) -> Result<Class, String> {
         let wrong = |why: String| format!("har:{file}: {why}");
         let named = self.directory.join(file);
         let path = named.canonicalize().map_err(|error| wrong(not_there(&error)))?;

@@ -273,21 +273,12 @@ pub fn mix_weights(text: &str, recordings: &mut Recordings) -> Result<Vec<(Class
         let (class, weight) = part.rsplit_once('=').unwrap_or((part, "1"));
         match weight.parse::<f64>() {
             Ok(weight) if weight > 0.0 && weight.is_finite() => {
-                Ok((class_of(class.trim(), recordings)?, weight))
+                Ok((recordings.class_of(class.trim())?, weight))
             }
             _ => Err(format!("`{part}`: the weight behind = is no number above 0")),
         }
     };
     text.split(',').map(pair).collect()
-}
-
-/// A class as people write it: of a recording they name the file.
-fn class_of(text: &str, recordings: &mut Recordings) -> Result<Class, String> {
-    match text.strip_prefix("har:") {
-        Some("") => Err("`har:`: a HAR file's name follows".into()),
-        Some(file) => recordings.class(file),
-        None => text.parse(),
-    }
 }
 
 fn mix(text: &str) -> Result<Mix, String> {
