@@ -14,5 +14,6 @@ mod proofs;
 pub mod request;
 pub mod response;
 pub mod route;
+mod runner;
 pub mod session;
 pub mod told;

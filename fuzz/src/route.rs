@@ -4,7 +4,8 @@
 
 use super::message::percent_decoded;
 use super::proofs;
-use sandgate::forward::{RequestPlan, RunnerPath, query_token, target_without_proofs, write_request};
+use super::runner;
+use sandgate::forward::{RunnerPath, query_token, target_without_proofs};
 use sandgate::head::RequestHead;
 use sandgate::ids::{SandboxId, SignedToken};
 use sandgate::limits::Limits;
@@ -103,19 +104,7 @@ fn is_a_link_or_not(label: &SandboxId) {
 /// The runner, and every hop before it that decodes, merges or folds a path in a way of its own, finds the request below
 /// `prefix`.
 fn arrives_below(head: &RequestHead<'_>, path: &RunnerPath, prefix: &str) {
-    let plan = RequestPlan {
-        host: "runner.test",
-        base_path: "/base",
-        path,
-        authorization: "Bearer key",
-        strip_authorization: false,
-        client_ip: [192, 0, 2, 1].into(),
-        trusted_peer: false,
-        scheme: "https",
-        request_id: "our-id",
-    };
-    let mut out = Vec::new();
-    write_request(head, &plan, &mut out);
+    let out = runner::written(head, "runner.test", "/base", path);
     let target = out.split(|b| *b == b' ').nth(1).expect("a target");
     let path = target.split(|b| *b == b'?').next().unwrap_or_default();
     let prefix: Vec<&[u8]> = prefix.split('/').skip(1).map(str::as_bytes).collect();

@@ -4,7 +4,8 @@
 //! The input is the whole text.
 
 use super::message::Message;
-use sandgate::forward::{RequestPlan, RunnerPath, write_request};
+use super::runner::written;
+use sandgate::forward::RunnerPath;
 use sandgate::head::RequestHead;
 use sandgate::ids::{Port, SandboxId};
 use sandgate::limits::Limits;
@@ -87,19 +88,7 @@ fn a_runners_url_stays_in_its_place(url: &str) {
     let path = RunnerPath::Preview { sandbox, port: Port::parse(b"3000").expect("a port") };
     let head = b"GET /x HTTP/1.1\r\nHost: 3000-sb1.preview.test\r\n\r\n";
     let head = RequestHead::parse(head, &Limits::default()).expect("good").expect("whole");
-    let plan = RequestPlan {
-        host: &authority,
-        base_path,
-        path: &path,
-        authorization: "Bearer key",
-        strip_authorization: false,
-        client_ip: [192, 0, 2, 1].into(),
-        trusted_peer: false,
-        scheme: "https",
-        request_id: "our-id",
-    };
-    let mut out = Vec::new();
-    write_request(&head, &plan, &mut out);
+    let out = written(&head, &authority, base_path, &path);
     let again = RequestHead::parse(&out, &Limits::default()).expect("good").expect("whole");
     assert_eq!(again.target.of(&out), format!("{base_path}/sandboxes/sb1/toolbox/proxy/3000/x").as_bytes());
     assert_eq!(Message::read(&out).all("host"), [authority.as_bytes()]);
