@@ -2,6 +2,7 @@
 //!
 //! All are checked when made and opaque afterwards. Knows no request and no configuration.
 
+use crate::octets::Octets;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 
@@ -21,8 +22,8 @@ impl SandboxId {
 
     /// Checks charset and length. `None` when the text cannot be a sandbox id.
     pub fn parse(text: &[u8]) -> Option<Self> {
-        let ok = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
-        if text.is_empty() || text.len() > Self::MAX || !text.iter().all(ok) {
+        static OF_ID: Octets = Octets::alphanumeric_and(b"-_");
+        if text.is_empty() || text.len() > Self::MAX || !OF_ID.hold_all(text) {
             return None;
         }
         let mut bytes = [0; Self::MAX];

@@ -45,6 +45,7 @@ pub mod log;
 pub mod log_writer;
 pub mod login;
 pub mod mailbox;
+mod octets;
 pub mod pool;
 pub mod questions;
 pub mod rate;

@@ -8,6 +8,7 @@ mod tests;
 use crate::head::{Field, FieldId, Method, RequestHead};
 use crate::ids::{Port, SandboxId};
 use crate::login::HANDOFF_PATH;
+use crate::octets::Octets;
 pub use domains::Domains;
 
 /// What a request asks for.
@@ -177,8 +178,8 @@ fn build_logs(path: &[u8]) -> Option<BuildLogsOf> {
         return SandboxId::parse(id).map(BuildLogsOf::Sandbox);
     }
     let name = path.strip_prefix(b"/snapshots/")?;
-    let known = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b':' | b'-');
-    let ok = name.len() <= SNAPSHOT_MAX && name.iter().all(known) && name.iter().any(|&b| b != b'.');
+    static OF_NAME: Octets = Octets::alphanumeric_and(b"_.:-");
+    let ok = name.len() <= SNAPSHOT_MAX && OF_NAME.hold_all(name) && name.iter().any(|&b| b != b'.');
     let name = ok.then(|| std::str::from_utf8(name).ok()).flatten()?;
     Some(BuildLogsOf::Snapshot(name.into()))
 }

@@ -1,5 +1,7 @@
 //! Field names some stage of the gate looks at. Knows names only, not what is done with the fields.
 
+use crate::octets::Octets;
+
 /// The fields some stage of ours looks at; everything else is `Other` and passes as it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FieldId {
@@ -76,24 +78,26 @@ impl FieldSet {
 
 const _: () = assert!((FieldId::Location as u8) < 64, "a field's number is a bit of 64");
 
-/// Longer than every name in [`FieldId::exact`].
+/// Longer than every name in [`FieldId::of`].
 const KNOWN_NAME_BYTES_MAX: usize = 40;
 
 impl FieldId {
-    /// Case-insensitive.
+    /// In a client's head.
     ///
     /// CGI-like gateways behind us fold every byte that is not a letter or digit into `_` before an application
     /// sees the name, so `X_Forwarded_For` (or `X.Forwarded.For`) would arrive as the field we vouch for
     /// (CVE-2025-64484). Such spellings of a name we set or strip are `Reserved`.
-    pub fn of(name: &[u8]) -> Self {
-        let id = Self::exact(name);
-        if id == Self::Other && name.iter().any(|b| !b.is_ascii_alphanumeric() && *b != b'-') {
+    pub fn of_client(name: &[u8]) -> Self {
+        let id = Self::of(name);
+        static PLAIN: Octets = Octets::alphanumeric_and(b"-");
+        if id == Self::Other && !PLAIN.hold_all(name) {
             return Self::respelled(name);
         }
         id
     }
 
-    fn exact(name: &[u8]) -> Self {
+    /// Case-insensitive. Of a runner, behind which is nobody who would fold it.
+    pub fn of(name: &[u8]) -> Self {
         let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
         match name.len() {
             2 if is(b"te") => Self::Te,
@@ -152,7 +156,7 @@ impl FieldId {
         for (to, from) in folded.iter_mut().zip(name) {
             *to = if from.is_ascii_alphanumeric() { *from } else { b'-' };
         }
-        match Self::exact(folded) {
+        match Self::of(folded) {
             // Only read by us, never set or stripped: an application may use such a name for itself.
             Self::Other
             | Self::Origin
@@ -233,7 +237,9 @@ mod tests {
     fn known_names_match_in_any_case() {
         for (name, id) in KNOWN {
             for spelling in [name.to_string(), name.to_lowercase(), name.to_uppercase()] {
-                assert_eq!(FieldId::of(spelling.as_bytes()), *id, "{spelling}");
+                for given in [FieldId::of(spelling.as_bytes()), FieldId::of_client(spelling.as_bytes())] {
+                    assert_eq!(given, *id, "{spelling}");
+                }
             }
         }
     }
@@ -250,12 +256,12 @@ mod tests {
     #[test]
     fn a_name_longer_or_shorter_by_a_byte_is_another_field() {
         for (name, _) in KNOWN {
-            assert_eq!(FieldId::of(format!("{name}x").as_bytes()), FieldId::Other, "{name}x");
-            assert_eq!(FieldId::of(&name.as_bytes()[1..]), FieldId::Other, "{name} cut");
+            assert_eq!(FieldId::of_client(format!("{name}x").as_bytes()), FieldId::Other, "{name}x");
+            assert_eq!(FieldId::of_client(&name.as_bytes()[1..]), FieldId::Other, "{name} cut");
         }
-        assert_eq!(FieldId::of(b""), FieldId::Other);
+        assert_eq!(FieldId::of_client(b""), FieldId::Other);
         // KELVIN SIGN lower-cases to `k` in Unicode; field names are ASCII.
-        assert_eq!(FieldId::of("coo\u{212A}ie".as_bytes()), FieldId::Other);
+        assert_eq!(FieldId::of_client("coo\u{212A}ie".as_bytes()), FieldId::Other);
     }
 
     #[test]
@@ -277,11 +283,12 @@ mod tests {
             "X_Daytona_Preview_Token",
             "X_Daytona_Skip_Last_Activity_Update",
         ] {
-            assert_eq!(FieldId::of(name.as_bytes()), FieldId::Reserved, "{name}");
+            assert_eq!(FieldId::of_client(name.as_bytes()), FieldId::Reserved, "{name}");
+            assert_eq!(FieldId::of(name.as_bytes()), FieldId::Other, "a runner's {name}");
         }
         for name in ["User_Agent", "Sec_Fetch_Mode", "X_Other", "_", "X-Forwarded-For-", "my_app_key"] {
-            assert_eq!(FieldId::of(name.as_bytes()), FieldId::Other, "{name}");
+            assert_eq!(FieldId::of_client(name.as_bytes()), FieldId::Other, "{name}");
         }
-        assert_eq!(FieldId::of(&[b'_'; 300]), FieldId::Other);
+        assert_eq!(FieldId::of_client(&[b'_'; 300]), FieldId::Other);
     }
 }

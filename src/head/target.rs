@@ -1,33 +1,37 @@
 //! Request targets and authorities: byte grammars, and which form of target a request uses (RFC 9112 3.2).
 
 use super::{Method, Reject};
+use crate::octets::Octets;
 use std::net::Ipv6Addr;
-use std::ops::Range;
 
 /// A DNS name's length in text (RFC 1035 2.3.4).
 const HOST_BYTES_MAX: usize = 253;
 
-/// Decides the target's form and returns what of it is the path and query, as a range of `target`.
+/// What of a request's target is passed on.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Target<'t> {
+    pub path_and_query: &'t [u8],
+    /// The query, if any, starts there with `?`.
+    pub path_len: usize,
+}
+
+/// Decides the target's form and what of it is the path and query.
 ///
 /// `authority` is the checked `Host`. An absolute-form target must name the same authority, or the two would be
 /// routed differently by whoever reads the other one; its scheme says nothing about this connection and is dropped.
-pub(super) fn path_and_query(
-    target: &[u8],
-    method: Method,
-    authority: &[u8],
-) -> Result<Range<usize>, Reject> {
-    let path_bytes = memchr::memchr(b'?', target).unwrap_or(target.len());
-    if !target.iter().all(|b| TARGET_BYTES[usize::from(*b)])
-        || memchr::memchr(b'\\', &target[..path_bytes]).is_some()
-    {
+pub(super) fn read<'t>(target: &'t [u8], method: Method, authority: &[u8]) -> Result<Target<'t>, Reject> {
+    let path_end = memchr::memchr(b'?', target).unwrap_or(target.len());
+    let (path, query) = target.split_at(path_end);
+    if refused_for(path) & (NOWHERE | NOT_IN_PATH) != 0 || refused_for(query) & NOWHERE != 0 {
         return Err(Reject::TargetSyntax);
     }
+    let from = |start: usize| Ok(Target { path_and_query: &target[start..], path_len: path_end - start });
     // authority-form is CONNECT's only form and no other method's (RFC 9112 3.2.3); the route refuses the method.
     if method == Method::Connect {
-        return if is_authority(target) { Ok(0..target.len()) } else { Err(Reject::TargetSyntax) };
+        return if is_authority(target) { from(0) } else { Err(Reject::TargetSyntax) };
     }
     if target.first() == Some(&b'/') || (target == b"*" && method == Method::Options) {
-        return Ok(0..target.len());
+        return from(0);
     }
     let scheme = [&b"http://"[..], b"https://"]
         .into_iter()
@@ -39,9 +43,9 @@ pub(super) fn path_and_query(
         return Err(Reject::AuthorityMismatch);
     }
     match rest.get(end) {
-        Some(b'/') => Ok(scheme.len() + end..target.len()),
+        Some(b'/') => from(scheme.len() + end),
         // An empty path means `/`: the scheme has one to point at.
-        None => Ok(scheme.len() - 1..scheme.len()),
+        None => Ok(Target { path_and_query: &target[scheme.len() - 1..scheme.len()], path_len: 1 }),
         // An empty path before a query has no `/?` to point at. Clients write the slash (RFC 9112 3.2.1).
         Some(_) => Err(Reject::TargetSyntax),
     }
@@ -64,8 +68,8 @@ pub(super) fn is_authority(bytes: &[u8]) -> bool {
             std::str::from_utf8(address).is_ok_and(|text| text.parse::<Ipv6Addr>().is_ok())
         }
         name => {
-            !name.is_empty()
-                && name.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+            static OF_NAME: Octets = Octets::alphanumeric_and(b"._-");
+            !name.is_empty() && OF_NAME.hold_all(name)
         }
     };
     let port_ok = match port {
@@ -85,16 +89,25 @@ pub(super) fn is_authority(bytes: &[u8]) -> bool {
 /// digits, since applications do send stray ones. Refused: controls, space and DEL; bytes from 0x80, whose encoding each hop
 /// guesses; `#`, at which some implementations cut a fragment off and others do not (CVE-2023-45539); and before the query
 /// `\`, which browsers and Windows take for `/`.
-static TARGET_BYTES: [bool; 256] = {
-    let mut allowed = [false; 256];
+static REFUSED: [u8; 256] = {
+    let mut refused = [NOWHERE; 256];
     let mut b = 0x21;
     while b < 0x7f {
-        allowed[b] = true;
+        refused[b] = 0;
         b += 1;
     }
-    allowed[b'#' as usize] = false;
-    allowed
+    refused[b'#' as usize] = NOWHERE;
+    refused[b'\\' as usize] = NOT_IN_PATH;
+    refused
 };
+
+const NOWHERE: u8 = 1;
+const NOT_IN_PATH: u8 = 2;
+
+/// Of all bytes together.
+fn refused_for(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0, |refused, b| refused | REFUSED[usize::from(*b)])
+}
 
 #[cfg(test)]
 mod tests {
@@ -152,7 +165,7 @@ mod tests {
         for (before, only_in_query) in [("/", &b"\\"[..]), ("/?", b"")] {
             let is_allowed = |byte: &u8| {
                 let target = [before.as_bytes(), &[*byte], b"x"].concat();
-                path_and_query(&target, Method::Get, b"a") == Ok(0..target.len())
+                read(&target, Method::Get, b"a").is_ok_and(|read| read.path_and_query == target)
             };
             let allowed: Vec<u8> = (0..=255).filter(is_allowed).collect();
             let expected: Vec<u8> =
