@@ -3,7 +3,7 @@
 use rustix::time::ClockId;
 use std::cell::Cell;
 
-/// The textual form.
+/// Room for the textual form.
 pub type RequestId = [u8; 36];
 
 /// Not for secrets: ids only have to differ (xorshift64*, seeded by the system once).
@@ -17,7 +17,8 @@ impl RequestIds {
         Self { state: Cell::new(seed | 1) }
     }
 
-    pub fn next(&self) -> RequestId {
+    /// The textual form, in `room`.
+    pub fn next<'r>(&self, room: &'r mut RequestId) -> &'r str {
         // The time of the last timer interrupt, a few milliseconds old at most: a read instead of a look at the clock.
         let now = rustix::time::clock_gettime(ClockId::RealtimeCoarse);
         let millis = now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000;
@@ -25,9 +26,7 @@ impl RequestIds {
         random[..8].copy_from_slice(&self.random().to_ne_bytes());
         random[8..].copy_from_slice(&self.random().to_ne_bytes()[..2]);
         let id = uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid();
-        let mut text = [0; 36];
-        id.hyphenated().encode_lower(&mut text);
-        text
+        id.hyphenated().encode_lower(room)
     }
 
     fn random(&self) -> u64 {
@@ -53,10 +52,11 @@ mod tests {
     #[test]
     fn ids_are_uuid_v7_and_differ() {
         let ids = RequestIds::new();
-        let made: std::collections::HashSet<_> = (0..10_000).map(|_| ids.next()).collect();
+        let made: std::collections::HashSet<_> =
+            (0..10_000).map(|_| ids.next(&mut [0; 36]).to_string()).collect();
         assert_eq!(made.len(), 10_000);
         for id in made {
-            let id = uuid::Uuid::try_parse_ascii(&id).expect("a UUID");
+            let id = uuid::Uuid::try_parse(&id).expect("a UUID");
             assert_eq!(id.get_version_num(), 7);
         }
     }

@@ -217,8 +217,8 @@ pub async fn error(asked: Asked<'_, '_>, cause: Cause, sharing: Option<Sharing<'
 
 /// As [`error`], when there is no head to speak of. The connection ends.
 pub async fn refuse(shard: &Shard, client: &Client, cause: Cause) {
-    let request_id: RequestId = shard.request_ids.next();
-    let request_id = std::str::from_utf8(&request_id).expect("hex digits and dashes");
+    let mut request_id = [0; 36];
+    let request_id = shard.request_ids.next(&mut request_id);
     let row = cause.answer();
     add(&shard.counters.errors[source_index(row.source)], 1);
     add(&shard.counters.requests[Class::Own as usize][usize::from(row.status / 100)], 1);

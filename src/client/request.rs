@@ -29,8 +29,8 @@ pub async fn serve(
     mut stamps: Stamps,
 ) -> (Next, usize, Vec<u8>) {
     let active = Counted::new(&shard.counters.requests_active);
-    let request_id = shard.request_ids.next();
-    let request_id = std::str::from_utf8(&request_id).expect("hex digits and dashes");
+    let mut request_id = [0; 36];
+    let request_id = shard.request_ids.next(&mut request_id);
     client.first_byte.set(None);
     // What ended the one before it on this connection is over.
     client.watch.unfire();

@@ -398,7 +398,8 @@ async fn what_is_logged_and_shown_holds_no_secret() {
     let world = world();
     let login = shared(&world);
     let left = leave(&login, HOST, "/").await.expect("it leaves");
-    let id = RequestIds::new().next();
+    let mut id = [0; 36];
+    RequestIds::new().next(&mut id);
     let question = LoginQuestion::Callback {
         request_id: id,
         host: BASE.into(),
