@@ -239,7 +239,7 @@ async fn requests(shard: &Shard, client: &Client, mut between: bool, soon: bool,
                 let started = begun.take().unwrap_or_else(Instant::now);
                 // Not the time of the first byte: a head sent slowly must not stretch what is remembered.
                 let now = if std::mem::take(&mut waited) { Instant::now() } else { started };
-                client.watch.busy();
+                client.watch.begins();
                 let (stamps, rest) = (Stamps::new(started, now), &buf[head_bytes..]);
                 let (next, used, overread) = request::serve(shard, client, &head, rest, stamps).await;
                 drop(head);

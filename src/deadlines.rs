@@ -460,9 +460,17 @@ impl Watch {
         });
     }
 
-    /// A request has begun.
+    /// A request's first byte is here.
     pub fn busy(&self) {
         self.with(|e| (e.idle, e.read_by) = (None, NEVER));
+    }
+
+    /// Its head is here; what ended the one before it on this connection is over.
+    pub fn begins(&self) {
+        self.with(|e| {
+            e.rearm();
+            (e.idle, e.read_by) = (None, NEVER);
+        });
     }
 
     /// The runner connection this client's request uses now; the socket must stay open until [`Self::detach`].
@@ -470,8 +478,15 @@ impl Watch {
         self.with(|e| e.runner = runner);
     }
 
+    /// As [`Self::attach`], [`Self::runner_answers`] and [`Self::waits_for_others`] at once.
+    pub fn waits_for_runner(&self, runner: RawFd, within: Option<Duration>) {
+        let (by, since) = (self.by(within), self.table.now.get());
+        self.with(|e| (e.runner, e.runner_by, e.waiting_since) = (runner, by, since));
+    }
+
+    /// Nothing is waited for of it any more.
     pub fn detach(&self) {
-        self.with(|e| (e.runner, e.runner_by) = (NO_FD, NEVER));
+        self.with(|e| (e.runner, e.runner_by, e.waiting_since) = (NO_FD, NEVER, NEVER));
     }
 
     /// From now on somebody else is waited for: the client's leaving ends that wait.

@@ -131,13 +131,11 @@ pub async fn exchange(
                 Err(cause) => return Err(Failed::before_answer(cause)),
             },
         };
-        client.watch.attach(runner.raw_fd());
         let attached = Attached { client };
         out.clear();
         write_head(client, shard, &target, outgoing, &mut out);
         out.extend_from_slice(&outgoing.rest[..body.with_head]);
-        client.watch.waits_for_others(true);
-        client.watch.runner_answers(shard.config.limits.runner_first_byte);
+        client.watch.waits_for_runner(runner.raw_fd(), shard.config.limits.runner_first_byte);
 
         let sent;
         (sent, out) = send_head(shard, &runner, out).await;
@@ -181,7 +179,6 @@ pub async fn exchange(
                 Err(cause) => Err(Failed::before_answer(cause)),
             },
         };
-        client.watch.waits_for_others(false);
         shard.buffers.give(std::mem::take(&mut out));
         let (answer, uploaded) = match result {
             Ok(result) => result,
@@ -355,10 +352,8 @@ async fn connect_to(client: &Client, shard: &Shard, addr: SocketAddr) -> io::Res
     let (fd, established) = socket::start_connect(addr)?;
     let socket = Socket::new(fd)?;
     if !established {
-        client.watch.attach(socket.raw_fd());
         let _attached = Attached { client };
-        client.watch.runner_answers(Some(shard.config.limits.runner_connect));
-        client.watch.waits_for_others(true);
+        client.watch.waits_for_runner(socket.raw_fd(), Some(shard.config.limits.runner_connect));
         socket.writable().await?;
         if let Some(error) = socket.take_error()? {
             return Err(error);

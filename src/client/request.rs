@@ -32,8 +32,6 @@ pub async fn serve(
     let mut request_id = [0; 36];
     let request_id = shard.request_ids.next(&mut request_id);
     client.first_byte.set(None);
-    // What ended the one before it on this connection is over.
-    client.watch.unfire();
     let domains = shard.config.allowed_domains.as_ref();
     let routed = route_within(domains, head, shard.route_rules, client.trusted);
     let mut sharing = None;
