@@ -31,6 +31,7 @@ use std::cell::Cell;
 use std::io;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -241,7 +242,7 @@ async fn requests(shard: &Shard, client: &Client, mut between: bool, soon: bool,
                 let now = if std::mem::take(&mut waited) { Instant::now() } else { started };
                 client.watch.begins();
                 let (stamps, rest) = (Stamps::new(started, now), &buf[head_bytes..]);
-                let (next, used, overread) = request::serve(shard, client, &head, rest, stamps).await;
+                let (next, used, overread) = pin!(request::serve(shard, client, &head, rest, stamps)).await;
                 drop(head);
                 if !matches!(next, Next::KeepAlive) {
                     shard.buffers.give(buf);
@@ -328,7 +329,7 @@ async fn next_request(shard: &Shard, client: &Client, buf: Vec<u8>) -> (Received
         return (Received::Nothing, buf);
     };
     client.watch.idle(Idle::InRing, shard.config.limits.client_idle);
-    let (received, buf) = client.transport.recv_cancellable(buf, warm.wait()).await;
+    let (received, buf) = pin!(client.transport.recv_cancellable(buf, warm.wait())).await;
     let received = match received {
         Ok(0) => Received::End,
         Ok(_) => Received::Bytes,

@@ -138,7 +138,7 @@ pub async fn exchange(
         client.watch.waits_for_runner(runner.raw_fd(), shard.config.limits.runner_first_byte);
 
         let sent;
-        (sent, out) = send_head(shard, &runner, out).await;
+        (sent, out) = pin!(send_head(shard, &runner, out)).await;
         let result = match sent {
             Err(Unsent::Nothing) if was_reused => {
                 add(&shard.counters.runner_retries, 1);
@@ -149,12 +149,14 @@ pub async fn exchange(
             Ok(()) if body.complete => {
                 // The head is out: its buffer takes the answer, so that a waiting request holds two buffers, not three.
                 out.clear();
-                let (received, inbuf) = runner.recv_waiting(std::mem::take(&mut out), FIRST_READ).await;
+                let received = pin!(runner.recv_waiting(std::mem::take(&mut out), FIRST_READ));
+                let (received, inbuf) = received.await;
                 match received {
                     Ok(n) if n > 0 => match still_granted(asker, outgoing).await {
                         Ok(()) => {
                             let progress = Progress { uploaded: Cell::new(true), ..Progress::default() };
-                            respond(client, shard, &runner, outgoing, inbuf, &progress).await
+                            let answer = pin!(respond(client, shard, &runner, outgoing, inbuf, &progress));
+                            answer.await
                         }
                         Err(cause) => Err(Failed::before_answer(cause)),
                     },

@@ -229,7 +229,8 @@ impl<'b> RequestHead<'b> {
         let version = Version::of_minor(version);
         let method = Method::of(method_text.as_bytes());
 
-        let mut fields = Fields::with_capacity(request.headers.len());
+        let mut fields = Fields::new();
+        fields.reserve(request.headers.len());
         let mut framing = FramingFields::default();
         let mut connection = ConnectionOptions::default();
         let mut host = None;
@@ -339,7 +340,8 @@ impl<'b> ResponseHead<'b> {
         };
         let version = Version::of_minor(version);
 
-        let mut fields = Fields::with_capacity(response.headers.len());
+        let mut fields = Fields::new();
+        fields.reserve(response.headers.len());
         let mut framing = FramingFields::default();
         let mut connection = ConnectionOptions::default();
         for header in &*response.headers {

@@ -1,28 +1,31 @@
 //! Sets of octets, for the grammars that say what may stand in a name.
 
 /// Which octets may stand somewhere.
-pub struct Octets([bool; 256]);
+pub struct Octets {
+    /// By octet, 1 for one that may not. As a number: of truth values each would be tested.
+    foreign: [u8; 256],
+}
 
 impl Octets {
     /// ASCII letters and digits, and these.
     pub const fn alphanumeric_and(others: &[u8]) -> Self {
-        let mut allowed = [false; 256];
+        let mut foreign = [1; 256];
         let mut octet = 0;
         while octet < 128 {
-            allowed[octet] = (octet as u8).is_ascii_alphanumeric();
+            foreign[octet] = !(octet as u8).is_ascii_alphanumeric() as u8;
             octet += 1;
         }
         let mut at = 0;
         while at < others.len() {
-            allowed[others[at] as usize] = true;
+            foreign[others[at] as usize] = 0;
             at += 1;
         }
-        Self(allowed)
+        Self { foreign }
     }
 
     /// May all of them stand there? Looks at every one whatever the others are: without a branch for each it costs less than half.
     pub fn hold_all(&self, octets: &[u8]) -> bool {
-        octets.iter().fold(true, |held, octet| held & self.0[usize::from(*octet)])
+        octets.iter().fold(0, |foreign, octet| foreign | self.foreign[usize::from(*octet)]) == 0
     }
 }
 

@@ -17,6 +17,7 @@ use crate::shard::Shard;
 use crate::target;
 use crate::warning;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 /// To its end: what becomes of the connection, how many of the bytes of `rest` belonged to it, and what was read of a later
@@ -47,7 +48,8 @@ pub async fn serve(
                 sharing = Some(with);
             }
             let decided = Decided { routed, sharing };
-            staged(asked, decided, &mut stamps).await
+            let staged = pin!(staged(asked, decided, &mut stamps));
+            staged.await
         }
     };
     let lingers;
@@ -144,7 +146,10 @@ async fn staged(
         .map_err(|exceeded| limited(Limit::ClientRequests, exceeded))?;
     let granted = match &route {
         Route::Callback | Route::Handoff => Err(None),
-        route => authorize(&asker, route, head).await.map_err(Some),
+        route => {
+            let authorized = pin!(authorize(&asker, route, head)).await;
+            authorized.map_err(Some)
+        }
     };
     let grant = match granted {
         Ok(grant) => grant,
@@ -154,7 +159,7 @@ async fn staged(
         }
     };
     stamps.auth = Some(grant.auth());
-    let target = target::locate(&asker, &grant, false).await.map_err(early)?;
+    let target = pin!(target::locate(&asker, &grant, false)).await.map_err(early)?;
     asker.repay();
     if let Some(place) = &target.place {
         let slot = shard.admission.sandbox_request(&place.sandbox, asker.now);
@@ -170,7 +175,8 @@ async fn staged(
     let place = target.place.clone();
     let (ip, place) = (asker.ip, place.as_ref());
     let outgoing = Outgoing { head, rest, grant: &grant, request_id, sharing, ip, place, located_at };
-    exchange::exchange(client, &asker, target, &outgoing).await
+    let exchanged = pin!(exchange::exchange(client, &asker, target, &outgoing));
+    exchanged.await
 }
 
 /// What the page that asks is to the sandbox it asks.

@@ -16,6 +16,7 @@ use crate::shard::Shard;
 use crate::socket::{Moved, Socket};
 use crate::turns;
 use base64::Engine as _;
+use std::pin::pin;
 use std::time::Instant;
 
 /// From so many bytes to come on, a body of a known length is cut when its right ends.
@@ -207,7 +208,7 @@ pub async fn respond(
                     // At once, so that the rest follows without a turn of the loop between.
                     lane.exact(&out, left).await?;
                 } else {
-                    out = send_whole(shard, &lane, std::mem::take(&mut out)).await?;
+                    out = pin!(send_whole(shard, &lane, std::mem::take(&mut out))).await?;
                 }
                 // Bytes behind the end: delivered is what was announced, and the connection is not used again.
                 Ok(take == here.len())
