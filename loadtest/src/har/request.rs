@@ -135,12 +135,16 @@ impl RecordedRequest {
         matches!(self.method.as_str(), "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE")
     }
 
-    /// Whether a status is what the recording has: of the same class. An answer to a condition may be the whole as well as
-    /// 304, for whoever is asked now knows other versions.
+    /// Whether a status is what the recording has: of the same class, and of redirects the very one, for an app's is not
+    /// that to a login. An answer to a condition may be the whole as well as 304, for whoever is asked now knows other
+    /// versions.
     pub fn expects(&self, status: u16) -> bool {
         let class = |status: u16| if status == 304 { 2 } else { status / 100 };
         let conditional = self.has_field("if-none-match") || self.has_field("if-modified-since");
-        class(status) == class(self.status) && (status != 304 || conditional)
+        match class(status) {
+            3 => status == self.status,
+            class_of_answer => class_of_answer == class(self.status) && (status != 304 || conditional),
+        }
     }
 }
 

@@ -436,7 +436,7 @@ fn what_is_too_much_is_refused_with_the_entry_and_the_limit() {
 }
 
 #[test]
-fn an_answer_is_right_when_its_status_is_of_the_recorded_class() {
+fn an_answer_is_right_when_its_status_is_of_the_recorded_class_and_a_redirect_when_it_is_the_recorded_one() {
     let condition = &[("If-None-Match", "\"v\"")][..];
     for (recorded, fields_of, answer, right) in [
         (200, &[][..], 200, true),
@@ -444,7 +444,10 @@ fn an_answer_is_right_when_its_status_is_of_the_recorded_class() {
         (206, &[], 200, true),
         (200, &[], 404, false),
         (200, &[], 302, false),
-        (302, &[], 303, true),
+        (302, &[], 302, true),
+        (302, &[], 303, false),
+        (302, &[], 307, false),
+        (308, &[], 301, false),
         (302, &[], 200, false),
         (404, &[], 404, true),
         (404, &[], 200, false),
@@ -454,6 +457,7 @@ fn an_answer_is_right_when_its_status_is_of_the_recorded_class() {
         (304, condition, 304, true),
         (200, condition, 304, true),
         (304, condition, 302, false),
+        (302, condition, 304, false),
         (200, &[], 304, false),
     ] {
         let entry = entry("GET", "https://a.test/", "2026-05-01T12:00:00Z", recorded);

@@ -191,6 +191,19 @@ fn an_answer_that_is_not_as_recorded_fails_its_session_and_the_others_are_sent_a
     );
 }
 
+/// As a proxy's to a login is, where the app's own was recorded.
+#[test]
+fn a_redirect_of_another_status_than_the_recorded_one_is_counted_by_its_status() {
+    let har = recording(&[("GET", "/", 0, 302, 0)]);
+    for (status, failed) in [(302, None), (307, Some("HTTP 307")), (200, Some("not as recorded"))] {
+        let server = Server::start(move |_| Answer::Say(status, String::new()));
+        let total = replayed(&server, &har, LENGTH_MS);
+        let codes: Vec<&str> = total.errors.iter().map(|error| error.code.as_str()).collect();
+        assert_eq!((total.ok, codes), (u64::from(failed.is_none()), Vec::from_iter(failed)), "{status}");
+        assert_eq!(total.statuses.get(&status), Some(&1));
+    }
+}
+
 /// What failed cost the proxy its CPU, too.
 #[test]
 fn every_answer_counts_where_the_proxy_s_cpu_is_divided_by_what_it_did() {
