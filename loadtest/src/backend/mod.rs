@@ -100,6 +100,13 @@ pub struct BackendArgs {
     pub env_file: Option<PathBuf>,
 }
 
+impl BackendArgs {
+    /// Where the runner listens.
+    pub fn runner_ips(&self) -> Vec<IpAddr> {
+        self.runner_addresses.as_ref().map_or(vec![self.listen], |list| list.0.clone())
+    }
+}
+
 /// A running backend. Dropping it ends it with all its connections.
 pub struct Backend {
     api: SocketAddr,
@@ -118,7 +125,7 @@ impl Backend {
     /// # Errors
     /// An address cannot be listened on, or a thread cannot be started.
     pub fn start(args: &BackendArgs) -> io::Result<Self> {
-        let addresses = args.runner_addresses.as_ref().map_or(&[args.listen][..], |list| &list.0).to_vec();
+        let addresses = args.runner_ips();
         if args.listen.is_unspecified() || addresses.iter().any(IpAddr::is_unspecified) {
             let why =
                 "the API tells the proxy where the runner is: listen on an address the proxy can connect to";

@@ -8,7 +8,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 /// Below those the kernel gives to connections, unless it is told otherwise (`net.ipv4.ip_local_port_range`, 32768 and up).
 const RANGE: std::ops::Range<u16> = 10_000..12_000;
 
-/// Nobody listened there, and no other loadtest is given it as long as this lives.
+/// No other loadtest is given it as long as this lives.
 pub struct ClaimedPort {
     pub number: u16,
     /// A name in the network namespace, as the port is; the kernel frees it with the process, however that ends.
@@ -16,22 +16,34 @@ pub struct ClaimedPort {
 }
 
 impl ClaimedPort {
+    /// One where nobody listens.
+    ///
     /// # Errors
     /// No port is free, or the kernel refuses sockets.
     pub fn any() -> io::Result<Self> {
         for _ in 0..10 * RANGE.len() {
-            let number = fastrand::u16(RANGE);
-            let name = SocketAddr::from_abstract_name(format!("loadtest-port-{number}"))?;
             // Claimed first, so that of two who look at one alone goes on.
-            match UnixListener::bind_addr(&name).and_then(|claim| is_free(number).map(|free| (free, claim))) {
-                Ok((true, claim)) => return Ok(Self { number, _claim: claim }),
-                Ok((false, _)) => {}
-                Err(error) if error.kind() == ErrorKind::AddrInUse => {}
-                Err(error) => return Err(error),
+            if let Some(port) = Self::claim(fastrand::u16(RANGE))?
+                && is_free(port.number)?
+            {
+                return Ok(port);
             }
         }
         let message = format!("no port from {} to {} is free", RANGE.start, RANGE.end - 1);
         Err(io::Error::new(ErrorKind::AddrInUse, message))
+    }
+
+    /// `None`: it is another loadtest's. Somebody may listen there.
+    ///
+    /// # Errors
+    /// The kernel refuses sockets.
+    pub fn claim(number: u16) -> io::Result<Option<Self>> {
+        let name = SocketAddr::from_abstract_name(format!("loadtest-port-{number}"))?;
+        match UnixListener::bind_addr(&name) {
+            Ok(claim) => Ok(Some(Self { number, _claim: claim })),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -4,12 +4,14 @@ use super::child::{Child, ChildSpec};
 use super::port::ClaimedPort;
 use super::stage::{Proxy, Stage};
 use super::{BackendFlags, CommandLine, DOMAIN, StartArgs};
+use crate::backend::BackendArgs;
 use crate::plan::Plan;
 use crate::result::Started;
 use crate::run::check_cpus;
 use crate::run_args::TargetArgs;
 use crate::scrape;
-use std::net::SocketAddr;
+use std::fmt::Display;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -30,7 +32,7 @@ pub struct Staging {
     start_cpus: Vec<usize>,
     backend_cpus: Vec<usize>,
     timeout: Duration,
-    _api_port: Option<ClaimedPort>,
+    _backend_ports: Vec<ClaimedPort>,
 }
 
 struct Planned {
@@ -44,20 +46,26 @@ impl Staging {
     /// is to be started.
     ///
     /// # Errors
-    /// A sentence: no port is free, or a CPU is not ours.
+    /// A sentence: no port is free, one that was asked for is taken, or a CPU is not ours.
     pub fn new(target: &mut TargetArgs, more: &[CommandLine]) -> Result<Option<Self>, String> {
         let StartArgs { start, start_cpus, start_timeout, backend_args, backend_cpus } = target.start.clone();
         let Some(first) = start else { return Ok(None) };
         check_cpus("--start-cpus", &start_cpus)?;
         check_cpus("--backend-cpus", &backend_cpus)?;
+        let backend = backend_args.unwrap_or_default();
+        // Before the others, which are chosen.
+        let mut backend_ports = claim_given(&backend.args)?;
         let port = || ClaimedPort::any().map_err(|error| format!("--start: {error}"));
         let mut proxies = Vec::new();
         for command in [&first].into_iter().chain(more) {
             proxies.push(Planned { command: command.clone(), port: port()?, metrics: port()? });
         }
-        let backend = backend_args.unwrap_or_default();
-        let api_port = if backend.args.api_port == 0 { Some(port()?) } else { None };
-        let api = api_port.as_ref().map_or(backend.args.api_port, |port| port.number);
+        let mut api = backend.args.api_port;
+        if api == 0 {
+            let chosen = port()?;
+            api = chosen.number;
+            backend_ports.push(chosen);
+        }
         target.url = Some(proxies[0].url());
         target.domain.get_or_insert_with(|| DOMAIN.into());
         Ok(Some(Self {
@@ -68,7 +76,7 @@ impl Staging {
             start_cpus,
             backend_cpus,
             timeout: start_timeout.map_or(Duration::from_secs(30), |span| span.0),
-            _api_port: api_port,
+            _backend_ports: backend_ports,
         }))
     }
 
@@ -174,6 +182,43 @@ impl Planned {
     }
 }
 
+/// The ports that the backend's flags name, so that nobody is given them before it listens.
+///
+/// # Errors
+/// A sentence: one is another loadtest's, or cannot be listened on.
+fn claim_given(args: &BackendArgs) -> Result<Vec<ClaimedPort>, String> {
+    let (own, runners) = ([args.listen], args.runner_ips());
+    let given = [
+        ("--api-port", args.api_port, &own[..]),
+        ("--runner-port", args.runner_port, &runners),
+        ("--redis-port", args.redis_port, &own),
+    ];
+    let mut claimed: Vec<ClaimedPort> = Vec::new();
+    // Kept to the end, so that two flags do not name the same port of one address.
+    let mut listeners = Vec::new();
+    for (flag, port, addresses) in given.into_iter().filter(|(_, port, _)| *port != 0) {
+        let refused = |why: &dyn Display| {
+            format!(
+                "--backend-args: {flag} {port}: {why}: give another port, or leave out {flag}, and one that is free is chosen"
+            )
+        };
+        if claimed.iter().all(|other| other.number != port) {
+            let claim = ClaimedPort::claim(port).map_err(|error| refused(&error))?;
+            if claim.is_none() && !args.share_ports {
+                return Err(refused(&"another loadtest that runs has this port"));
+            }
+            claimed.extend(claim);
+        }
+        // Who shares them listens beside others.
+        for address in addresses.iter().filter(|_| !args.share_ports) {
+            let address = SocketAddr::new(*address, port);
+            let cannot = |error| refused(&format!("cannot listen on {address}: {error}"));
+            listeners.push(TcpListener::bind(address).map_err(cannot)?);
+        }
+    }
+    Ok(claimed)
+}
+
 /// What the backend printed for the proxy, once it has printed all of it.
 fn settings(said: &str) -> Option<Vec<(String, String)>> {
     let (settings, _) = said.split_once(BACKEND_LISTENS)?;
@@ -196,6 +241,39 @@ fn metrics_page(proxy: &Child, port: u16, stop: &AtomicBool) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_the_backend_s_flags_name_is_claimed_or_refused_with_what_to_do() {
+        let claim = |flags: &str| claim_given(&flags.parse::<BackendFlags>().expect("flags").args);
+        // Those that nobody is given, by us or by the kernel.
+        let a = fastrand::u16(20_000..30_000);
+        let (b, other) = (a + 1, ClaimedPort::any().expect("a port"));
+        let ports = format!("--api-port {a} --runner-port {b} --runner-addresses 127.0.0.2-127.0.0.3");
+        let claimed = claim(&ports).expect("free");
+        assert_eq!(claimed.iter().map(|port| port.number).collect::<Vec<_>>(), [a, b]);
+        for (flags, flag, port) in [
+            (ports.clone(), "--api-port", a),
+            (format!("--runner-port {}", other.number), "--runner-port", other.number),
+            (format!("--redis x:1 --redis-port {b}"), "--redis-port", b),
+        ] {
+            let error = claim(&flags).err().expect("claimed");
+            let what = format!("--backend-args: {flag} {port}: another loadtest ");
+            assert!(error.starts_with(&what) && error.contains(&format!("leave out {flag},")), "{error}");
+        }
+        // Those who share them are told by their flag that others are there.
+        assert!(claim(&format!("{ports} --share-ports")).is_ok_and(|claimed| claimed.is_empty()));
+        drop(claimed);
+
+        let taken = TcpListener::bind(("127.0.0.2", b)).expect("free");
+        let error = claim(&ports).err().expect("somebody listens");
+        let what = format!("--backend-args: --runner-port {b}: cannot listen on 127.0.0.2:{b}: ");
+        assert!(error.starts_with(&what), "{error}");
+        drop(taken);
+
+        assert!(claim(&format!("--api-port {a} --runner-port {a} --runner-addresses 127.0.0.2")).is_ok());
+        let error = claim(&format!("--api-port {a} --runner-port {a}")).err().expect("one port, one address");
+        assert!(error.contains(&format!("--runner-port {a}: cannot listen on 127.0.0.1:{a}")), "{error}");
+    }
 
     #[test]
     fn settings_are_read_when_all_of_them_are_there() {
