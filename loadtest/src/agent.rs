@@ -8,181 +8,31 @@
 //! An agent makes one load at a time and says so to others. Who has not shown the key yet may send one short line within
 //! [`ANSWER_MAX`], and holds nobody else up meanwhile.
 
-use crate::plan::{Plan, Share};
-use crate::result::ClientHost;
-use crate::run::{Crew, Local};
+mod remote;
+mod wire;
+
+pub use remote::Remote;
+
+use crate::run::{Crew as _, Local};
 use crate::worker::Report;
-use hmac::{Hmac, Mac as _};
-use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
-use std::collections::{BTreeSet, VecDeque};
-use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
+use hmac::Mac as _;
+use std::collections::VecDeque;
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+use wire::{
+    ANSWER_MAX, Channel, FromAgent, HEARTBEAT, LINE_BYTES_MAX, ORDER_BYTES_MAX, Order, ToAgent, VERSION,
+    digest, hex, proof, receive, send, unhex,
+};
 
-/// Longest report: the results of a thread with many phases and classes.
-const REPORT_BYTES_MAX: usize = 64 << 20;
-/// Longest order: a plan with many source addresses, or with recordings.
-const ORDER_BYTES_MAX: usize = 16 << 20;
-/// Everything else, and all that is read from somebody who has not shown the key.
-const LINE_BYTES_MAX: usize = 64 << 10;
-/// Both must be up to this; results go with the version. Behind the slash: what they say to each other.
-const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/4");
-/// For what is answered at once.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// An agent that has nothing to report says that it is there: behind the last second, requests may have a long grace.
-const HEARTBEAT: Duration = Duration::from_secs(3);
-/// Longer than a machine at its limit keeps a thread waiting.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
-const _: () = assert!(SILENCE_MAX.as_secs() >= 10 * HEARTBEAT.as_secs());
 /// How long the next coordinator waits for a load that is just ending.
 const BUSY_WAIT: Duration = Duration::from_secs(3);
 /// Peers that have not shown the key, at a time; beyond it the one that has been there longest goes.
 const STRANGERS_MAX: usize = 16;
-/// A peer's host that is gone without a word is noticed after about half a minute.
-const KEEPALIVE: Duration = Duration::from_secs(10);
-
-/// Agent to coordinator.
-#[derive(Serialize, Deserialize)]
-enum FromAgent {
-    Hello {
-        version: String,
-        nonce: String,
-    },
-    /// The key is right and the agent free: send the order.
-    Welcome,
-    /// The plan is taken: so many threads will report.
-    Crew {
-        threads: u32,
-        hosts: Vec<ClientHost>,
-    },
-    Report {
-        thread: u32,
-        report: Report,
-    },
-    /// Nothing new.
-    StillHere,
-    Refused(String),
-}
-
-/// Coordinator to agent.
-#[derive(Serialize, Deserialize)]
-enum ToAgent {
-    /// SHA-256 of the order to come, and the proof over it.
-    Claim {
-        digest: String,
-        proof: String,
-    },
-    /// An [`Order`] as JSON.
-    Order(String),
-    Start {
-        after_ms: u64,
-    },
-    Stop,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Order {
-    plan: Plan,
-    share: Share,
-}
-
-fn proof(key: &str, nonce: &str, digest: &str) -> Hmac<Sha256> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(key.as_bytes()).expect("HMAC takes keys of any length");
-    mac.update(nonce.as_bytes());
-    mac.update(b"\0");
-    mac.update(digest.as_bytes());
-    mac
-}
-
-fn digest(order: &str) -> String {
-    hex(&Sha256::digest(order.as_bytes()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits = text.is_ascii() && text.len().is_multiple_of(2);
-    let pair = |at: usize| u8::from_str_radix(&text[at..at + 2], 16).ok();
-    digits.then(|| (0..text.len()).step_by(2).map(pair).collect())?
-}
-
-/// A connection to the other side, message by message.
-struct Channel {
-    stream: TcpStream,
-    reader: BufReader<TcpStream>,
-}
-
-impl Channel {
-    fn new(stream: TcpStream) -> io::Result<Self> {
-        stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(ANSWER_MAX))?;
-        let probes =
-            socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE).with_retries(2);
-        socket2::SockRef::from(&stream).set_tcp_keepalive(&probes)?;
-        Ok(Self { reader: BufReader::new(stream.try_clone()?), stream })
-    }
-
-    fn send<T: Serialize>(&mut self, message: &T) -> io::Result<()> {
-        send(&mut self.stream, message)
-    }
-
-    /// The next message, the whole of it within so long.
-    fn receive<T: for<'de> Deserialize<'de>>(&mut self, bytes_max: usize, within: Duration) -> io::Result<T> {
-        receive(&mut self.reader, bytes_max, Some(within))
-    }
-}
-
-fn send<T: Serialize>(stream: &mut TcpStream, message: &T) -> io::Result<()> {
-    let mut line = serde_json::to_vec(message)?;
-    line.push(b'\n');
-    stream.write_all(&line)
-}
-
-/// A line, however slowly its bytes come: the whole of it `within` so long (`None`: whenever).
-fn receive<T: for<'de> Deserialize<'de>>(
-    reader: &mut BufReader<TcpStream>,
-    bytes_max: usize,
-    within: Option<Duration>,
-) -> io::Result<T> {
-    let silent = |within: Duration| {
-        io::Error::new(io::ErrorKind::TimedOut, format!("did not answer within {} s", within.as_secs()))
-    };
-    let deadline = within.map(|within| (Instant::now() + within, within));
-    let mut line = Vec::new();
-    loop {
-        let left = deadline.map(|(at, within)| (at.saturating_duration_since(Instant::now()), within));
-        if let Some((Duration::ZERO, within)) = left {
-            return Err(silent(within));
-        }
-        reader.get_ref().set_read_timeout(left.map(|(left, _)| left))?;
-        let read = match reader.fill_buf() {
-            Ok([]) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed")),
-            Ok(read) => read,
-            // The clock is looked at above.
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                continue;
-            }
-            Err(error) => return Err(error),
-        };
-        let end = memchr::memchr(b'\n', read);
-        let taken = end.map_or(read.len(), |end| end + 1);
-        line.extend_from_slice(&read[..taken]);
-        reader.consume(taken);
-        if line.len() > bytes_max {
-            return Err(io::Error::other(format!("a message is longer than {bytes_max} bytes")));
-        }
-        if end.is_some() {
-            return Ok(serde_json::from_slice(&line)?);
-        }
-    }
-}
 
 /// Serves coordinators one after the other; those that come meanwhile are told that the agent is busy. `once`: ends after the
 /// first load. Tells each refusal and end on stderr.
@@ -381,156 +231,11 @@ fn make_load(channel: Channel, mut crew: Local, inbox: &Receiver<(u32, Report)>)
     outcome
 }
 
-/// An [`Order`] an agent takes. `Err` says that it is too long.
-fn order(plan: &Plan, share: Share) -> Result<String, String> {
-    let order =
-        serde_json::to_string(&Order { plan: plan.clone(), share }).map_err(|error| error.to_string())?;
-    // It travels as a text within a message, where quotes take more.
-    let line =
-        serde_json::to_string(&ToAgent::Order(order.clone())).map_or(usize::MAX, |line| line.len() + 1);
-    match line > ORDER_BYTES_MAX {
-        true => Err(format!(
-            "the plan has {line} bytes with its recordings, and agents take {ORDER_BYTES_MAX}: fewer `har:` classes in a run, or \
-             recordings with smaller bodies"
-        )),
-        false => Ok(order),
-    }
-}
-
-/// Agents as one crew.
-pub struct Remote {
-    agents: Vec<TcpStream>,
-    threads: u32,
-    hosts: Vec<ClientHost>,
-    over: Arc<AtomicBool>,
-}
-
-impl Remote {
-    /// Hands each agent its part of the plan. `Err` names the agent.
-    pub fn connect(
-        names: &[String],
-        key: &str,
-        plan: &Plan,
-        reports: &Sender<(u32, Report)>,
-    ) -> Result<Self, String> {
-        let over = Arc::new(AtomicBool::new(false));
-        let mut remote = Self { agents: Vec::new(), threads: 0, hosts: Vec::new(), over };
-        for (index, name) in names.iter().enumerate() {
-            let share = Share { index: index as u32, count: names.len() as u32 };
-            let wrong = |error: io::Error| format!("agent {name}: {error}");
-            remote.add(name, key, order(plan, share)?, reports.clone()).map_err(wrong)?;
-        }
-        Ok(remote)
-    }
-
-    fn add(
-        &mut self,
-        name: &str,
-        key: &str,
-        order: String,
-        reports: Sender<(u32, Report)>,
-    ) -> io::Result<()> {
-        let address = name.to_socket_addrs()?.next().ok_or(io::ErrorKind::AddrNotAvailable)?;
-        let mut channel = Channel::new(TcpStream::connect_timeout(&address, ANSWER_MAX)?)?;
-        let FromAgent::Hello { version, nonce } = channel.receive(LINE_BYTES_MAX, ANSWER_MAX)? else {
-            return Err(io::Error::other("is no agent"));
-        };
-        if version != VERSION {
-            return Err(io::Error::other(format!("has version {version}, this is {VERSION}")));
-        }
-        let digest = digest(&order);
-        let proof = hex(&proof(key, &nonce, &digest).finalize().into_bytes());
-        channel.send(&ToAgent::Claim { digest, proof })?;
-        match channel.receive(LINE_BYTES_MAX, ANSWER_MAX)? {
-            FromAgent::Welcome => channel.send(&ToAgent::Order(order))?,
-            FromAgent::Refused(reason) => return Err(io::Error::other(reason)),
-            _ => return Err(io::Error::other("is no agent")),
-        }
-        let (threads, hosts) = match channel.receive(LINE_BYTES_MAX, ANSWER_MAX)? {
-            FromAgent::Crew { threads, hosts } if threads <= 1024 => (threads, hosts),
-            FromAgent::Refused(reason) => return Err(io::Error::other(reason)),
-            _ => return Err(io::Error::other("is no agent")),
-        };
-        let first = self.threads;
-        self.threads += threads;
-        self.hosts.extend(hosts);
-        let Channel { stream, mut reader } = channel;
-        let (name, over) = (name.to_owned(), self.over.clone());
-        thread::spawn(move || {
-            // Those that have yet to end.
-            let mut working: BTreeSet<u32> = (0..threads).collect();
-            while !working.is_empty() {
-                let why = match receive(&mut reader, REPORT_BYTES_MAX, Some(SILENCE_MAX)) {
-                    Ok(FromAgent::Report { thread, report }) if working.contains(&thread) => {
-                        let report = match report {
-                            Report::Failed(error) => Report::Failed(format!("agent {name}: {error}")),
-                            report => report,
-                        };
-                        if matches!(report, Report::Done(_) | Report::Failed(_)) {
-                            working.remove(&thread);
-                        }
-                        if over.load(Relaxed) || reports.send((first + thread, report)).is_err() {
-                            return;
-                        }
-                        continue;
-                    }
-                    Ok(FromAgent::StillHere) => continue,
-                    Ok(_) => "not understood".into(),
-                    Err(error) => error.to_string(),
-                };
-                for thread in std::mem::take(&mut working) {
-                    if over.load(Relaxed) {
-                        return;
-                    }
-                    // Nobody may be listening any more.
-                    drop(reports.send((first + thread, Report::Failed(format!("agent {name}: {why}")))));
-                }
-            }
-        });
-        self.agents.push(stream);
-        Ok(())
-    }
-}
-
-impl Crew for Remote {
-    fn threads(&self) -> u32 {
-        self.threads
-    }
-
-    fn start(&mut self, after: Duration) -> Result<(), String> {
-        let message = ToAgent::Start { after_ms: after.as_millis() as u64 };
-        for agent in &mut self.agents {
-            send(agent, &message).map_err(|error| format!("an agent is gone: {error}"))?;
-        }
-        Ok(())
-    }
-
-    fn stop(&mut self) {
-        for agent in &mut self.agents {
-            // One that is gone has stopped.
-            drop(send(agent, &ToAgent::Stop));
-        }
-    }
-
-    fn hosts(&self) -> Vec<ClientHost> {
-        self.hosts.clone()
-    }
-}
-
-impl Drop for Remote {
-    fn drop(&mut self) {
-        self.over.store(true, Relaxed);
-        for agent in &self.agents {
-            // Also ends the reading thread.
-            drop(agent.shutdown(Shutdown::Both));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::wire::REPORT_BYTES_MAX;
     use super::*;
-    use crate::plan::{Class, Client, Load, Phase, Target, Workload};
+    use crate::plan::{Class, Client, Load, Phase, Plan, Share, Target, Workload};
     use crate::quantity::Span;
 
     /// A load that is over soon and whose requests are waited for long after it.
