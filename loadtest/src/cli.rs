@@ -18,6 +18,7 @@ use crate::saved::{self, AssertArgs, ReportArgs};
 use crate::signals::stop_on_signals;
 use crate::start::{self, LaunchArgs, Stage, Staging};
 use crate::turns::TurnOutputs;
+use crate::unshown::without_stray_word;
 use crate::{agent, find_max, scenario};
 use clap::{Args, Parser, Subcommand};
 use std::io::{self, IsTerminal as _, Write};
@@ -79,6 +80,15 @@ struct PopulationArgs {
 }
 
 impl Cli {
+    /// What the process was started with. Does not return if that is wrong, or if it asks for help.
+    pub fn from_words() -> Self {
+        Self::try_parse().unwrap_or_else(|error| {
+            let words: Vec<String> =
+                std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+            without_stray_word(error, &words).exit()
+        })
+    }
+
     pub fn run(self) -> ExitCode {
         match self.command {
             Command::Run(args) => report_error(run_once(&args)),

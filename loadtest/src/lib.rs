@@ -50,6 +50,7 @@ mod signals;
 pub mod start;
 pub mod transport;
 mod turns;
+mod unshown;
 pub mod websocket;
 pub mod worker;
 pub mod world;

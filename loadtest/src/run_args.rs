@@ -24,6 +24,7 @@ pub use weights::{Auth, Mix, auth_weights, mix_weights};
 use crate::host::ProxySource;
 use crate::report::Outputs;
 use crate::run::Observation;
+use crate::unshown::{unshown, url_without_user};
 use clap::Args;
 use std::path::{Path, PathBuf};
 
@@ -48,7 +49,7 @@ pub struct ObserveArgs {
     #[arg(long, requires = "process", help_heading = "Proxy")]
     pub count_calls: bool,
     /// The proxy's metrics page, read before, during and after
-    #[arg(long, value_name = "URL", conflicts_with = "start", help_heading = "Proxy")]
+    #[arg(long, value_name = "URL", value_parser = unshown(url_without_user), conflicts_with = "start", help_heading = "Proxy")]
     pub metrics_url: Option<String>,
 }
 

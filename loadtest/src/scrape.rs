@@ -2,6 +2,7 @@
 
 use crate::http1::ResponseReader;
 use crate::result::{Reason, ServerCounters, ServerSample};
+use crate::unshown::shown_url;
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
@@ -29,7 +30,8 @@ pub struct Scraper {
 impl Scraper {
     /// `url`: `http://host:port/path`.
     pub fn new(url: &str) -> Result<Self, String> {
-        let rest = url.strip_prefix("http://").ok_or_else(|| format!("metrics `{url}`: no http:// URL"))?;
+        let wrong = |what: &str| format!("metrics `{}`: {what}", shown_url(url));
+        let rest = url.strip_prefix("http://").ok_or_else(|| wrong("no http:// URL"))?;
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         Ok(Self {
             authority: authority.into(),

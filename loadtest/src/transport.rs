@@ -2,6 +2,7 @@
 
 use crate::failure::Failure;
 use crate::plan::Target;
+use crate::unshown::shown_url;
 use rustls::pki_types::ServerName;
 use rustls::pki_types::pem::PemObject as _;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -32,7 +33,7 @@ pub struct Place {
 impl Place {
     /// Resolves and loads what the target names. `Err` says what is wrong, for the operator.
     pub fn of(target: &Target) -> Result<Self, String> {
-        let wrong = |what: &str| format!("target `{}`: {what}", target.url);
+        let wrong = |what: &str| format!("target `{}`: {what}", shown_url(&target.url));
         let (scheme, rest) = target.url.split_once("://").ok_or_else(|| wrong("no http:// or https://"))?;
         let secure = match scheme {
             "http" => false,

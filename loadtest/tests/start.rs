@@ -479,7 +479,7 @@ fn flags_that_mean_nothing_together_are_refused_before_anything_starts() {
     refused(&[&start[..], &["--start-cpus", "5000"]].concat(), &["--start-cpus 5000", "may run on"]);
     refused(&[&start[..], &["--backend-args", "--proxy-key x"]].concat(), &["--proxy-key has no meaning"]);
     refused(&["run", "--rate", "1", "--start", "x 'y"], &["quote"]);
-    refused(&["run", "--rate", "1", "--start", "A=1 ./proxy"], &["`A=1`", "'env NAME=value ./proxy'"]);
+    refused(&["run", "--rate", "1", "--start", "A=1 ./proxy"], &["`A=...`", "'env NAME=value ./proxy'"]);
     refused(&["run", "--rate", "1", "--start", "~/proxy"], &["`~/proxy`", "whole path"]);
     // Mistakes of the load itself are found as early.
     refused(&[&start[..], &["--closed"]].concat(), &["--closed"]);

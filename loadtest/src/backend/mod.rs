@@ -25,6 +25,7 @@ use crate::host;
 use crate::population::Population;
 use crate::quantity;
 use crate::run_args::{Sources, sources};
+use crate::unshown::unshown;
 use clap::Args;
 use listener::{Plan, Restarts};
 use relay::Relay;
@@ -65,7 +66,7 @@ pub struct BackendArgs {
     pub share_ports: bool,
     /// The Redis proxies share with the API: told of changes as the API tells it. The proxy's settings name a relay to it,
     /// which a lever can take away
-    #[arg(long, value_name = "HOST:PORT", value_parser = redis::address)]
+    #[arg(long, value_name = "HOST:PORT", value_parser = unshown(redis::address))]
     pub redis: Option<String>,
     /// Port of that relay; 0: any
     #[arg(long, default_value_t = 0, requires = "redis")]

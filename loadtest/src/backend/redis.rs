@@ -37,11 +37,13 @@ impl News {
 
 /// `HOST:PORT` of the command line.
 pub(super) fn address(text: &str) -> Result<String, String> {
-    let good =
-        |(host, port): (&str, &str)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0);
+    let good = |(host, port): (&str, &str)| {
+        !host.is_empty() && !host.contains('@') && port.parse::<u16>().is_ok_and(|port| port > 0)
+    };
     match text.rsplit_once(':').is_some_and(good) {
         true => Ok(text.to_owned()),
-        false => Err(format!("`{text}` is no host with a port, such as 127.0.0.1:6379")),
+        // It may be a URL with a password.
+        false => Err("no host with a port, such as 127.0.0.1:6379".into()),
     }
 }
 

@@ -3,6 +3,7 @@
 
 use crate::har;
 use crate::quantity::{Span, bytes, bytes_text, count};
+use crate::unshown::shown_url;
 use crate::world;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -126,7 +127,9 @@ impl FromStr for Class {
             "path" if rest.starts_with('/') && rest.bytes().all(|b| b.is_ascii_graphic()) => {
                 Self::Path(rest.into())
             }
-            "path" => return Err(format!("`{text}`: a path begins with / and is visible ASCII")),
+            "path" => {
+                return Err(format!("`{}`: a path begins with / and is visible ASCII", shown_url(text)));
+            }
             "sse" => {
                 let (events, every) = times("10x100ms")?;
                 Self::Events { count: bounded(events, 1_000_000)?, every: every.parse()? }
@@ -146,7 +149,12 @@ impl FromStr for Class {
             }
             "har" if har::is_name(rest) => Self::Recording(rest.into()),
             "har" => return Err(format!("`{text}`: a recording's name is letters, digits, -, _ and .")),
-            _ => return Err(format!("`{text}`: one of get, upload, exec, path, sse, ws, page, har")),
+            _ => {
+                return Err(format!(
+                    "`{}`: one of get, upload, exec, path, sse, ws, page, har",
+                    shown_url(text)
+                ));
+            }
         })
     }
 }

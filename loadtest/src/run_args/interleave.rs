@@ -4,8 +4,10 @@ use super::{LoadArgs, PaceArgs};
 use crate::assertion::Thresholds;
 use crate::host::ProxySource;
 use crate::start::{CommandLine, Staging};
+use crate::unshown::{unshown, url_without_user};
 use clap::Args;
 use std::path::PathBuf;
+use std::str::FromStr as _;
 
 #[derive(Clone, Debug, Args)]
 pub struct InterleaveArgs {
@@ -14,16 +16,16 @@ pub struct InterleaveArgs {
     #[command(flatten)]
     pub pace: PaceArgs,
     /// The other target, B; the first is A
-    #[arg(long, value_name = "URL", conflicts_with = "start", help_heading = "Other target")]
+    #[arg(long, value_name = "URL", value_parser = unshown(url_without_user), conflicts_with = "start", help_heading = "Other target")]
     pub with: Option<String>,
     /// Start B, as --start does A: each on a port of its own, before the same backend
-    #[arg(long, value_name = "COMMAND", help_heading = "Other target")]
+    #[arg(long, value_name = "COMMAND", value_parser = unshown(CommandLine::from_str), help_heading = "Other target")]
     pub start_with: Option<CommandLine>,
     /// B's process or cgroup
     #[arg(long, value_name = "PID|CGROUP", conflicts_with = "start", help_heading = "Other target")]
     pub with_proxy_pid: Option<ProxySource>,
     /// B's metrics page
-    #[arg(long, value_name = "URL", conflicts_with = "start", help_heading = "Other target")]
+    #[arg(long, value_name = "URL", value_parser = unshown(url_without_user), conflicts_with = "start", help_heading = "Other target")]
     pub with_metrics_url: Option<String>,
     /// How often each is measured
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "Load")]

@@ -4,6 +4,7 @@ use super::weights::{Auth, Mix, auth, mix};
 use super::{ClientArgs, ObserveArgs, PaceArgs, TargetArgs, vain};
 use crate::plan::{Class, Client, Phase, Plan, Workload};
 use crate::quantity::{self, Span};
+use crate::unshown::unshown;
 use clap::Args;
 
 /// Sandboxes, credentials, classes: one load, however it is used.
@@ -37,7 +38,7 @@ pub struct LoadArgs {
     /// Classes of requests by weight: get:1k, upload:64k, exec:500ms, sse:10x100ms, ws:10x32 (or ws:10x32@50ms: sent as planned), page:20x8k, path:/x,
     /// har:recording.har (replayed)
     /// [default: get:1k, without --domain the URL's path]
-    #[arg(long, value_parser = mix, help_heading = "Load")]
+    #[arg(long, value_parser = unshown(mix), help_heading = "Load")]
     pub mix: Option<Mix>,
     /// Share of requests on a connection of their own
     #[arg(long, value_parser = quantity::share, default_value = "0", help_heading = "Load")]

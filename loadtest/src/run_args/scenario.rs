@@ -4,6 +4,7 @@ use super::{ClientArgs, ObserveArgs, OutputArgs, TargetArgs, vain};
 use crate::plan::Plan;
 use crate::quantity;
 use crate::scenario::{Scenario, Setting};
+use crate::unshown::{unshown, url_without_user};
 use clap::Args;
 
 #[derive(Clone, Debug, Args)]
@@ -14,7 +15,7 @@ pub struct ScenarioArgs {
     #[command(flatten)]
     pub target: TargetArgs,
     /// The backend's API, whose levers change things under load: http://host:port
-    #[arg(long, value_name = "URL", conflicts_with = "start", help_heading = "Target")]
+    #[arg(long, value_name = "URL", value_parser = unshown(url_without_user), conflicts_with = "start", help_heading = "Target")]
     pub levers: Option<String>,
     /// Factor on all rates and idle counts
     #[arg(long, default_value_t = 1.0, help_heading = "Load")]

@@ -3,6 +3,7 @@
 use super::{read_key, vain};
 use crate::plan::{Target, Workload};
 use crate::start::StartArgs;
+use crate::unshown::{unshown, url_without_user};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -10,7 +11,7 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, Args)]
 pub struct TargetArgs {
     /// The proxy: http://host:port, or https
-    #[arg(required_unless_present = "start", conflicts_with = "start")]
+    #[arg(value_parser = unshown(url_without_user), required_unless_present = "start", conflicts_with = "start")]
     pub url: Option<String>,
     #[command(flatten)]
     pub start: StartArgs,

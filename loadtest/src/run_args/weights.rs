@@ -4,6 +4,7 @@ use crate::har::{Recording, Recordings};
 use crate::plan::Class;
 use crate::population::AuthKind;
 use crate::quantity;
+use crate::unshown::shown_url;
 
 #[derive(Clone, Debug)]
 pub struct Auth(pub(super) Vec<(AuthKind, f64)>);
@@ -33,7 +34,10 @@ pub fn mix_weights(text: &str, recordings: &mut Recordings) -> Result<Vec<(Class
             Ok(weight) if weight > 0.0 && weight.is_finite() => {
                 Ok((recordings.class_of(class.trim())?, weight))
             }
-            _ => Err(format!("`{part}`: the weight behind = is no number above 0")),
+            _ => Err(format!(
+                "`{}`: the weight behind = is no number above 0 (a = of a query needs one, too: path:/x?a=b=1)",
+                shown_url(class)
+            )),
         }
     };
     text.split(',').map(pair).collect()

@@ -20,6 +20,7 @@ pub use staging::Staging;
 use crate::backend::BackendArgs;
 use crate::quantity::{self, Span};
 use crate::run_args::vain;
+use crate::unshown::{unshown, without_stray_word};
 use clap::parser::ValueSource;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser};
 use std::str::FromStr;
@@ -32,7 +33,7 @@ const DOMAIN: &str = "preview.test";
 pub struct StartArgs {
     /// Start this proxy, and a backend for it, and end both after the run: './sandgate', 'env NAME=value ./sandgate'. It gets
     /// the settings `backend` prints, PROXY_PORT and METRICS_PORT; words are split as a shell does, no shell runs
-    #[arg(long, value_name = "COMMAND", group = "process", help_heading = "Start")]
+    #[arg(long, value_name = "COMMAND", value_parser = unshown(CommandLine::from_str), group = "process", help_heading = "Start")]
     pub start: Option<CommandLine>,
     /// CPUs the started proxy may use: 0,2
     #[arg(long, value_delimiter = ',', value_name = "CPUS", help_heading = "Start")]
@@ -41,7 +42,7 @@ pub struct StartArgs {
     #[arg(long, value_parser = quantity::length, value_name = "TIME", help_heading = "Start")]
     pub start_timeout: Option<Span>,
     /// More flags for the backend: '--redis 127.0.0.1:6379 --fault rate=1%,delay=20ms'
-    #[arg(long, value_name = "FLAGS", allow_hyphen_values = true, help_heading = "Start")]
+    #[arg(long, value_name = "FLAGS", value_parser = unshown(BackendFlags::from_str), allow_hyphen_values = true, help_heading = "Start")]
     pub backend_args: Option<BackendFlags>,
     /// CPUs the backend may use
     #[arg(long, value_delimiter = ',', value_name = "CPUS", help_heading = "Start")]
@@ -77,9 +78,9 @@ impl FromStr for CommandLine {
     fn from_str(text: &str) -> Result<Self, String> {
         let words = split(text)?;
         let first = words.first().ok_or("no command in it")?;
-        if first.split_once('=').is_some_and(|(name, _)| !name.contains('/')) {
+        if let Some((name, _)) = first.split_once('=').filter(|(name, _)| !name.contains('/')) {
             let remedy = "settings stand behind env, which sets them: 'env NAME=value ./proxy'";
-            return Err(format!("`{first}` is no program, and no shell runs: {remedy}"));
+            return Err(format!("`{name}=...` is no program, and no shell runs: {remedy}"));
         }
         if first.starts_with('~') || first.contains('$') {
             return Err(format!("`{first}`: no shell runs that would replace ~ and $: give the whole path"));
@@ -109,7 +110,7 @@ impl FromStr for BackendFlags {
     fn from_str(text: &str) -> Result<Self, String> {
         let words = split(text)?;
         let first_line = |error: clap::Error| {
-            let text = error.to_string();
+            let text = without_stray_word(error, &words).to_string();
             text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
         };
         let matches = BackendCommand::command().try_get_matches_from(&words).map_err(first_line)?;
@@ -175,5 +176,7 @@ mod tests {
             let error = flags(text).expect_err(text);
             assert!(error.contains(said) && !error.contains('\n'), "{text}: {error}");
         }
+        let error = flags("--proxy-key my s3cret").expect_err("no quotes");
+        assert!(error.contains("'*** (word 3)'"), "{error}");
     }
 }

@@ -340,6 +340,49 @@ fn flags_that_mean_nothing_in_their_company_are_refused_with_what_is_missing() {
     }
 }
 
+/// Errors are pasted into tickets and kept in CI's logs.
+#[test]
+fn what_may_be_a_secret_on_the_command_line_is_in_no_error() {
+    let target = "http://127.0.0.1:1";
+    for (arguments, said) in [
+        (
+            &["run", "--rate", "1", "--start", "TOKEN=s3cret ./gate"][..],
+            "'--start <COMMAND>': `TOKEN=...` is no",
+        ),
+        (&["run", "--rate", "1", "--start", "env 'TOKEN=s3cret ./gate"], "a quote is open"),
+        (&["run", "--rate", "1", "--start", "env", "A=1", "TOKEN=s3cret"], "'*** (word 7)'"),
+        (&["interleave", "--start", "x", "--start-with", "TOKEN=s3cret y"], "--start-with <COMMAND>"),
+        (&["run", "--start", "x", "--backend-args", "--proxy-key s3cret"], "--proxy-key has no meaning here"),
+        (&["run", "--start", "x", "--backend-args=--proxy-key=s3cret"], "--proxy-key has no meaning here"),
+        (&["run", "--start", "x", "--backend-args", "--proxy-kez s3cret"], "'--proxy-kez'"),
+        (&["run", "--start", "x", "--backend-args", "--proxy-kez=s3cret"], "'--proxy-kez'"),
+        (&["run", "--start", "x", "--backend-args", "--redis redis://:s3cret@x:1"], "--redis"),
+        (&["run", "--start", "x", "--backend-args", "--threads 1 s3cret"], "'*** (word 3)'"),
+        (&["backend", "--redis", ":s3cret@x:6379"], "'--redis <HOST:PORT>': no host with a port"),
+        (&["backend", "--proxy-key", "my", "s3cret"], "'*** (word 4)'"),
+        (&["backend", "--proxy-kez=s3cret"], "'--proxy-kez'"),
+        (&["run", "http://user:s3cret@127.0.0.1:1", "--rate", "1"], "'[URL]': no user and password are sent"),
+        (&["interleave", target, "--with", "http://a:s3cret@b", "--rate", "1"], "'--with <URL>': no user"),
+        (
+            &["run", target, "--rate", "1", "--metrics-url", "http://a:s3cret@b/m"],
+            "'--metrics-url <URL>': no user",
+        ),
+        (&["scenario", "smoke", target, "--levers", "http://a:s3cret@b"], "'--levers <URL>': no user"),
+        (
+            &["run", target, "--rate", "1", "--mix", "path:/x?key=s3cret"],
+            "'--mix <MIX>': `path:/x?***`: the weight",
+        ),
+        (
+            &["run", target, "--rate", "1", "--mix", "path:x?key=s3cret=1"],
+            "`path:x?***`: a path begins with /",
+        ),
+    ] {
+        let (output, text) = output(loadtest(arguments).spawn().expect("it starts"));
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+        assert!(text.contains(said) && !text.contains("s3cret"), "{arguments:?}: {text}");
+    }
+}
+
 #[test]
 fn shipped_scenarios_are_listed() {
     let (output, text) = output(loadtest(&["scenarios"]).spawn().expect("it starts"));
