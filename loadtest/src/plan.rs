@@ -322,6 +322,7 @@ impl Plan {
             self.client.timeout.0.max(self.client.grace.0) <= LENGTH_MAX,
             "timeout and grace: at most 31 days",
         );
+        need(!self.client.timeout.0.is_zero(), "timeout: above 0, or no answer is in time");
         let one_only = workload.fresh > 0.0
             || self
                 .phases
@@ -419,11 +420,12 @@ mod tests {
         assert_eq!(good.mistakes(), Vec::<String>::new());
         let mut bad = plan(Load::Closed, "ws:1x1");
         bad.client.connections = 0;
+        bad.client.timeout = Span::default();
         bad.target.http2 = true;
         bad.workload.auth = vec![(AuthKind::Cookie, 1.0)];
         bad.phases[0].length = Span::default();
         let mistakes = bad.mistakes().join("\n");
-        for part in ["connections:", "http2:", "--proxy-key-file", "no length", "closed loop"] {
+        for part in ["connections:", "timeout:", "http2:", "--proxy-key-file", "no length", "closed loop"] {
             assert!(mistakes.contains(part), "{part}: {mistakes}");
         }
         assert!(plan(Load::Burst { size: 1, every: Span::default() }, "get").mistakes()[0].contains("burst"));

@@ -55,7 +55,7 @@ pub fn rate(text: &str) -> Result<f64, String> {
         Err(_) => count(text)? as f64,
     };
     let ok = number.is_finite() && number > 0.0 && number <= 1e8;
-    ok.then_some(number).ok_or_else(|| format!("`{text}` is no rate between 0 and 100M"))
+    ok.then_some(number).ok_or_else(|| format!("`{text}` is no rate above 0 and up to 100M"))
 }
 
 /// A share from 0 to 1: `1%` or `0.01`.

@@ -1,7 +1,7 @@
 //! What comes of two targets that took turns: a result for each, and what one is beside the other.
 
 use crate::compare::{Comparison, Judgement};
-use crate::report::Outputs;
+use crate::report::{self, Outputs};
 use crate::result::RunResult;
 use crate::run_args::InterleaveArgs;
 use crate::{assertion, cli, console};
@@ -36,7 +36,11 @@ impl TurnOutputs {
 
     /// `Err` names what cannot be written.
     pub fn check(&self) -> Result<(), String> {
-        self.each.iter().chain([&self.both]).try_for_each(Outputs::check).map_err(|error| error.to_string())
+        let all = || self.each.iter().chain([&self.both]);
+        all()
+            .try_for_each(Outputs::check)
+            .and_then(|()| report::check_distinct(all().flat_map(Outputs::files)))
+            .map_err(|error| error.to_string())
     }
 
     /// Writes what was asked for and chooses the exit code. `failure`: what was started and ended by itself.

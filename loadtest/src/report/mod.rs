@@ -57,7 +57,8 @@ impl Outputs {
     /// # Errors
     /// Names the first that cannot.
     pub fn check(&self) -> io::Result<()> {
-        self.files().try_for_each(|path| check_writable(path))
+        self.files().try_for_each(|path| check_writable(path))?;
+        check_distinct(self.files())
     }
 
     /// Checks the thresholds, notes them in the result and writes all files. Whether every threshold holds.
@@ -157,6 +158,20 @@ pub(crate) fn check_writable(path: &Path) -> io::Result<()> {
     }
     let temporary = beside(path);
     File::create(&temporary).and_then(|_| std::fs::remove_file(&temporary)).map_err(told)
+}
+
+/// Of two results in one file the first is lost. What is no file, as `-` and `/dev/null`, takes them all.
+pub(crate) fn check_distinct<'a>(paths: impl Iterator<Item = &'a PathBuf>) -> io::Result<()> {
+    let mut files: Vec<&PathBuf> = Vec::new();
+    for path in paths {
+        let is_file = path != Path::new("-") && path.metadata().map_or(true, |metadata| metadata.is_file());
+        if is_file && files.contains(&path) {
+            let message = format!("{} cannot take two outputs: give each a file of its own", path.display());
+            return Err(io::Error::other(message));
+        }
+        files.push(path);
+    }
+    Ok(())
 }
 
 /// The name of the temporary file of another.

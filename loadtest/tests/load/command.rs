@@ -250,6 +250,27 @@ fn a_target_that_is_not_there_is_an_invalid_result_and_a_wrong_command_none() {
             "/no/such",
         ),
         (&["run", "http://127.0.0.1:1", "--rate", "1", "--for", "1h", "--sources", "192.0.2.1"], "192.0.2.1"),
+        (
+            &["run", "http://127.0.0.1:1", "--rate", "1", "--json", "same.out", "--html", "same.out"],
+            "same.out cannot take two",
+        ),
+        (
+            &[
+                "interleave",
+                "http://127.0.0.1:1",
+                "--with",
+                "http://127.0.0.1:2",
+                "--rate",
+                "1",
+                "--json-a",
+                "same.out",
+                "--json-b",
+                "same.out",
+            ],
+            "same.out cannot take two",
+        ),
+        (&["run", "http://127.0.0.1:1", "--rate", "0"], "`0` is no rate above 0"),
+        (&["run", "http://127.0.0.1:1", "--rate", "1", "--timeout", "0s"], "timeout: above 0"),
     ] {
         let (output, text) = output(loadtest(arguments).spawn().expect("it starts"));
         assert_eq!(output.status.code(), Some(2), "{text}");
