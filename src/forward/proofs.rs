@@ -46,8 +46,8 @@ pub(super) fn append_cookies(value: &[u8], out: &mut Vec<u8>) -> bool {
     }
     let start = out.len();
     let mut holds_any = false;
-    for crumb in crumbs().filter(|crumb| !is_our_cookie(crumb)) {
-        if out.len() == start {
+    for (at, crumb) in crumbs().filter(|crumb| !is_our_cookie(crumb)).enumerate() {
+        if at == 0 {
             // The space behind a separator goes with the separator.
             out.extend_from_slice(crumb.trim_ascii_start());
         } else {

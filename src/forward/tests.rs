@@ -356,6 +356,12 @@ proptest! {
     }
 }
 
+#[test]
+fn an_empty_cookie_in_front_of_ours_keeps_its_place() {
+    let sent = sent("GET /x", "Cookie: ; a=1; pkce_verifier=evil; b=2\r\n");
+    assert_eq!(sent.all("Cookie"), ["; a=1; b=2"]);
+}
+
 const OUR_COOKIES: &[&str] = &[
     "daytona-sandbox-auth-sb1=evil",
     "daytona-sandbox-auth-=evil",
