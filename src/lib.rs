@@ -72,6 +72,7 @@ pub mod readers {
     pub use crate::control::api::decode::{build, runner};
     pub use crate::control::push::event::read as sandbox_event;
     pub use crate::control::push::links::{key as link_key, of_key as link_of_key};
+    pub use crate::control::push::{Matter, Push, Shared, Told};
     pub use crate::control::runner_address::RunnerUrl;
     pub use crate::tunnel::frames::{Frames, Place, close_frame};
     pub use crate::warning::{Accepted, accept, page as warning_page};

@@ -4,7 +4,7 @@
 #[path = "../fuzz/src/lib.rs"]
 mod properties;
 
-use properties::{browser, chunks, frames, request, response, route, session, told};
+use properties::{browser, chunks, frames, news, request, response, route, session, told};
 use std::fs;
 use std::path::Path;
 
@@ -50,6 +50,11 @@ fn nothing_opens_that_was_not_signed_or_sealed_here() {
 #[test]
 fn what_the_control_plane_is_told_stays_in_its_place() {
     replay("told", told::holds);
+}
+
+#[test]
+fn news_take_away_what_they_say_and_give_nothing() {
+    replay("news", news::holds);
 }
 
 fn replay(target: &str, holds: fn(&[u8])) {

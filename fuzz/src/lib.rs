@@ -10,6 +10,7 @@ mod cuts;
 pub mod frames;
 mod jar;
 mod message;
+pub mod news;
 mod proofs;
 pub mod request;
 pub mod response;

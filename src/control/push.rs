@@ -278,7 +278,7 @@ impl Push {
     /// `false`: it was not written, or not heard.
     async fn sing(&self, writer: &mut super::redis::Writer) -> bool {
         let heard = self.heard.notified();
-        self.state().canary_sent = Some(Instant::now());
+        self.canary_is_sent();
         let singing = async {
             writer.set(&self.canary_key, b"{\"value\":true}", CANARY_EVERY * 10).await?;
             heard.await;
@@ -289,6 +289,11 @@ impl Push {
             self.log.event(Level::Warn, "redis_push_silent", &[]);
         }
         heard
+    }
+
+    /// From now on, to hear it is a proof that news arrive.
+    pub fn canary_is_sent(&self) {
+        self.state().canary_sent = Some(Instant::now());
     }
 
     /// What was heard so far holds; what comes may be missed.
