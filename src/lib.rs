@@ -65,11 +65,16 @@ mod turns;
 pub mod warm;
 mod warning;
 
-/// Readers of what strangers send that are nobody else's business, for the properties in `fuzz/`.
+/// Readers of what strangers, the API, Redis and the provider send that are nobody else's business, for the properties in
+/// `fuzz/`.
 #[doc(hidden)]
 pub mod readers {
     pub use crate::client::visitor::of as visitor;
-    pub use crate::control::api::decode::{build, runner};
+    pub use crate::control::api::decode::{build, login_settings, retry_after, runner, yes_or_no};
+    pub use crate::control::api::path_segment;
+    pub use crate::control::login::Said as Callback;
+    pub use crate::control::login::provider::Document;
+    pub use crate::control::lookup::{flag, place};
     pub use crate::control::push::event::read as sandbox_event;
     pub use crate::control::push::links::{key as link_key, of_key as link_of_key};
     pub use crate::control::push::{Matter, Push, Shared, Told};

@@ -4,7 +4,7 @@
 #[path = "../fuzz/src/lib.rs"]
 mod properties;
 
-use properties::{browser, chunks, frames, news, request, response, route, session, told};
+use properties::{browser, chunks, frames, news, provider, request, response, route, session, told};
 use std::fs;
 use std::path::Path;
 
@@ -55,6 +55,11 @@ fn what_the_control_plane_is_told_stays_in_its_place() {
 #[test]
 fn news_take_away_what_they_say_and_give_nothing() {
     replay("news", news::holds);
+}
+
+#[test]
+fn a_providers_endpoints_are_where_it_says_and_a_callback_says_a_thing_once() {
+    replay("provider", provider::holds);
 }
 
 fn replay(target: &str, holds: fn(&[u8])) {

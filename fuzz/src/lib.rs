@@ -12,6 +12,7 @@ mod jar;
 mod message;
 pub mod news;
 mod proofs;
+pub mod provider;
 pub mod request;
 pub mod response;
 pub mod route;

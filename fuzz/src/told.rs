@@ -1,15 +1,19 @@
-//! What the API and Redis tell: objects, events, names of keys, a runner's URL. They are not strangers, but what they say
-//! goes into paths and heads, and into errors that are logged.
+//! What the API and Redis tell: words, objects, events, keys and their values, a runner's URL. They are not strangers, but
+//! what they say lets somebody in, goes into paths and heads, and into errors that are logged.
 //!
 //! The input is the whole text.
 
-use super::message::Message;
+use super::message::{Message, percent_decoded};
 use super::runner::written;
+use sandgate::control::redis::Stored;
 use sandgate::forward::RunnerPath;
 use sandgate::head::RequestHead;
 use sandgate::ids::{Port, SandboxId};
 use sandgate::limits::Limits;
-use sandgate::readers::{RunnerUrl, build, link_key, link_of_key, runner, sandbox_event};
+use sandgate::readers::{
+    RunnerUrl, build, flag, link_key, link_of_key, login_settings, path_segment, place, retry_after, runner,
+    sandbox_event, yes_or_no,
+};
 use sandgate::route::BuildLogsOf;
 use serde_json::Value;
 
@@ -40,7 +44,23 @@ pub fn holds(input: &[u8]) {
             Err(error) => errors.push(error),
         }
     }
+    let whole = serde_json::from_slice::<Value>(input).ok();
+    match login_settings(input) {
+        Ok(said) => {
+            if let Some(told) = &whole {
+                let fields = [said.issuer, said.client_id, said.audience];
+                let told = ["issuer", "clientId", "audience"].map(|name| told["oidc"][name].as_str());
+                assert_eq!(fields.each_ref().map(Option::as_deref), told, "under no name");
+            }
+        }
+        Err(error) => errors.push(error),
+    }
     errors.iter().for_each(|error| says_where_and_not_what(error));
+    lets_in_by_one_word(input, whole.as_ref());
+    if let Some(seconds) = retry_after(input) {
+        assert!(input.iter().all(u8::is_ascii_digit));
+        assert_eq!(String::from_utf8_lossy(input).trim_start_matches('0').parse().unwrap_or(0), seconds);
+    }
 
     if let Some((id, said)) = sandbox_event(input) {
         // Numbers beyond a float and more nesting than this reader takes may stand in what is left unread.
@@ -56,7 +76,37 @@ pub fn holds(input: &[u8]) {
     }
     if let Ok(url) = std::str::from_utf8(input) {
         a_runners_url_stays_in_its_place(url);
+        a_snapshots_name_is_one_segment(url);
     }
+}
+
+/// The API's `true`, and Redis's `{"value":true}`; a page, a text or a list that holds the word is none.
+fn lets_in_by_one_word(input: &[u8], whole: Option<&Value>) {
+    if let Ok(yes) = yes_or_no(input) {
+        assert_eq!(input.trim_ascii(), yes.to_string().as_bytes());
+    }
+    let stored = Stored { value: input.to_vec(), expires_in: None };
+    // Of a name that comes twice this reader keeps the last, and the gate none.
+    let value = whole.filter(|whole| whole.is_object()).map(|whole| &whole["value"]);
+    let read = flag(&stored);
+    assert!(read.is_none() || whole.is_none() || read == value.and_then(Value::as_bool), "{read:?}");
+    if let (Some(place), Some(_)) = (place(&stored), whole) {
+        let value = value.expect("an object");
+        assert!(value.is_object(), "in a list nothing has a name");
+        assert_eq!(
+            (value["apiUrl"].as_str(), value["apiKey"].as_str()),
+            (Some(&*place.api_url), Some(&*place.api_key))
+        );
+    }
+}
+
+/// Of the API's paths: it ends none, begins no query and leads nowhere else, however it is spelled.
+fn a_snapshots_name_is_one_segment(name: &str) {
+    let Some(segment) = path_segment(name) else { return assert!(name.trim_matches('.').is_empty()) };
+    assert_eq!(percent_decoded(segment.as_bytes()), name.as_bytes());
+    let path = format!("/api/snapshots/{segment}");
+    let url = url::Url::parse(&format!("http://api.test{path}")).expect("a URL");
+    assert_eq!((url.path(), url.query(), url.fragment()), (&*path, None, None));
 }
 
 /// Of its own words and numbers alone.

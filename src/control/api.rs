@@ -353,7 +353,8 @@ impl Api {
     ) -> Result<Fetched, Failure> {
         let response = request.send().await.map_err(unreachable)?;
         let status = response.status().as_u16();
-        let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| seconds(value.as_bytes()));
+        let retry_after =
+            response.headers().get(RETRY_AFTER).and_then(|value| decode::retry_after(value.as_bytes()));
         let body = if status == 200 {
             read_body(response, body_bytes_max).await?
         } else {
@@ -398,11 +399,7 @@ fn bearer(secret: &str) -> HeaderValue {
 }
 
 fn yes_or_no(body: &[u8]) -> Result<Answer, Failure> {
-    match body.trim_ascii() {
-        b"true" => Ok(Answer::Yes),
-        b"false" => Ok(Answer::No),
-        _ => Err(garbage("a 200 whose body is neither true nor false; does DAYTONA_API_URL end with /api?")),
-    }
+    decode::yes_or_no(body).map(|yes| if yes { Answer::Yes } else { Answer::No }).map_err(garbage)
 }
 
 fn garbage(detail: impl Into<String>) -> Failure {
@@ -452,15 +449,9 @@ async fn read_body(mut response: reqwest::Response, bytes_max: usize) -> Result<
     Ok(body)
 }
 
-/// Delay seconds of `Retry-After` (RFC 9110 10.2.3); its date form is not read.
-fn seconds(value: &[u8]) -> Option<u32> {
-    let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
-    std::str::from_utf8(value).ok().filter(|_| digits)?.parse().ok()
-}
-
 /// A snapshot's name as one path segment: everything but unreserved characters percent-encoded (RFC 3986 2.1). `None`
 /// for what is no name: nothing, or only dots, which URL parsers resolve even when they are encoded.
-fn path_segment(name: &str) -> Option<String> {
+pub fn path_segment(name: &str) -> Option<String> {
     if name.bytes().all(|b| b == b'.') {
         return None;
     }

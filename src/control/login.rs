@@ -4,7 +4,7 @@
 //! redeemed at a sandbox's own host. Between them nothing is remembered here but what has been used: a login's facts
 //! travel sealed with the browser. Cookies are made here, so that shards only carry them.
 
-mod provider;
+pub(crate) mod provider;
 pub(super) mod settings;
 #[cfg(test)]
 mod tests;
@@ -278,16 +278,16 @@ impl Login {
 
 /// What a callback says (OpenID Connect Core 3.1.2.5, 3.1.2.6).
 #[derive(Default)]
-struct Said {
-    code: Option<String>,
-    state: Option<String>,
-    error: Option<String>,
-    issuer: Option<String>,
+pub struct Said {
+    pub code: Option<String>,
+    pub state: Option<String>,
+    pub error: Option<String>,
+    pub issuer: Option<String>,
 }
 
 impl Said {
     /// The first of each name counts.
-    fn read(query: &str) -> Self {
+    pub fn read(query: &str) -> Self {
         let mut said = Self::default();
         for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
             let place = match name.as_ref() {

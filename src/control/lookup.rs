@@ -470,7 +470,7 @@ struct Wrapped<T> {
     value: T,
 }
 
-fn flag(stored: &Stored) -> Option<bool> {
+pub fn flag(stored: &Stored) -> Option<bool> {
     serde_json::from_slice(&stored.value).ok().map(|Object(Wrapped { value })| value)
 }
 
@@ -481,11 +481,11 @@ fn flag_json(value: bool) -> String {
 /// `apiUrl` is the runner's proxy URL, by v0.190's own misnomer. Written in its order, too, so that the same runner is
 /// the same bytes whoever wrote it.
 #[derive(Deserialize, Serialize)]
-struct Place {
+pub struct Place {
     #[serde(rename = "apiUrl")]
-    api_url: String,
+    pub api_url: String,
     #[serde(rename = "apiKey")]
-    api_key: String,
+    pub api_key: String,
 }
 
 impl Place {
@@ -497,7 +497,7 @@ impl Place {
     }
 }
 
-fn place(stored: &Stored) -> Option<Place> {
+pub fn place(stored: &Stored) -> Option<Place> {
     serde_json::from_slice(&stored.value).ok().map(|Object(Wrapped { value: Object(place) })| place)
 }
 

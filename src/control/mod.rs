@@ -10,8 +10,8 @@ mod exposition;
 #[cfg(test)]
 mod fake_api;
 mod flights;
-mod login;
-mod lookup;
+pub(crate) mod login;
+pub(crate) mod lookup;
 mod metrics;
 mod object;
 pub(crate) mod push;

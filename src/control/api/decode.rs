@@ -1,4 +1,4 @@
-//! The few fields of the API's JSON this gate needs. Everything else may come, go or change its shape.
+//! The few things of the API's answers this gate needs. Everything else may come, go or change its shape.
 //!
 //! Errors say where the JSON is wrong and never what it holds: runner objects carry keys.
 
@@ -49,8 +49,17 @@ struct SnapshotFields {
     initial_runner_id: Option<String>,
 }
 
+/// Nothing but the two words: a wrong base URL is answered with a web page and 200.
+pub fn yes_or_no(body: &[u8]) -> Result<bool, &'static str> {
+    match body.trim_ascii() {
+        b"true" => Ok(true),
+        b"false" => Ok(false),
+        _ => Err("a 200 whose body is neither true nor false; does DAYTONA_API_URL end with /api?"),
+    }
+}
+
 /// The part of `/config` that is about login.
-pub(super) fn login_settings(body: &[u8]) -> Result<ApiOidc, String> {
+pub fn login_settings(body: &[u8]) -> Result<ApiOidc, String> {
     #[derive(Deserialize)]
     struct ConfigFields {
         oidc: Option<Object<ApiOidc>>,
@@ -85,6 +94,12 @@ pub fn build(of: &BuildLogsOf, body: &[u8]) -> Result<Option<Build>, String> {
         return Err(format!("a snapshot reference of more than {REF_MAX} bytes"));
     }
     Ok(Some(Build { snapshot_ref, runner_id }))
+}
+
+/// Delay seconds of `Retry-After` (RFC 9110 10.2.3); its date form is not read.
+pub fn retry_after(value: &[u8]) -> Option<u32> {
+    let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(value).ok().filter(|_| digits)?.parse().ok()
 }
 
 fn object<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, String> {

@@ -49,17 +49,68 @@ pub(super) enum Fault {
 
 /// What a provider says of itself, each URL with the origin it is to be used with.
 #[derive(Clone, Debug)]
-struct Document {
+pub struct Document {
     /// As tokens name it.
-    issuer: IssuerUrl,
-    authorize: AuthUrl,
-    token: TokenUrl,
-    jwks: Url,
-    algorithms: Vec<CoreJwsSigningAlgorithm>,
+    pub issuer: IssuerUrl,
+    pub authorize: AuthUrl,
+    pub token: TokenUrl,
+    pub jwks: Url,
+    pub algorithms: Vec<CoreJwsSigningAlgorithm>,
     /// The secret goes into the body: the provider does not take it as basic authentication.
-    secret_in_body: bool,
+    pub secret_in_body: bool,
     /// RFC 9207: the provider puts `iss` into every callback.
-    names_itself: bool,
+    pub names_itself: bool,
+}
+
+impl Document {
+    /// # Errors
+    /// A sentence for the operator.
+    pub fn read(bytes: &[u8], internal: &Url, public: &Url) -> Result<Self, &'static str> {
+        let said: CoreProviderMetadata = serde_json::from_slice(bytes)
+            .map_err(|_| "the discovery document is not one of OpenID Connect")?;
+        let issuer = said.issuer().clone();
+        let is = |url: &Url| url.as_str().trim_end_matches('/') == issuer.as_str().trim_end_matches('/');
+        if !is(internal) && !is(public) {
+            return Err(
+                "the provider's issuer is neither OIDC_DOMAIN nor OIDC_PUBLIC_DOMAIN: set the latter to it",
+            );
+        }
+        let token = said.token_endpoint().ok_or("the provider has no token endpoint")?;
+        let authorize = moved(said.authorization_endpoint().url(), internal, public);
+        let token = moved(token.url(), public, internal);
+        let jwks = moved(said.jwks_uri().url(), public, internal);
+        if [&authorize, &token, &jwks].iter().any(|url| !matches!(url.scheme(), "http" | "https")) {
+            return Err("an endpoint of the provider is not http(s)");
+        }
+        // What is signed with a shared secret or not at all proves nothing.
+        let asymmetric = |algorithm: &&CoreJwsSigningAlgorithm| {
+            !matches!(
+                algorithm,
+                CoreJwsSigningAlgorithm::None
+                    | CoreJwsSigningAlgorithm::HmacSha256
+                    | CoreJwsSigningAlgorithm::HmacSha384
+                    | CoreJwsSigningAlgorithm::HmacSha512
+            )
+        };
+        let algorithms = said.id_token_signing_alg_values_supported().iter().filter(asymmetric).cloned();
+        let methods = said.token_endpoint_auth_methods_supported();
+        let takes = |method| methods.is_none_or(|methods| methods.contains(&method));
+        #[derive(serde::Deserialize, Default)]
+        struct Further {
+            #[serde(default)]
+            authorization_response_iss_parameter_supported: bool,
+        }
+        let further: Further = serde_json::from_slice(bytes).unwrap_or_default();
+        Ok(Self {
+            issuer,
+            authorize: AuthUrl::from_url(authorize),
+            token: TokenUrl::from_url(token),
+            jwks,
+            algorithms: algorithms.collect(),
+            secret_in_body: !takes(CoreClientAuthMethod::ClientSecretBasic),
+            names_itself: further.authorization_response_iss_parameter_supported,
+        })
+    }
 }
 
 /// Something fetched, and when; and when fetching it failed.
@@ -271,51 +322,7 @@ impl Provider {
         let public = identity.public_domain.as_ref().unwrap_or(internal);
         let base = internal.as_str().trim_end_matches('/');
         let bytes = self.fetch(&format!("{base}/.well-known/openid-configuration")).await?;
-        let unusable = |detail| self.report(Fault::Unusable, detail);
-        let said: CoreProviderMetadata = serde_json::from_slice(&bytes)
-            .map_err(|_| unusable("the discovery document is not one of OpenID Connect"))?;
-        let issuer = said.issuer().clone();
-        let is = |url: &Url| url.as_str().trim_end_matches('/') == issuer.as_str().trim_end_matches('/');
-        if !is(internal) && !is(public) {
-            return Err(unusable(
-                "the provider's issuer is neither OIDC_DOMAIN nor OIDC_PUBLIC_DOMAIN: set the latter to it",
-            ));
-        }
-        let token = said.token_endpoint().ok_or_else(|| unusable("the provider has no token endpoint"))?;
-        let authorize = moved(said.authorization_endpoint().url(), internal, public);
-        let token = moved(token.url(), public, internal);
-        let jwks = moved(said.jwks_uri().url(), public, internal);
-        if [&authorize, &token, &jwks].iter().any(|url| !matches!(url.scheme(), "http" | "https")) {
-            return Err(unusable("an endpoint of the provider is not http(s)"));
-        }
-        // What is signed with a shared secret or not at all proves nothing.
-        let asymmetric = |algorithm: &&CoreJwsSigningAlgorithm| {
-            !matches!(
-                algorithm,
-                CoreJwsSigningAlgorithm::None
-                    | CoreJwsSigningAlgorithm::HmacSha256
-                    | CoreJwsSigningAlgorithm::HmacSha384
-                    | CoreJwsSigningAlgorithm::HmacSha512
-            )
-        };
-        let algorithms = said.id_token_signing_alg_values_supported().iter().filter(asymmetric).cloned();
-        let methods = said.token_endpoint_auth_methods_supported();
-        let takes = |method| methods.is_none_or(|methods| methods.contains(&method));
-        #[derive(serde::Deserialize, Default)]
-        struct Further {
-            #[serde(default)]
-            authorization_response_iss_parameter_supported: bool,
-        }
-        let further: Further = serde_json::from_slice(&bytes).unwrap_or_default();
-        Ok(Document {
-            issuer,
-            authorize: AuthUrl::from_url(authorize),
-            token: TokenUrl::from_url(token),
-            jwks,
-            algorithms: algorithms.collect(),
-            secret_in_body: !takes(CoreClientAuthMethod::ClientSecretBasic),
-            names_itself: further.authorization_response_iss_parameter_supported,
-        })
+        Document::read(&bytes, internal, public).map_err(|detail| self.report(Fault::Unusable, detail))
     }
 
     /// The provider's keys, no older than `fresh` if it can be asked.

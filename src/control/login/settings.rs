@@ -31,7 +31,7 @@ pub(super) struct Identity {
 /// The part of `/config` that is about login. Whatever else is there may come, go or change its shape.
 #[derive(Clone, PartialEq, Eq, Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(in crate::control) struct ApiOidc {
+pub struct ApiOidc {
     pub issuer: Option<String>,
     pub client_id: Option<String>,
     pub audience: Option<String>,
