@@ -160,8 +160,10 @@ fn what_is_no_api_is_told_from_one_that_is_down_and_one_that_refuses_the_key() {
 fn an_issuer_is_looked_up_where_the_configuration_or_the_api_says() {
     let provider = Api::start(|path| match path {
         "/dex/.well-known/openid-configuration" => {
-            let body = r#"{"issuer":"http://localhost:5556/dex","authorization_endpoint":"a","token_endpoint":"t",
-                "jwks_uri":"j"}"#;
+            let body = r#"{"issuer":"http://localhost:5556/dex","authorization_endpoint":"http://localhost:5556/dex/auth",
+                "token_endpoint":"http://localhost:5556/dex/token","jwks_uri":"http://localhost:5556/dex/keys",
+                "response_types_supported":["code"],"subject_types_supported":["public"],
+                "id_token_signing_alg_values_supported":["RS256"]}"#;
             (200, "", body.into())
         }
         "/half/.well-known/openid-configuration" => (200, "", r#"{"issuer":"x"}"#.into()),
@@ -173,12 +175,16 @@ fn an_issuer_is_looked_up_where_the_configuration_or_the_api_says() {
         path => good(path),
     });
     let set = |path: &str| format!("http://{own}{path}");
-    for (setting, verdict, says) in [
-        (Some(set("/dex/")), "PASS", "calls itself http://localhost:5556/dex"),
-        (Some(set("/half")), "FAIL", "without authorization_endpoint, token_endpoint, jwks_uri"),
-        (None, "FAIL", "404"),
+    let public = "http://localhost:5556/dex/";
+    for (domain, public, verdict, says) in [
+        (Some(set("/dex/")), Some(public), "PASS", "calls itself http://localhost:5556/dex"),
+        // Login would refuse it, too.
+        (Some(set("/dex/")), None, "FAIL", "neither OIDC_DOMAIN nor OIDC_PUBLIC_DOMAIN"),
+        (Some(set("/half")), None, "FAIL", "without authorization_endpoint, token_endpoint, jwks_uri"),
+        (None, None, "FAIL", "404"),
     ] {
-        let more: Vec<_> = setting.iter().map(|url| ("OIDC_DOMAIN", url.as_str())).collect();
+        let domain = domain.iter().map(|url| ("OIDC_DOMAIN", url.as_str()));
+        let more: Vec<_> = domain.chain(public.map(|url| ("OIDC_PUBLIC_DOMAIN", url))).collect();
         let line = line(&doctor(&api.base(), &more, &[]), "oidc");
         assert!(line.starts_with(verdict) && line.contains(says), "{line}");
     }

@@ -3,6 +3,7 @@
 use super::Finding;
 use crate::config::{self, Config};
 use crate::control::api::Api;
+use crate::control::login::provider::Document;
 use crate::control::redis::{Failure, Redis};
 use crate::ids::SandboxId;
 use crate::log::Log;
@@ -12,6 +13,7 @@ use reqwest::header::{ACCEPT, DATE, LOCATION};
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
+use url::Url;
 
 /// Of one call or look-up.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -34,7 +36,7 @@ pub fn look(config: Option<&Config>, domain: Option<&str>) -> io::Result<Vec<Fin
                 findings.push(redis(settings).await);
             }
             if let Some(issuer) = issuer(config, fetched.as_ref()) {
-                findings.push(provider(&client, &issuer).await);
+                findings.push(provider(&client, &issuer, config.oidc.public_domain.as_deref()).await);
             }
         }
         if let Some(domain) = domain {
@@ -256,8 +258,9 @@ fn issuer(config: &Config, said: Option<&serde_json::Value>) -> Option<String> {
     config.oidc.domain.clone().or_else(told).filter(|issuer| !issuer.is_empty())
 }
 
-/// OpenID Connect Discovery 1.0, section 4.
-async fn provider(client: &reqwest::Client, issuer: &str) -> Finding {
+/// OpenID Connect Discovery 1.0, section 4. `public`: as browsers reach it, if that is elsewhere.
+async fn provider(client: &reqwest::Client, issuer: &str, public: Option<&str>) -> Finding {
+    let public = public.unwrap_or(issuer);
     let issuer = issuer.trim_end_matches('/');
     let url = format!("{issuer}/.well-known/openid-configuration");
     let remedy = "OIDC_DOMAIN must be the issuer as this machine reaches it; login does not work without it";
@@ -272,9 +275,17 @@ async fn provider(client: &reqwest::Client, issuer: &str) -> Finding {
         let value = format!("{url}: {} without {}", answer.status, missing.join(", "));
         return Finding::fail("oidc", value, remedy);
     }
+    // As the first login will read it.
+    let read = match (Url::parse(issuer), Url::parse(public)) {
+        (Ok(internal), Ok(public)) => Document::read(&answer.body, &internal, &public).map(|_| ()),
+        _ => Err("its name is no URL"),
+    };
     let own = said["issuer"].as_str().unwrap_or_default().trim_end_matches('/');
     let differs = if own == issuer { String::new() } else { format!(", which calls itself {own}") };
-    Finding::pass("oidc", format!("{issuer}{differs}"))
+    match read {
+        Ok(()) => Finding::pass("oidc", format!("{issuer}{differs}")),
+        Err(why) => Finding::fail("oidc", format!("{issuer}{differs}: {why}"), remedy),
+    }
 }
 
 /// Previews need every name of the domain to lead here; which address is right only the operator can say.
