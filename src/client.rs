@@ -242,6 +242,7 @@ async fn requests(shard: &Shard, client: &Client, mut between: bool, soon: bool,
                 let now = if std::mem::take(&mut waited) { Instant::now() } else { started };
                 client.watch.begins();
                 let (stamps, rest) = (Stamps::new(started, now), &buf[head_bytes..]);
+                // Pinned, like the larger stages behind it: awaited by name a future is moved twice before it begins.
                 let (next, used, overread) = pin!(request::serve(shard, client, &head, rest, stamps)).await;
                 drop(head);
                 if !matches!(next, Next::KeepAlive) {

@@ -149,14 +149,12 @@ pub async fn exchange(
             Ok(()) if body.complete => {
                 // The head is out: its buffer takes the answer, so that a waiting request holds two buffers, not three.
                 out.clear();
-                let received = pin!(runner.recv_waiting(std::mem::take(&mut out), FIRST_READ));
-                let (received, inbuf) = received.await;
+                let (received, inbuf) = pin!(runner.recv_waiting(std::mem::take(&mut out), FIRST_READ)).await;
                 match received {
                     Ok(n) if n > 0 => match still_granted(asker, outgoing).await {
                         Ok(()) => {
                             let progress = Progress { uploaded: Cell::new(true), ..Progress::default() };
-                            let answer = pin!(respond(client, shard, &runner, outgoing, inbuf, &progress));
-                            answer.await
+                            pin!(respond(client, shard, &runner, outgoing, inbuf, &progress)).await
                         }
                         Err(cause) => Err(Failed::before_answer(cause)),
                     },

@@ -48,8 +48,7 @@ pub async fn serve(
                 sharing = Some(with);
             }
             let decided = Decided { routed, sharing };
-            let staged = pin!(staged(asked, decided, &mut stamps));
-            staged.await
+            pin!(staged(asked, decided, &mut stamps)).await
         }
     };
     let lingers;
@@ -146,10 +145,7 @@ async fn staged(
         .map_err(|exceeded| limited(Limit::ClientRequests, exceeded))?;
     let granted = match &route {
         Route::Callback | Route::Handoff => Err(None),
-        route => {
-            let authorized = pin!(authorize(&asker, route, head)).await;
-            authorized.map_err(Some)
-        }
+        route => pin!(authorize(&asker, route, head)).await.map_err(Some),
     };
     let grant = match granted {
         Ok(grant) => grant,
@@ -175,8 +171,7 @@ async fn staged(
     let place = target.place.clone();
     let (ip, place) = (asker.ip, place.as_ref());
     let outgoing = Outgoing { head, rest, grant: &grant, request_id, sharing, ip, place, located_at };
-    let exchanged = pin!(exchange::exchange(client, &asker, target, &outgoing));
-    exchanged.await
+    pin!(exchange::exchange(client, &asker, target, &outgoing)).await
 }
 
 /// What the page that asks is to the sandbox it asks.
