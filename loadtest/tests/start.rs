@@ -19,11 +19,38 @@ use std::time::{Duration, Instant};
 /// For whatever a busy machine takes its time for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// `loadtest` and what it says, both streams, line by line.
+/// `loadtest` and what it says, line by line.
 struct Loadtest {
     child: Child,
-    lines: Receiver<String>,
-    said: String,
+    lines: Receiver<Line>,
+    said: Said,
+}
+
+/// Of one of its two streams, each told apart: whose next line comes first is for nobody to say.
+enum Line {
+    Out(String),
+    Err(String),
+}
+
+#[derive(Default)]
+struct Said {
+    out: String,
+    err: String,
+}
+
+impl Said {
+    fn add(&mut self, line: Line) -> String {
+        let (stream, line) = match line {
+            Line::Out(line) => (&mut self.out, line),
+            Line::Err(line) => (&mut self.err, line),
+        };
+        *stream += &line;
+        line
+    }
+
+    fn all(&self) -> String {
+        [&*self.err, &self.out].concat()
+    }
 }
 
 impl Loadtest {
@@ -44,21 +71,21 @@ impl Loadtest {
         command.process_group(0);
         let mut child = command.spawn().expect("it starts");
         let (sender, lines) = channel();
-        forward(child.stdout.take().expect("piped"), sender.clone());
-        forward(child.stderr.take().expect("piped"), sender);
-        Self { child, lines, said: String::new() }
+        forward(child.stdout.take().expect("piped"), Line::Out, sender.clone());
+        forward(child.stderr.take().expect("piped"), Line::Err, sender);
+        Self { child, lines, said: Said::default() }
     }
 
     /// The next line with this text in it.
     fn line(&mut self, text: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
         while let Ok(line) = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            self.said += &line;
+            let line = self.said.add(line);
             if line.contains(text) {
                 return line;
             }
         }
-        panic!("no `{text}`: {}", self.said)
+        panic!("no `{text}`: {}", self.said.all())
     }
 
     /// The next one that says what was started.
@@ -69,17 +96,17 @@ impl Loadtest {
         Pid::from_raw(number.expect("a number")).expect("none is 0")
     }
 
-    /// Its exit code, none after a signal, and all it said.
+    /// Its exit code, none after a signal, and all it said: messages, then results.
     fn end(mut self) -> (Option<i32>, String) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) => self.said += &line,
+                Ok(line) => drop(self.said.add(line)),
                 Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => panic!("it goes on: {}", self.said),
+                Err(RecvTimeoutError::Timeout) => panic!("it goes on: {}", self.said.all()),
             }
         }
-        (self.child.wait().expect("a child").code(), std::mem::take(&mut self.said))
+        (self.child.wait().expect("a child").code(), self.said.all())
     }
 }
 
@@ -91,13 +118,13 @@ impl Drop for Loadtest {
     }
 }
 
-fn forward(from: impl Read + Send + 'static, to: Sender<String>) {
+fn forward(from: impl Read + Send + 'static, stream: fn(String) -> Line, to: Sender<Line>) {
     let mut lines = BufReader::new(from);
     thread::spawn(move || {
         let mut line = Vec::new();
         while lines.read_until(b'\n', &mut line).is_ok_and(|read| read > 0) {
             // Nobody may want to know any more.
-            drop(to.send(String::from_utf8_lossy(&line).into_owned()));
+            drop(to.send(stream(String::from_utf8_lossy(&line).into_owned())));
             line.clear();
         }
     });
