@@ -74,7 +74,9 @@ pub fn holds(input: &[u8]) {
     let methods = list("token_endpoint_auth_methods_supported");
     let basic = methods.is_none_or(|methods| methods.contains(&"client_secret_basic".into()));
     assert_eq!(read.secret_in_body, !basic);
-    assert_eq!(read.names_itself, said["authorization_response_iss_parameter_supported"] == true);
+    let names_itself = &said["authorization_response_iss_parameter_supported"];
+    assert_eq!(read.names_itself, *names_itself == true);
+    assert!(names_itself.is_boolean() || names_itself.is_null(), "a word that is none taken for a no");
 }
 
 /// The first time; anybody can put more behind what the provider said.

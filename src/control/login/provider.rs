@@ -95,12 +95,14 @@ impl Document {
         let algorithms = said.id_token_signing_alg_values_supported().iter().filter(asymmetric).cloned();
         let methods = said.token_endpoint_auth_methods_supported();
         let takes = |method| methods.is_none_or(|methods| methods.contains(&method));
-        #[derive(serde::Deserialize, Default)]
+        #[derive(serde::Deserialize)]
         struct Further {
-            #[serde(default)]
-            authorization_response_iss_parameter_supported: bool,
+            authorization_response_iss_parameter_supported: Option<bool>,
         }
-        let further: Further = serde_json::from_slice(bytes).unwrap_or_default();
+        // Taken for a no, it would let callbacks pass that another provider could have sent.
+        let further: Further = serde_json::from_slice(bytes).map_err(
+            |_| "authorization_response_iss_parameter_supported of the provider is no truth value",
+        )?;
         Ok(Self {
             issuer,
             authorize: AuthUrl::from_url(authorize),
@@ -108,7 +110,7 @@ impl Document {
             jwks,
             algorithms: algorithms.collect(),
             secret_in_body: !takes(CoreClientAuthMethod::ClientSecretBasic),
-            names_itself: further.authorization_response_iss_parameter_supported,
+            names_itself: further.authorization_response_iss_parameter_supported == Some(true),
         })
     }
 }
