@@ -273,7 +273,7 @@ fn is_token_byte(byte: u8) -> bool {
 fn may_be_trailer(name: &[u8]) -> bool {
     let folded: Vec<u8> =
         name.iter().map(|b| if b.is_ascii_alphanumeric() { b.to_ascii_lowercase() } else { b'-' }).collect();
-    FieldId::of(&folded) == FieldId::Other
+    FieldId::exact(&folded) == FieldId::Other
         && !FORBIDDEN_PREFIXES.iter().any(|prefix| folded.starts_with(prefix.as_bytes()))
         && !FORBIDDEN.iter().any(|name| folded == name.as_bytes())
 }

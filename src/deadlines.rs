@@ -460,7 +460,7 @@ impl Watch {
         });
     }
 
-    /// A request's first byte is here.
+    /// A request's first byte is here, or the connection has become a tunnel.
     pub fn busy(&self) {
         self.with(|e| (e.idle, e.read_by) = (None, NEVER));
     }

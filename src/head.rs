@@ -345,7 +345,8 @@ impl<'b> ResponseHead<'b> {
         let mut framing = FramingFields::default();
         let mut connection = ConnectionOptions::default();
         for header in &*response.headers {
-            let field = Field::of(header, FieldId::of(header.name.as_bytes()), bytes);
+            // Nobody folds it on its way to the client.
+            let field = Field::of(header, FieldId::exact(header.name.as_bytes()), bytes);
             match field.id {
                 FieldId::ContentLength => framing.content_length(header.value)?,
                 FieldId::TransferEncoding => framing.transfer_encoding(header.value)?,

@@ -65,7 +65,7 @@ mod turns;
 pub mod warm;
 mod warning;
 
-/// Readers of what strangers, the API, Redis and the provider send that are nobody else's business, for the properties in
+/// What reads and hears strangers, the API, Redis and the provider and is nobody else's business, for the properties in
 /// `fuzz/`.
 #[doc(hidden)]
 pub mod readers {

@@ -167,6 +167,13 @@ fn an_issuer_is_looked_up_where_the_configuration_or_the_api_says() {
             (200, "", body.into())
         }
         "/half/.well-known/openid-configuration" => (200, "", r#"{"issuer":"x"}"#.into()),
+        "/shared/.well-known/openid-configuration" => {
+            let body = r#"{"issuer":"http://localhost:5556/dex","authorization_endpoint":"http://localhost:5556/dex/auth",
+                "token_endpoint":"http://localhost:5556/dex/token","jwks_uri":"http://localhost:5556/dex/keys",
+                "response_types_supported":["code"],"subject_types_supported":["public"],
+                "id_token_signing_alg_values_supported":["HS256","none"]}"#;
+            (200, "", body.into())
+        }
         _ => (404, "", String::new()),
     });
     let own = provider.addr;
@@ -180,6 +187,7 @@ fn an_issuer_is_looked_up_where_the_configuration_or_the_api_says() {
         (Some(set("/dex/")), Some(public), "PASS", "calls itself http://localhost:5556/dex"),
         // Login would refuse it, too.
         (Some(set("/dex/")), None, "FAIL", "neither OIDC_DOMAIN nor OIDC_PUBLIC_DOMAIN"),
+        (Some(set("/shared")), Some(public), "FAIL", "in no way that proves who did"),
         (Some(set("/half")), None, "FAIL", "without authorization_endpoint, token_endpoint, jwks_uri"),
         (None, None, "FAIL", "404"),
     ] {

@@ -48,14 +48,50 @@ fn a_client_that_left_ends_the_wait_for_its_runner() {
     let (mut runner, _app) = UnixStream::pair().expect("pair");
     let table = Deadlines::new();
     let watch = table.watch(ours.as_raw_fd());
-    watch.attach(runner.as_raw_fd());
-    watch.waits_for_others(true);
+    watch.waits_for_runner(runner.as_raw_fd(), None);
     sweeps(&table, HANGUP_TICKS + 1);
     assert_eq!(watch.fired(), None);
     drop(theirs);
     sweeps(&table, HANGUP_TICKS + 1);
     assert_eq!(watch.fired(), Some(Fired::ClientGone));
     assert_eq!(runner.read(&mut [0; 1]).expect("ended"), 0);
+}
+
+#[test]
+fn a_runner_s_answer_is_waited_for_until_its_deadline_or_its_release() {
+    let wait = |released: bool, client_leaves: bool| {
+        let (ours, theirs) = UnixStream::pair().expect("pair");
+        let (runner, _app) = UnixStream::pair().expect("pair");
+        runner.set_nonblocking(true).expect("set");
+        let table = Deadlines::new();
+        let watch = table.watch(ours.as_raw_fd());
+        watch.waits_for_runner(runner.as_raw_fd(), (!client_leaves).then_some(TICK));
+        if released {
+            watch.detach();
+        }
+        let _here = (!client_leaves).then_some(theirs);
+        sweeps(&table, 2 * HANGUP_TICKS);
+        let ended = (&runner).read(&mut [0; 1]).is_ok();
+        (watch.fired(), ended)
+    };
+    assert_eq!(wait(false, false), (Some(Fired::Runner), true));
+    assert_eq!(wait(true, false), (None, false));
+    assert_eq!(wait(false, true), (Some(Fired::ClientGone), true));
+    assert_eq!(wait(true, true), (None, false));
+}
+
+#[test]
+fn what_ended_one_request_is_over_when_the_next_begins() {
+    let (ours, _theirs) = UnixStream::pair().expect("pair");
+    let table = Deadlines::new();
+    let watch = table.watch(ours.as_raw_fd());
+    watch.client_writes(Some(TICK));
+    sweeps(&table, 3);
+    assert_eq!(watch.fired(), Some(Fired::ClientWrite));
+    watch.idle(Idle::InSocket, TICK);
+    watch.begins();
+    sweeps(&table, 3);
+    assert_eq!(watch.fired(), None);
 }
 
 /// Its task has not seen the first bytes yet; without the reading side the rest would never come.

@@ -284,7 +284,9 @@ async fn provider(client: &reqwest::Client, issuer: &str, public: Option<&str>) 
     let differs = if own == issuer { String::new() } else { format!(", which calls itself {own}") };
     match read {
         Ok(()) => Finding::pass("oidc", format!("{issuer}{differs}")),
-        Err(why) => Finding::fail("oidc", format!("{issuer}{differs}: {why}"), remedy),
+        Err(why) => {
+            Finding::fail("oidc", format!("{issuer}{differs}: {why}"), "logins end with an error until then")
+        }
     }
 }
 

@@ -78,7 +78,7 @@ impl FieldSet {
 
 const _: () = assert!((FieldId::Location as u8) < 64, "a field's number is a bit of 64");
 
-/// Longer than every name in [`FieldId::of`].
+/// Longer than every name in [`FieldId::exact`].
 const KNOWN_NAME_BYTES_MAX: usize = 40;
 
 impl FieldId {
@@ -88,7 +88,7 @@ impl FieldId {
     /// sees the name, so `X_Forwarded_For` (or `X.Forwarded.For`) would arrive as the field we vouch for
     /// (CVE-2025-64484). Such spellings of a name we set or strip are `Reserved`.
     pub fn of_client(name: &[u8]) -> Self {
-        let id = Self::of(name);
+        let id = Self::exact(name);
         static PLAIN: Octets = Octets::alphanumeric_and(b"-");
         if id == Self::Other && !PLAIN.hold_all(name) {
             return Self::respelled(name);
@@ -96,8 +96,8 @@ impl FieldId {
         id
     }
 
-    /// Case-insensitive. Of a runner, behind which is nobody who would fold it.
-    pub fn of(name: &[u8]) -> Self {
+    /// As it is spelled, in any case. Not for what a client sends and somebody behind us may fold, see [`Self::of_client`].
+    pub fn exact(name: &[u8]) -> Self {
         let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
         match name.len() {
             2 if is(b"te") => Self::Te,
@@ -156,7 +156,7 @@ impl FieldId {
         for (to, from) in folded.iter_mut().zip(name) {
             *to = if from.is_ascii_alphanumeric() { *from } else { b'-' };
         }
-        match Self::of(folded) {
+        match Self::exact(folded) {
             // Only read by us, never set or stripped: an application may use such a name for itself.
             Self::Other
             | Self::Origin
@@ -237,7 +237,7 @@ mod tests {
     fn known_names_match_in_any_case() {
         for (name, id) in KNOWN {
             for spelling in [name.to_string(), name.to_lowercase(), name.to_uppercase()] {
-                for given in [FieldId::of(spelling.as_bytes()), FieldId::of_client(spelling.as_bytes())] {
+                for given in [FieldId::exact(spelling.as_bytes()), FieldId::of_client(spelling.as_bytes())] {
                     assert_eq!(given, *id, "{spelling}");
                 }
             }
@@ -284,7 +284,7 @@ mod tests {
             "X_Daytona_Skip_Last_Activity_Update",
         ] {
             assert_eq!(FieldId::of_client(name.as_bytes()), FieldId::Reserved, "{name}");
-            assert_eq!(FieldId::of(name.as_bytes()), FieldId::Other, "a runner's {name}");
+            assert_eq!(FieldId::exact(name.as_bytes()), FieldId::Other, "a runner's {name}");
         }
         for name in ["User_Agent", "Sec_Fetch_Mode", "X_Other", "_", "X-Forwarded-For-", "my_app_key"] {
             assert_eq!(FieldId::of_client(name.as_bytes()), FieldId::Other, "{name}");

@@ -9,17 +9,19 @@
 //! untouched, dot segments included.
 
 /// True when the depth below the root can become negative. Empty paths and paths without dot segments never climb.
+/// `path` is empty or begins with a `/`.
 ///
-/// No allocation; the walk is for paths with `/..`, `%` or `\` only.
+/// No allocation; the walk is for paths with `/.`, `%` or `\` only.
 pub(super) fn climbs(path: &[u8]) -> bool {
-    // Without an escape or a backslash only a segment that starts with two plain dots can climb. Looked at without an end
+    debug_assert!(path.first().is_none_or(|b| *b == b'/'), "its first segment would not be looked at");
+    // Without an escape or a backslash only a segment that starts with a plain dot can climb. Looked at without an end
     // before the last byte: so the compiler looks at many at a time.
     let is_disputed = |b: u8| (b == b'%') | (b == b'\\');
     let pairs = path.iter().zip(path.get(1..).unwrap_or_default());
     let suspect = pairs.fold(false, |suspect, (before, byte)| {
         suspect | is_disputed(*byte) | ((*before == b'/') & (*byte == b'.'))
     });
-    if !suspect && !path.first().is_some_and(|b| is_disputed(*b)) {
+    if !suspect {
         return false;
     }
     let mut depth = 0;

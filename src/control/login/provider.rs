@@ -92,7 +92,11 @@ impl Document {
                     | CoreJwsSigningAlgorithm::HmacSha512
             )
         };
-        let algorithms = said.id_token_signing_alg_values_supported().iter().filter(asymmetric).cloned();
+        let algorithms: Vec<_> =
+            said.id_token_signing_alg_values_supported().iter().filter(asymmetric).cloned().collect();
+        if algorithms.is_empty() {
+            return Err("the provider signs ID tokens in no way that proves who did, such as RS256 or ES256");
+        }
         let methods = said.token_endpoint_auth_methods_supported();
         let takes = |method| methods.is_none_or(|methods| methods.contains(&method));
         #[derive(serde::Deserialize)]
@@ -101,14 +105,14 @@ impl Document {
         }
         // Taken for a no, it would let callbacks pass that another provider could have sent.
         let further: Further = serde_json::from_slice(bytes).map_err(
-            |_| "authorization_response_iss_parameter_supported of the provider is no truth value",
+            |_| "the provider says authorization_response_iss_parameter_supported twice, or no truth value of it",
         )?;
         Ok(Self {
             issuer,
             authorize: AuthUrl::from_url(authorize),
             token: TokenUrl::from_url(token),
             jwks,
-            algorithms: algorithms.collect(),
+            algorithms,
             secret_in_body: !takes(CoreClientAuthMethod::ClientSecretBasic),
             names_itself: further.authorization_response_iss_parameter_supported == Some(true),
         })
