@@ -131,11 +131,10 @@ pub async fn exchange(
                 Err(cause) => return Err(Failed::before_answer(cause)),
             },
         };
-        let attached = Attached { client };
         out.clear();
         write_head(client, shard, &target, outgoing, &mut out);
         out.extend_from_slice(&outgoing.rest[..body.with_head]);
-        client.watch.waits_for_runner(runner.raw_fd(), shard.config.limits.runner_first_byte);
+        let attached = Attached::to(client, &runner, shard.config.limits.runner_first_byte);
 
         let sent;
         (sent, out) = pin!(send_head(shard, &runner, out)).await;
@@ -226,6 +225,14 @@ async fn still_granted(asker: &Asker<'_>, outgoing: &Outgoing<'_, '_>) -> Result
 /// Takes the runner's descriptor out of the deadline table before the socket can close.
 struct Attached<'a> {
     client: &'a Client,
+}
+
+impl<'a> Attached<'a> {
+    /// From now on this runner is waited for, for so long.
+    fn to(client: &'a Client, runner: &Socket, within: Option<Duration>) -> Self {
+        client.watch.waits_for_runner(runner.raw_fd(), within);
+        Self { client }
+    }
 }
 
 impl Drop for Attached<'_> {
@@ -352,8 +359,7 @@ async fn connect_to(client: &Client, shard: &Shard, addr: SocketAddr) -> io::Res
     let (fd, established) = socket::start_connect(addr)?;
     let socket = Socket::new(fd)?;
     if !established {
-        let _attached = Attached { client };
-        client.watch.waits_for_runner(socket.raw_fd(), Some(shard.config.limits.runner_connect));
+        let _attached = Attached::to(client, &socket, Some(shard.config.limits.runner_connect));
         socket.writable().await?;
         if let Some(error) = socket.take_error()? {
             return Err(error);

@@ -23,7 +23,8 @@ impl Octets {
         Self { foreign }
     }
 
-    /// May all of them stand there? Looks at every one whatever the others are: without a branch for each it costs less than half.
+    /// May all of them stand there? Looks at every one whatever the others are: without a branch for each it costs less than
+    /// half.
     pub fn hold_all(&self, octets: &[u8]) -> bool {
         octets.iter().fold(0, |foreign, octet| foreign | self.foreign[usize::from(*octet)]) == 0
     }
