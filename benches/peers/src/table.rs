@@ -1,4 +1,7 @@
 //! Medians with their spread, and what sandgate is of each.
+//!
+//! A machine that is shared has fast and slow seconds. Medians of two columns may be of different ones; what was measured in
+//! the same round seldom is. So a ratio is the median of the rounds' own, and stands with their quartiles.
 
 use crate::peer::Peer;
 use std::fmt;
@@ -23,11 +26,24 @@ impl Table {
     }
 }
 
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) }
+fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+/// Of values in order, between two of them where need be; `part` is 0.5 for the median.
+fn quantile(sorted: &[f64], part: f64) -> f64 {
+    let at = (sorted.len() - 1) as f64 * part;
+    let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
+    low + (high - low) * at.fract()
+}
+
+/// What `ours` is of `theirs`, round by round: the median, and the quartiles. None without a round they share.
+fn ratio(ours: &[f64], theirs: &[f64]) -> Option<String> {
+    let ratios = sorted(ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs));
+    let of = |part| quantile(&ratios, part);
+    (!ratios.is_empty()).then(|| format!("{:.2} ({:.2}-{:.2})", of(0.5), of(0.25), of(0.75)))
 }
 
 impl fmt::Display for Table {
@@ -35,17 +51,15 @@ impl fmt::Display for Table {
         writeln!(f, "| | {} |", self.peers.join(" | "))?;
         writeln!(f, "|---|{}", "---|".repeat(self.peers.len()))?;
         for (name, columns) in &self.rows {
-            let first = columns.first().filter(|values| !values.is_empty()).map(|values| median(values));
             let cells = columns.iter().enumerate().map(|(column, values)| {
                 if values.is_empty() {
                     return String::new();
                 }
-                let (low, high) = values.iter().fold((f64::MAX, 0.0_f64), |(l, h), v| (l.min(*v), h.max(*v)));
-                let ratio = match first {
-                    Some(first) if column > 0 => format!(", {:.2}", first / median(values)),
-                    _ => String::new(),
-                };
-                format!("{} [{}-{}]{ratio}", short(median(values)), short(low), short(high))
+                let ordered = sorted(values.iter().copied());
+                let of = |part| short(quantile(&ordered, part));
+                let ratio = if column > 0 { ratio(&columns[0], values) } else { None };
+                let ratio = ratio.map_or_else(String::new, |ratio| format!(", {ratio}"));
+                format!("{} [{}-{}]{ratio}", of(0.5), of(0.0), of(1.0))
             });
             writeln!(f, "| {name} | {} |", cells.collect::<Vec<_>>().join(" | "))?;
         }
@@ -67,12 +81,25 @@ mod tests {
     use super::*;
     use crate::peer::PEERS;
 
+    fn row(rounds: &[(f64, f64)]) -> String {
+        let mut table = Table::new(&[&PEERS[0], &PEERS[1], &PEERS[2]]);
+        for (ours, theirs) in rounds {
+            table.add("row", "nginx", *theirs);
+            table.add("row", "sandgate", *ours);
+        }
+        table.to_string().lines().last().expect("a row").to_owned()
+    }
+
     #[test]
     fn a_cell_has_median_spread_and_what_the_first_column_is_of_it() {
-        let mut table = Table::new(&[&PEERS[0], &PEERS[1], &PEERS[2]]);
-        [3.0, 1.0, 2.0].into_iter().for_each(|v| table.add("row", "sandgate", v));
-        [4.0, 400.0].into_iter().for_each(|v| table.add("row", "nginx", v));
-        let text = table.to_string();
-        assert_eq!(text.lines().last(), Some("| row | 2.00 [1.00-3.00] | 202 [4.00-400], 0.01 |  |"));
+        let text = row(&[(3.0, 4.0), (1.0, 400.0), (2.0, 8.0)]);
+        assert_eq!(text, "| row | 2.00 [1.00-3.00] | 8.00 [4.00-400], 0.25 (0.13-0.50) |  |");
+    }
+
+    #[test]
+    fn a_machine_whose_speed_changes_between_rounds_changes_no_ratio() {
+        // The medians of the columns, 20 and 11, would say 1.82.
+        let text = row(&[(10.0, 11.0), (20.0, 22.0), (10.0, 11.0), (20.0, 22.0), (20.0, 11.0)]);
+        assert_eq!(text, "| row | 20.0 [10.0-20.0] | 11.0 [11.0-22.0], 0.91 (0.91-0.91) |  |");
     }
 }
