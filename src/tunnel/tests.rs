@@ -1,33 +1,13 @@
 use super::*;
-use crate::buffers::Buffers;
-use crate::counters::Counters;
-use crate::deadlines::{Deadlines, Watch};
+use crate::counters::Revoked;
+use crate::deadlines::Deadlines;
 use crate::readiness;
-use crate::relay::Patience;
+use crate::relay::world::World;
 use crate::ring::{count_turns, on_a_shard, on_each_driver};
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
-
-/// What a tunnel needs of its shard.
-struct World {
-    buffers: Buffers,
-    counters: Counters,
-    watch: Watch,
-}
-
-impl World {
-    fn new() -> Self {
-        Self { buffers: Buffers::new(1, 1), counters: Counters::default(), watch: Deadlines::new().watch(-1) }
-    }
-
-    fn means(&self) -> Means<'_> {
-        let Self { buffers, counters, watch } = self;
-        let none = Patience::default();
-        Means { buffers, counters, watch, stall: none, runner_stall: none, in_use: None }
-    }
-}
 
 /// One end of ours, the other end plain and never waiting.
 fn pair() -> (Socket, UnixStream) {
@@ -97,7 +77,7 @@ fn what_goes_in_comes_out_in_whatever_pieces_and_with_whatever_pauses_it_comes()
         println!("SANDGATE_TEST_SEED={seed}");
         let mut dice = Dice(seed);
         let ((client, theirs), (runner, app)) = (pair(), pair());
-        let world = World::new();
+        let world = World::with_ring(1);
         let early = b"before the tunnel";
         let (means, tunnel) = (world.means(), Tunnel::new(runner, early, b"", None));
         let tunnel = run(&client, &tunnel, &means);
@@ -107,6 +87,8 @@ fn what_goes_in_comes_out_in_whatever_pieces_and_with_whatever_pauses_it_comes()
             for round in 0..4000_u64 {
                 // The ring waits first, then the set.
                 world.counters.tunnels_open.set(if round < 2000 { 1 } else { CROWD_MIN });
+                // With either, messages leave at once and then together.
+                world.turns.follow(round % 2000 >= 1000);
                 let length = match dice.below(60) {
                     // More than a buffer holds, just one, and much more.
                     0 => 20_000,
@@ -136,6 +118,8 @@ fn what_goes_in_comes_out_in_whatever_pieces_and_with_whatever_pauses_it_comes()
         futures_util::future::join(tunnel, script).await;
         let spliced = [&world.counters.bytes_up_spliced, &world.counters.bytes_down_spliced];
         assert!(spliced.iter().all(|bytes| bytes.get() > 0), "much at once is spliced");
+        let together = world.counters.sent_together.get();
+        assert!(together > 100, "{together} together");
     });
 }
 
@@ -159,7 +143,7 @@ fn a_tunnel_with_much_to_say_leaves_the_others_their_turn_be_it_waited_for_by_th
                 sends.set_send_buffer_size(4 << 20).expect("open");
             }
             let client = Socket::new(client.into()).expect("made");
-            let world = World::new();
+            let world = World::new(1);
             let runner = Socket::new(ours.into()).expect("made");
             let (means, tunnel) = (world.means(), Tunnel::new(runner, b"", b"", None));
             let mut tunnel = pin!(run(&client, &tunnel, &means));
@@ -186,7 +170,7 @@ fn a_crowd_for_which_the_set_has_no_room_is_served_by_the_ring() {
     on_each_driver(|| async {
         // No set has no room either.
         let ((client, mut theirs), (runner, mut app)) = (pair(), pair());
-        let world = World::new();
+        let world = World::new(1);
         let (means, tunnel) = (world.means(), Tunnel::new(runner, b"", b"", None));
         let tunnel = run(&client, &tunnel, &means);
         world.counters.tunnels_open.set(CROWD_MIN);
@@ -205,5 +189,51 @@ fn a_crowd_for_which_the_set_has_no_room_is_served_by_the_ring() {
             }
         };
         futures_util::future::join(tunnel, script).await;
+    });
+}
+
+/// A client that has not taken a message yet when its right goes is still given all of it, and then told why.
+#[test]
+fn a_message_the_ring_has_not_sent_yet_comes_before_the_last_words() {
+    const FRAME: usize = 4 + 3000;
+    on_a_shard(|| async {
+        let _set = readiness::open().expect("a set");
+        let ((client, mut theirs), (runner, mut app)) = (pair(), pair());
+        // The least there is: less than two frames.
+        socket2::SockRef::from(&client.fd()).set_send_buffer_size(1).expect("open");
+        let table = Deadlines::new();
+        let world = World { watch: table.watch(client.raw_fd()), ..World::with_ring(1) };
+        let (means, tunnel) = (world.means(), Tunnel::new(runner, b"", b"", None));
+        let running = run(&client, &tunnel, &means);
+        let script = async {
+            let frame = [&[0x82, 126], &3000_u16.to_be_bytes()[..], &[b'x'; 3000]].concat();
+            for _ in 0..8 {
+                world.turns.follow(true);
+                app.write_all(&frame).expect("open");
+                for _ in 0..3 {
+                    turn().await;
+                }
+            }
+            assert!(tunnel.owing.get(), "nothing is stuck");
+            assert!(table.revoke(world.watch.index(), Revoked::Stopped));
+            table.end_all();
+            let (mut heard, mut part) = (Vec::new(), [0; 4096]);
+            loop {
+                match theirs.read(&mut part) {
+                    Ok(0) => break,
+                    Ok(n) => heard.extend(&part[..n]),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => turn().await,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            // Lingering ends with the client's own end.
+            drop(theirs);
+            let (code, reason) = last_words::farewell(Revoked::Stopped);
+            let close = frames::close_frame(code, reason);
+            let data = heard.strip_suffix(&close[..]).expect("told why");
+            assert!(data.len() > FRAME && data.len().is_multiple_of(FRAME), "{} bytes", data.len());
+            assert!(data.chunks(FRAME).all(|whole| whole == frame));
+        };
+        futures_util::future::join(running, script).await;
     });
 }
