@@ -293,7 +293,8 @@ fn step<C, S: Stream, D: Stream>(
     }
     pace.unpaused = pace.unpaused.saturating_add((n as u64).div_ceil(UNIT) as u8);
     pace.full_reads = if n == room { pace.full_reads + 1 } else { 0 };
-    if n < room && lane.means.turns.message_leaves_together() {
+    // Never the client's: what the ring holds it would still send to the runner when the right is gone.
+    if n < room && lane.way == Way::Down && lane.means.turns.message_leaves_together() {
         return Ok(Step::Together(buf));
     }
     let sent = lane.send_now(&buf)?;

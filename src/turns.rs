@@ -19,8 +19,9 @@ use std::time::Duration;
 /// two in a turn, 1.00 with some thirty, 0.94 with a hundred. Where calls are dearer the ring pays earlier.
 const MANY: u32 = 16;
 
-/// Of tunnels' messages so many are: there is little else to do for one. CPU of an echo, always together over never (2-core
-/// AMD VM, two times 21 paired rounds): 0.99 and 0.97 with twelve in a turn, 0.99 and 0.96 with 512 tunnels.
+/// Of an app's messages in tunnels so many are: there is little else to do for one. CPU of an echo, always together over never
+/// (2-core AMD VM, two times 21 paired rounds, the client's messages as well): 0.99 and 0.97 with twelve in a turn, 0.99 and 0.96
+/// with 512 tunnels.
 const MANY_MESSAGES: u32 = 4;
 
 /// After the bell could not be waited for.
@@ -57,7 +58,7 @@ impl Turns {
         self.leaves_with(MANY)
     }
 
-    /// As [`Self::leaves_together`], of a tunnel's message.
+    /// As [`Self::leaves_together`], of what an app says in a tunnel.
     pub fn message_leaves_together(&self) -> bool {
         self.leaves_with(MANY_MESSAGES)
     }

@@ -214,6 +214,7 @@ fn a_message_the_ring_has_not_sent_yet_comes_before_the_last_words() {
                     turn().await;
                 }
             }
+            assert!(world.counters.sent_together.get() > 0, "nothing was left to the ring");
             assert!(tunnel.owing.get(), "nothing is stuck");
             assert!(table.revoke(world.watch.index(), Revoked::Stopped));
             table.end_all();
@@ -233,6 +234,35 @@ fn a_message_the_ring_has_not_sent_yet_comes_before_the_last_words() {
             let data = heard.strip_suffix(&close[..]).expect("told why");
             assert!(data.len() > FRAME && data.len().is_multiple_of(FRAME), "{} bytes", data.len());
             assert!(data.chunks(FRAME).all(|whole| whole == frame));
+        };
+        futures_util::future::join(running, script).await;
+    });
+}
+
+/// From the moment a right is gone the ring must hold nothing of the client's that it would still send.
+#[test]
+fn what_a_client_says_is_never_left_to_the_ring() {
+    on_a_shard(|| async {
+        let _set = readiness::open().expect("a set");
+        let ((client, mut theirs), (runner, mut app)) = (pair(), pair());
+        let world = World::with_ring(1);
+        let (means, tunnel) = (world.means(), Tunnel::new(runner, b"", b"", None));
+        let running = run(&client, &tunnel, &means);
+        world.counters.tunnels_open.set(CROWD_MIN);
+        let script = async {
+            for (up, together) in [(true, 0), (false, 1)] {
+                world.turns.follow(true);
+                let (from, to) = if up { (&mut theirs, &mut app) } else { (&mut app, &mut theirs) };
+                from.write_all(b"hello").expect("open");
+                let mut received = [0; 5];
+                while to.read(&mut received).is_err() {
+                    turn().await;
+                }
+                assert_eq!((&received, world.counters.sent_together.get()), (b"hello", together));
+            }
+            for end in [&mut theirs, &mut app] {
+                end.shutdown(std::net::Shutdown::Write).expect("open");
+            }
         };
         futures_util::future::join(running, script).await;
     });
