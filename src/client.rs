@@ -133,7 +133,7 @@ fn means<'a>(shard: &'a Shard, watch: &'a Watch) -> Means<'a> {
     let limits = &shard.config.limits;
     Means {
         buffers: &shard.buffers,
-        turns: &shard.turns,
+        counters: &shard.counters,
         watch,
         stall: limits.client_stall.into(),
         runner_stall: limits.runner_first_byte.into(),

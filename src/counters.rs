@@ -196,7 +196,7 @@ pub struct Counters {
     pub runner_retries: Count,
     /// Gauge.
     pub runner_idle: Count,
-    /// Heads, whole answers and tunnels' messages, see [`Turns`](crate::turns::Turns).
+    /// Heads and whole answers, see [`Turns`](crate::turns::Turns).
     pub sent_together: Count,
     pub tunnels: Count,
     /// Gauge.

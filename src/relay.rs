@@ -15,7 +15,7 @@ use crate::counters::{Counters, add};
 use crate::deadlines::Watch;
 use crate::head::Reject;
 use crate::socket::{Moved, Socket};
-use crate::turns::{self, Turns};
+use crate::turns;
 use rustix::net::Shutdown;
 use std::io;
 use std::num::NonZeroU32;
@@ -110,8 +110,7 @@ pub enum Fault {
 #[derive(Clone, Copy)]
 pub struct Means<'a> {
     pub buffers: &'a Buffers,
-    /// Which count in the shard's counters: [`Means::counters`].
-    pub turns: &'a Turns,
+    pub counters: &'a Counters,
     pub watch: &'a Watch,
     /// How long the client may stand still.
     pub stall: Patience,
@@ -119,13 +118,6 @@ pub struct Means<'a> {
     pub runner_stall: Patience,
     /// Told of bytes when only they make this count as use of the sandbox.
     pub in_use: Option<&'a InUse>,
-}
-
-impl<'a> Means<'a> {
-    /// The shard's. Not a field: every idle tunnel keeps these means.
-    pub fn counters(&self) -> &'a Counters {
-        self.turns.counters()
-    }
 }
 
 /// How long a peer may stand still; nothing: for as long as it likes. In milliseconds, up to 49 days: every idle tunnel
@@ -180,11 +172,16 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
     }
 
     /// Sends all of a message that is small and whole, together with what others send in this turn of the loop. Gives
-    /// the buffer back. Not cancel-safe: dropped, it may still be sent.
+    /// the buffer back. Not cancel-safe.
     pub async fn send_whole(&self, message: Vec<u8>) -> Result<Vec<u8>, Fault> {
-        self.waits_for_sink(true);
+        let armed = self.way == Way::Down && self.means.stall.ends();
+        if armed {
+            self.means.watch.client_writes(self.means.stall.as_duration());
+        }
         let (sent, message) = self.sink.send_waiting(message).await;
-        self.waits_for_sink(false);
+        if armed {
+            self.means.watch.client_writes(None);
+        }
         let sent = sent.map_err(Fault::SinkBroke)?;
         self.count(sent as u64, Mover::Copy);
         if sent < message.len() {
@@ -356,21 +353,19 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
     }
 
     pub async fn wait_writable(&self) -> Result<(), Fault> {
-        self.waits_for_sink(true);
-        let result = self.sink.writable().await;
-        self.waits_for_sink(false);
-        result.map_err(Fault::SinkBroke)
-    }
-
-    /// The time runs, or does not any more, in which the sink has to take something.
-    fn waits_for_sink(&self, waits: bool) {
         let Means { watch, stall, runner_stall, .. } = self.means;
-        let within = |patience: &Patience| if waits { patience.as_duration() } else { None };
         match self.way {
-            Way::Down if stall.ends() => watch.client_writes(within(stall)),
-            Way::Up if runner_stall.ends() => watch.runner_answers(within(runner_stall)),
+            Way::Down if stall.ends() => watch.client_writes(stall.as_duration()),
+            Way::Up if runner_stall.ends() => watch.runner_answers(runner_stall.as_duration()),
             _ => {}
         }
+        let result = self.sink.writable().await;
+        match self.way {
+            Way::Down if stall.ends() => watch.client_writes(None),
+            Way::Up if runner_stall.ends() => watch.runner_answers(None),
+            _ => {}
+        }
+        result.map_err(Fault::SinkBroke)
     }
 
     /// After [`TURN`] bytes in one go everybody else runs.
@@ -384,7 +379,7 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
     }
 
     fn count(&self, n: u64, mover: Mover) {
-        let counters = self.means.counters();
+        let counters = self.means.counters;
         if let Some(in_use) = self.means.in_use {
             in_use.moved(n);
         }
@@ -408,5 +403,3 @@ enum Mover {
 
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-pub(crate) mod world;

@@ -75,9 +75,9 @@ impl<C> Drop for Course<'_, C> {
     /// Out of the deadline table before the socket can close.
     fn drop(&mut self) {
         self.means.watch.detach();
-        less(&self.means.counters().tunnels_open);
+        less(&self.means.counters.tunnels_open);
         if self.tunnel.half_closed.get() {
-            less(&self.means.counters().tunnels_half_closed);
+            less(&self.means.counters.tunnels_half_closed);
         }
     }
 }
@@ -90,8 +90,8 @@ pub fn run<'a, C: Stream>(
     tunnel: &'a Tunnel,
     means: &'a Means<'a>,
 ) -> impl Future<Output = ()> + use<'a, C> {
-    add(&means.counters().tunnels, 1);
-    add(&means.counters().tunnels_open, 1);
+    add(&means.counters.tunnels, 1);
+    add(&means.counters.tunnels_open, 1);
     // Hours without a byte are normal here; a peer that vanished must be noticed all the same.
     let _ = client.keep_alive();
     let _ = tunnel.runner.keep_alive();
@@ -120,7 +120,7 @@ pub fn run<'a, C: Stream>(
                     down_done = down_done || down.as_mut().poll(cx).is_ready();
                 }
                 if up_done != down_done && !course.tunnel.half_closed.replace(true) {
-                    add(&course.means.counters().tunnels_half_closed, 1);
+                    add(&course.means.counters.tunnels_half_closed, 1);
                 }
                 match why {
                     None if up_done && down_done => Poll::Ready(None),
@@ -165,7 +165,7 @@ fn direction<'c, 'a, C, S: Stream + 'c, D: Stream + 'c>(
                 }
             }
             loop {
-                if member.is_none() && is_crowded(course.means.counters()) {
+                if member.is_none() && is_crowded(course.means.counters) {
                     // Where there is no room for it the ring waits.
                     member = source(course).splice_fd().and_then(|fd| Member::enter(fd).ok());
                 }
@@ -183,7 +183,6 @@ fn direction<'c, 'a, C, S: Stream + 'c, D: Stream + 'c>(
                         Ok(Step::Done) => continue,
                         Ok(Step::Ended) => break Ok(()),
                         Ok(Step::Owes(bytes, sent)) => later(catch_up(lane, course, bytes, sent, pace)),
-                        Ok(Step::Together(bytes)) => later(together(lane, course, bytes, pace)),
                         Err(fault) => break Err(fault),
                     }
                 };
@@ -258,8 +257,6 @@ enum Step {
     Done,
     /// These bytes were read, and so many of them sent; or there is much to move.
     Owes(Vec<u8>, usize),
-    /// These bytes were read, and had better leave together with others'.
-    Together(Vec<u8>),
     /// The source will send no more.
     Ended,
 }
@@ -291,13 +288,9 @@ fn step<C, S: Stream, D: Stream>(
     if n < room {
         member.inspect(|member| member.read_short());
     }
+    let sent = lane.send_now(&buf)?;
     pace.unpaused = pace.unpaused.saturating_add((n as u64).div_ceil(UNIT) as u8);
     pace.full_reads = if n == room { pace.full_reads + 1 } else { 0 };
-    // Never the client's: what the ring holds it would still send to the runner when the right is gone.
-    if n < room && lane.way == Way::Down && lane.means.turns.message_leaves_together() {
-        return Ok(Step::Together(buf));
-    }
-    let sent = lane.send_now(&buf)?;
     if sent < n || pace.reads_much() || pace.takes_turns() {
         return Ok(Step::Owes(buf, sent));
     }
@@ -326,22 +319,6 @@ async fn catch_up<C, S: Stream, D: Stream>(
         pace.unpaused = 0;
         turns::in_turn(lane.wait_writable()).await?;
     }
-    course.owes_nothing(lane.way).await;
-    Ok(pace)
-}
-
-/// As one of many messages.
-async fn together<C, S: Stream, D: Stream>(
-    lane: Lane<'_, S, D>,
-    course: &Course<'_, C>,
-    message: Vec<u8>,
-    mut pace: Pace,
-) -> Result<Pace, Fault> {
-    course.owes(lane.way);
-    let buf = lane.send_whole(message).await?;
-    lane.means.buffers.give(buf);
-    // Everybody else has run.
-    pace.unpaused = 0;
     course.owes_nothing(lane.way).await;
     Ok(pace)
 }

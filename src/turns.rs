@@ -19,11 +19,6 @@ use std::time::Duration;
 /// two in a turn, 1.00 with some thirty, 0.94 with a hundred. Where calls are dearer the ring pays earlier.
 const MANY: u32 = 16;
 
-/// Of an app's messages in tunnels so many are: there is little else to do for one. CPU of an echo, always together over never
-/// (2-core AMD VM, two times 21 paired rounds, the client's messages as well): 0.99 and 0.97 with twelve in a turn, 0.99 and 0.96
-/// with 512 tunnels.
-const MANY_MESSAGES: u32 = 4;
-
 /// After the bell could not be waited for.
 const RETRY: Duration = Duration::from_millis(1);
 
@@ -43,27 +38,13 @@ impl Turns {
         Self { ring, counters, sent: Cell::new(0), before: Cell::new(0), ends: RefCell::default() }
     }
 
-    /// Those it counts in.
-    pub fn counters(&self) -> &Counters {
-        &self.counters
-    }
-
     /// Does every wait give the others their turn? On epoll only what is not ready yet is waited for.
     pub fn waits_are_turns(&self) -> bool {
         self.ring
     }
 
-    /// Counts a request or an answer that is to be sent: had it better leave together with others, through the ring?
+    /// Counts a message that is to be sent: had it better leave together with others, through the ring?
     pub fn leaves_together(&self) -> bool {
-        self.leaves_with(MANY)
-    }
-
-    /// As [`Self::leaves_together`], of what an app says in a tunnel.
-    pub fn message_leaves_together(&self) -> bool {
-        self.leaves_with(MANY_MESSAGES)
-    }
-
-    fn leaves_with(&self, many: u32) -> bool {
         if !self.ring {
             return false;
         }
@@ -74,7 +55,7 @@ impl Turns {
         {
             ends.wake_by_ref();
         }
-        let together = sent.max(self.before.get()) >= many;
+        let together = sent.max(self.before.get()) >= MANY;
         if together {
             add(&self.counters.sent_together, 1);
         }
@@ -232,12 +213,6 @@ mod tests {
             assert_eq!(send(&turns, 2), 2, "they are the last of many");
             assert_eq!(counters.sent_together.get(), 1 + 3 + 2);
             assert_eq!(send(&Turns::new(false, counters), 2 * MANY), 0, "there is no ring");
-            next_turn().await;
-            let message = || turns.message_leaves_together();
-            turns.follow(false);
-            assert_eq!((1..MANY_MESSAGES).filter(|_| message()).count(), 0, "few messages");
-            assert!(message(), "the last of many messages");
-            assert_eq!(send(&turns, 1), 0, "which are few requests");
         });
     }
 }

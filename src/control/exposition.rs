@@ -31,11 +31,9 @@ const TOTALS: &[(&str, &str, Field)] = &[
         &c.runner_stale
     }),
     ("preview_upstream_retries_total", "Requests sent to a runner a second time.", |c| &c.runner_retries),
-    (
-        "preview_sent_together_total",
-        "Heads, whole answers and tunnels' messages left to the ring, to leave with others.",
-        |c| &c.sent_together,
-    ),
+    ("preview_sent_together_total", "Heads and whole answers left to the ring, to leave with others.", |c| {
+        &c.sent_together
+    }),
     ("preview_ws_total", "Tunnels opened (WebSockets).", |c| &c.tunnels),
     ("preview_splice_calls_total", "Calls of splice(2).", |c| &c.splice_calls),
     ("preview_truncated_total", "Bodies a runner cut short.", |c| &c.truncated),

@@ -123,7 +123,7 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
     pub fn fill(&self, pipe: &Lease<'_>, max: u64) -> io::Result<Moved> {
         let Some(source) = self.source.splice_fd() else { return Ok(Moved::NotReady) };
         let max = usize::try_from(max).unwrap_or(PIPE).min(PIPE);
-        add(&self.means.counters().splice_calls, 1);
+        add(&self.means.counters.splice_calls, 1);
         match rustix::pipe::splice(source, None, pipe.write(), None, max, FLAGS) {
             Ok(0) => Ok(Moved::End),
             Ok(n) => Ok(Moved::Bytes(n)),
@@ -142,7 +142,7 @@ impl<S: Stream, D: Stream> Lane<'_, S, D> {
             let Some(sink) = self.sink.splice_fd() else {
                 return Err(Fault::SinkBroke(io::ErrorKind::Unsupported.into()));
             };
-            add(&self.means.counters().splice_calls, 1);
+            add(&self.means.counters.splice_calls, 1);
             match rustix::pipe::splice(pipe.read(), None, sink, None, left, FLAGS) {
                 Ok(moved) => left -= moved,
                 Err(Errno::AGAIN | Errno::INTR) => self.wait_writable().await?,

@@ -1,4 +1,3 @@
-use super::world::World;
 use super::*;
 use crate::chunked::ChunkReader;
 use crate::deadlines::Deadlines;
@@ -21,14 +20,16 @@ fn a_body_that_began_without_a_pipe_goes_on_through_the_first_that_is_free() {
     const PART: usize = 200_000;
     on_each_driver(|| async {
         let ((source, mut app), (sink, mut client)) = (pair(), pair());
-        let world = World::new(1);
-        let means = world.means();
+        let (buffers, counters, watch) = (Buffers::new(1, 1), Counters::default(), Deadlines::new().nobody());
+        let (stall, runner_stall, in_use) = (Patience::default(), Patience::default(), None);
+        let means =
+            Means { buffers: &buffers, counters: &counters, watch: &watch, stall, runner_stall, in_use };
         let lane = Lane { source: &source, sink: &sink, way: Way::Down, means: &means };
-        let others = world.buffers.pipe().expect("made").expect("the only one");
+        let others = buffers.pipe().expect("made").expect("the only one");
         let body = lane.exact(b"head", 2 * PART as u64);
         let peers = async {
             app.write_all(&[b'a'; PART]).expect("it fits");
-            while world.counters.bytes_down_copied.get() < (4 + PART) as u64 {
+            while counters.bytes_down_copied.get() < (4 + PART) as u64 {
                 turns::pass().await;
             }
             others.give_back();
@@ -36,8 +37,8 @@ fn a_body_that_began_without_a_pipe_goes_on_through_the_first_that_is_free() {
         };
         let (moved, ()) = futures_util::future::join(body, peers).await;
         moved.expect("all of it");
-        assert_eq!(world.counters.bytes_down_spliced.get(), PART as u64);
-        assert!(world.buffers.pipe().expect("made").is_some(), "it is given back");
+        assert_eq!(counters.bytes_down_spliced.get(), PART as u64);
+        assert!(buffers.pipe().expect("made").is_some(), "it is given back");
         let mut received = vec![0; 4 + 2 * PART];
         client.read_exact(&mut received).expect("sent");
         let expected = [&b"head"[..], &[b'a'; PART], &[b'b'; PART]].concat();
@@ -66,10 +67,13 @@ fn a_body_whose_right_is_gone_moves_no_further_though_nobody_has_ended_it() {
             });
             let taking = std::thread::spawn(move || std::io::copy(&mut client, &mut std::io::sink()));
             let table = Deadlines::new();
-            let world = World { watch: table.nobody(), ..World::new(usize::from(how == Endless::Spliced)) };
-            let means = world.means();
+            let (buffers, counters, watch) =
+                (Buffers::new(1, usize::from(how == Endless::Spliced)), Counters::default(), table.nobody());
+            let (stall, runner_stall, in_use) = (Patience::default(), Patience::default(), None);
+            let means =
+                Means { buffers: &buffers, counters: &counters, watch: &watch, stall, runner_stall, in_use };
             let lane = Lane { source: &source, sink: &sink, way: Way::Down, means: &means };
-            let moved = || world.counters.bytes_down_copied.get() + world.counters.bytes_down_spliced.get();
+            let moved = || counters.bytes_down_copied.get() + counters.bytes_down_spliced.get();
             let mut reader = ChunkReader::new(4096);
             let body = async {
                 match how {
@@ -84,7 +88,7 @@ fn a_body_whose_right_is_gone_moves_no_further_though_nobody_has_ended_it() {
                 while moved() < 4 * TURN {
                     turns::pass().await;
                 }
-                assert!(table.revoke(world.watch.index(), crate::counters::Revoked::Private));
+                assert!(table.revoke(watch.index(), crate::counters::Revoked::Private));
                 moved()
             };
             let (ended, before) = futures_util::future::join(body, marked).await;
@@ -111,8 +115,10 @@ fn a_body_that_comes_byte_by_byte_leaves_the_others_their_turn() {
         theirs.set_send_buffer_size(4 << 20).expect("open");
         let (sink, mut client) = pair();
         let source = Socket::new(ours.into()).expect("made");
-        let world = World::new(0);
-        let means = world.means();
+        let (buffers, counters, watch) = (Buffers::new(1, 0), Counters::default(), Deadlines::new().nobody());
+        let (stall, runner_stall, in_use) = (Patience::default(), Patience::default(), None);
+        let means =
+            Means { buffers: &buffers, counters: &counters, watch: &watch, stall, runner_stall, in_use };
         let lane = Lane { source: &source, sink: &sink, way: Way::Down, means: &means };
         for _ in 0..READS {
             theirs.send(b"x").expect("so many fit, there and where they go");
@@ -134,13 +140,15 @@ fn a_body_of_tiny_chunks_leaves_the_others_their_turn() {
         // All is here before the first of it is read, and fits where it goes.
         client.write_all(&b"1\r\nx\r\n".repeat(CHUNKS)).expect("it fits");
         client.write_all(b"0\r\n\r\n").expect("it fits");
-        let world = World::new(0);
-        let means = world.means();
+        let (buffers, counters, watch) = (Buffers::new(1, 0), Counters::default(), Deadlines::new().nobody());
+        let (stall, runner_stall, in_use) = (Patience::default(), Patience::default(), None);
+        let means =
+            Means { buffers: &buffers, counters: &counters, watch: &watch, stall, runner_stall, in_use };
         let lane = Lane { source: &source, sink: &sink, way: Way::Up, means: &means };
         let turns = count_turns().await;
         let behind = lane.chunked(&mut ChunkReader::new(4096), Vec::new(), SinkFraming::Bare).await;
         assert!(behind.expect("well framed").is_empty());
-        assert_eq!(world.counters.bytes_up_copied.get(), CHUNKS as u64);
+        assert_eq!(counters.bytes_up_copied.get(), CHUNKS as u64);
         // A chunk weighs some 50 ns: a turn is a quarter of a millisecond.
         assert!(turns.get() >= 3, "others had {} turns", turns.get());
     });

@@ -95,8 +95,10 @@ async fn linger<C: Stream>(course: &Course<'_, C>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::buffers::Buffers;
+    use crate::counters::Counters;
     use crate::deadlines::Deadlines;
-    use crate::relay::world::World;
+    use crate::relay::{Means, Patience};
     use crate::ring;
     use crate::socket::Socket;
     use crate::tunnel::{Tunnel, run};
@@ -117,13 +119,20 @@ mod tests {
             let (client, runner) = (Socket::new(ours.into()), Socket::new(runner.into()));
             let (client, runner) = (client.expect("a socket"), runner.expect("a socket"));
             let table = Deadlines::new();
-            let world = World { watch: table.watch(raw), ..World::new(1) };
-            let means = world.means();
+            let (watch, buffers, counters) = (table.watch(raw), Buffers::new(1, 1), Counters::default());
+            let means = Means {
+                buffers: &buffers,
+                counters: &counters,
+                watch: &watch,
+                stall: Patience::default(),
+                runner_stall: Patience::default(),
+                in_use: None,
+            };
             let tunnel = Tunnel::new(runner, b"", b"", None);
             let tunnel = run(&client, &tunnel, &means);
             // Polled in this order: it runs by then.
             let ended = async {
-                assert!(table.revoke(world.watch.index(), why));
+                assert!(table.revoke(watch.index(), why));
                 table.end_all();
             };
             futures_util::future::join(tunnel, ended).await;

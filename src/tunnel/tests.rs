@@ -1,13 +1,33 @@
 use super::*;
-use crate::counters::Revoked;
-use crate::deadlines::Deadlines;
+use crate::buffers::Buffers;
+use crate::counters::{Counters, Revoked};
+use crate::deadlines::{Deadlines, Watch};
 use crate::readiness;
-use crate::relay::world::World;
+use crate::relay::Patience;
 use crate::ring::{count_turns, on_a_shard, on_each_driver};
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
+
+/// What a tunnel needs of its shard.
+struct World {
+    buffers: Buffers,
+    counters: Counters,
+    watch: Watch,
+}
+
+impl World {
+    fn new() -> Self {
+        Self { buffers: Buffers::new(1, 1), counters: Counters::default(), watch: Deadlines::new().watch(-1) }
+    }
+
+    fn means(&self) -> Means<'_> {
+        let Self { buffers, counters, watch } = self;
+        let none = Patience::default();
+        Means { buffers, counters, watch, stall: none, runner_stall: none, in_use: None }
+    }
+}
 
 /// One end of ours, the other end plain and never waiting.
 fn pair() -> (Socket, UnixStream) {
@@ -77,7 +97,7 @@ fn what_goes_in_comes_out_in_whatever_pieces_and_with_whatever_pauses_it_comes()
         println!("SANDGATE_TEST_SEED={seed}");
         let mut dice = Dice(seed);
         let ((client, theirs), (runner, app)) = (pair(), pair());
-        let world = World::with_ring(1);
+        let world = World::new();
         let early = b"before the tunnel";
         let (means, tunnel) = (world.means(), Tunnel::new(runner, early, b"", None));
         let tunnel = run(&client, &tunnel, &means);
@@ -87,8 +107,6 @@ fn what_goes_in_comes_out_in_whatever_pieces_and_with_whatever_pauses_it_comes()
             for round in 0..4000_u64 {
                 // The ring waits first, then the set.
                 world.counters.tunnels_open.set(if round < 2000 { 1 } else { CROWD_MIN });
-                // With either, messages leave at once and then together.
-                world.turns.follow(round % 2000 >= 1000);
                 let length = match dice.below(60) {
                     // More than a buffer holds, just one, and much more.
                     0 => 20_000,
@@ -118,8 +136,6 @@ fn what_goes_in_comes_out_in_whatever_pieces_and_with_whatever_pauses_it_comes()
         futures_util::future::join(tunnel, script).await;
         let spliced = [&world.counters.bytes_up_spliced, &world.counters.bytes_down_spliced];
         assert!(spliced.iter().all(|bytes| bytes.get() > 0), "much at once is spliced");
-        let together = world.counters.sent_together.get();
-        assert!(together > 100, "{together} together");
     });
 }
 
@@ -143,7 +159,7 @@ fn a_tunnel_with_much_to_say_leaves_the_others_their_turn_be_it_waited_for_by_th
                 sends.set_send_buffer_size(4 << 20).expect("open");
             }
             let client = Socket::new(client.into()).expect("made");
-            let world = World::new(1);
+            let world = World::new();
             let runner = Socket::new(ours.into()).expect("made");
             let (means, tunnel) = (world.means(), Tunnel::new(runner, b"", b"", None));
             let mut tunnel = pin!(run(&client, &tunnel, &means));
@@ -170,7 +186,7 @@ fn a_crowd_for_which_the_set_has_no_room_is_served_by_the_ring() {
     on_each_driver(|| async {
         // No set has no room either.
         let ((client, mut theirs), (runner, mut app)) = (pair(), pair());
-        let world = World::new(1);
+        let world = World::new();
         let (means, tunnel) = (world.means(), Tunnel::new(runner, b"", b"", None));
         let tunnel = run(&client, &tunnel, &means);
         world.counters.tunnels_open.set(CROWD_MIN);
@@ -194,27 +210,24 @@ fn a_crowd_for_which_the_set_has_no_room_is_served_by_the_ring() {
 
 /// A client that has not taken a message yet when its right goes is still given all of it, and then told why.
 #[test]
-fn a_message_the_ring_has_not_sent_yet_comes_before_the_last_words() {
+fn a_message_that_is_not_sent_yet_comes_before_the_last_words() {
     const FRAME: usize = 4 + 3000;
-    on_a_shard(|| async {
-        let _set = readiness::open().expect("a set");
+    on_each_driver(|| async {
         let ((client, mut theirs), (runner, mut app)) = (pair(), pair());
         // The least there is: less than two frames.
         socket2::SockRef::from(&client.fd()).set_send_buffer_size(1).expect("open");
         let table = Deadlines::new();
-        let world = World { watch: table.watch(client.raw_fd()), ..World::with_ring(1) };
+        let world = World { watch: table.watch(client.raw_fd()), ..World::new() };
         let (means, tunnel) = (world.means(), Tunnel::new(runner, b"", b"", None));
         let running = run(&client, &tunnel, &means);
         let script = async {
             let frame = [&[0x82, 126], &3000_u16.to_be_bytes()[..], &[b'x'; 3000]].concat();
             for _ in 0..8 {
-                world.turns.follow(true);
                 app.write_all(&frame).expect("open");
                 for _ in 0..3 {
                     turn().await;
                 }
             }
-            assert!(world.counters.sent_together.get() > 0, "nothing was left to the ring");
             assert!(tunnel.owing.get(), "nothing is stuck");
             assert!(table.revoke(world.watch.index(), Revoked::Stopped));
             table.end_all();
@@ -234,35 +247,6 @@ fn a_message_the_ring_has_not_sent_yet_comes_before_the_last_words() {
             let data = heard.strip_suffix(&close[..]).expect("told why");
             assert!(data.len() > FRAME && data.len().is_multiple_of(FRAME), "{} bytes", data.len());
             assert!(data.chunks(FRAME).all(|whole| whole == frame));
-        };
-        futures_util::future::join(running, script).await;
-    });
-}
-
-/// From the moment a right is gone the ring must hold nothing of the client's that it would still send.
-#[test]
-fn what_a_client_says_is_never_left_to_the_ring() {
-    on_a_shard(|| async {
-        let _set = readiness::open().expect("a set");
-        let ((client, mut theirs), (runner, mut app)) = (pair(), pair());
-        let world = World::with_ring(1);
-        let (means, tunnel) = (world.means(), Tunnel::new(runner, b"", b"", None));
-        let running = run(&client, &tunnel, &means);
-        world.counters.tunnels_open.set(CROWD_MIN);
-        let script = async {
-            for (up, together) in [(true, 0), (false, 1)] {
-                world.turns.follow(true);
-                let (from, to) = if up { (&mut theirs, &mut app) } else { (&mut app, &mut theirs) };
-                from.write_all(b"hello").expect("open");
-                let mut received = [0; 5];
-                while to.read(&mut received).is_err() {
-                    turn().await;
-                }
-                assert_eq!((&received, world.counters.sent_together.get()), (b"hello", together));
-            }
-            for end in [&mut theirs, &mut app] {
-                end.shutdown(std::net::Shutdown::Write).expect("open");
-            }
         };
         futures_util::future::join(running, script).await;
     });

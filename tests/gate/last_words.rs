@@ -159,7 +159,7 @@ fn a_gate_whose_time_to_drain_is_over_says_goodbye() {
     let runner = echo();
     let settings = [("SHUTDOWN_TIMEOUT_SEC", "1"), ("SANDGATE_SHARDS", "1")];
     let mut gate = Gate::start(&Api::start(runner.addr), &settings);
-    // So many on one shard that their messages leave together.
+    // So many on one shard that the set waits for them.
     let mut sockets: Vec<_> = (0..150).map(|_| client(&gate, HOST, None)).collect();
     for round in 0..20 {
         for (number, socket) in sockets.iter_mut().enumerate() {
