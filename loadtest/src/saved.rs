@@ -28,6 +28,7 @@ pub struct AssertArgs {
 /// # Errors
 /// A sentence: a file cannot be read or written.
 pub fn report(args: &ReportArgs) -> Result<ExitCode, String> {
+    report::check_outputs(args.outputs.files(), &[&args.result]).map_err(|error| error.to_string())?;
     let mut result = report::load(&args.result)?;
     let holds = args.outputs.finish(&mut result).map_err(|error| error.to_string())?;
     if args.outputs.files().next().is_none() {

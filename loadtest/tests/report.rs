@@ -396,3 +396,42 @@ fn exit_codes_tell_thresholds_and_comparisons_apart_from_mistakes() {
     }
     std::fs::remove_dir_all(&folder).expect("cleaned up");
 }
+
+/// By any name of it.
+#[test]
+fn a_result_that_is_read_is_never_written_over() {
+    let folder = std::env::temp_dir().join(format!("loadtest-kept-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("ours");
+    let bytes = serde_json::to_vec(&full()).expect("JSON");
+    for name in ["a.json", "b.json"] {
+        std::fs::write(folder.join(name), &bytes).expect("room");
+    }
+    std::os::unix::fs::symlink("b.json", folder.join("link")).expect("room");
+    let run = |words: &[&str]| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_loadtest"));
+        let output = command.args(words).current_dir(&folder).output().expect("it starts");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for words in [
+        &["report", "a.json", "--html", "a.json"][..],
+        &["report", "a.json", "--csv", "./a.json"],
+        &["report", "link", "--markdown", "b.json"],
+        &["compare", "a.json", "b.json", "--html", "b.json"],
+        &["compare", "b.json", "a.json", "--markdown", "link"],
+    ] {
+        let (code, said) = run(words);
+        assert_eq!(code, Some(2), "{words:?}: {said}");
+        assert!(
+            said.contains(&format!("{} is read and would be written over", words[words.len() - 1])),
+            "{said}"
+        );
+    }
+    let (code, said) = run(&["compare", "a.json", "b.json", "--html", "c", "--markdown", "c"]);
+    assert!(code == Some(2) && said.contains("cannot take two outputs"), "{said}");
+    for name in ["a.json", "b.json"] {
+        assert_eq!(std::fs::read(folder.join(name)).expect("there"), bytes, "{name}");
+    }
+    let (code, said) = run(&["report", "a.json", "--html", "new.html", "--csv", "/dev/null"]);
+    assert_eq!(code, Some(99), "its thresholds do not hold: {said}");
+    std::fs::remove_dir_all(&folder).expect("ours");
+}

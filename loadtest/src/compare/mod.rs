@@ -376,6 +376,8 @@ fn points_text(difference: f64) -> String {
 /// # Errors
 /// A sentence: a file cannot be read or written.
 pub fn run(args: &CompareArgs) -> Result<ExitCode, String> {
+    let outputs = [&args.html, &args.markdown].into_iter().flatten();
+    report::check_outputs(outputs, &[&args.a, &args.b]).map_err(|error| error.to_string())?;
     let (a, b) = (report::load(&args.a)?, report::load(&args.b)?);
     let judgement = Judgement { tolerance: args.tolerance, confidence: args.confidence, seed: args.seed };
     let comparison = Comparison::new(&a, &b, judgement);

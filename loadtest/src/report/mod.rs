@@ -48,7 +48,7 @@ pub struct Outputs {
 
 impl Outputs {
     /// The files that are wanted.
-    pub fn files(&self) -> impl Iterator<Item = &PathBuf> {
+    pub fn files(&self) -> impl Iterator<Item = &PathBuf> + Clone {
         [&self.json, &self.html, &self.hlog, &self.csv, &self.markdown].into_iter().flatten()
     }
 
@@ -57,8 +57,7 @@ impl Outputs {
     /// # Errors
     /// Names the first that cannot.
     pub fn check(&self) -> io::Result<()> {
-        self.files().try_for_each(|path| check_writable(path))?;
-        check_distinct(self.files())
+        check_outputs(self.files(), &[])
     }
 
     /// Checks the thresholds, notes them in the result and writes all files. Whether every threshold holds.
@@ -158,6 +157,28 @@ pub(crate) fn check_writable(path: &Path) -> io::Result<()> {
     }
     let temporary = beside(path);
     File::create(&temporary).and_then(|_| std::fs::remove_file(&temporary)).map_err(told)
+}
+
+/// Tries whether the files can be written, each for itself and none in place of one that is read.
+///
+/// # Errors
+/// Names the first that cannot.
+pub(crate) fn check_outputs<'a>(
+    outputs: impl Iterator<Item = &'a PathBuf> + Clone,
+    inputs: &[&PathBuf],
+) -> io::Result<()> {
+    outputs.clone().try_for_each(|path| check_writable(path))?;
+    // One file by any name. What is not there yet is no input; what is no file, as `/dev/stdout`, keeps nothing.
+    let file = |path: &Path| path.canonicalize().ok().filter(|path| path.is_file());
+    let read: Vec<PathBuf> = inputs.iter().filter_map(|input| file(input)).collect();
+    if let Some(same) = outputs.clone().find(|path| file(path).is_some_and(|path| read.contains(&path))) {
+        let message = format!(
+            "{} is read and would be written over: give what is written another name",
+            same.display()
+        );
+        return Err(io::Error::other(message));
+    }
+    check_distinct(outputs)
 }
 
 /// Of two results in one file the first is lost. What is no file, as `-` and `/dev/null`, takes them all.
