@@ -283,6 +283,17 @@ impl Plan {
         if mistakes.is_empty() { Ok(()) } else { Err(mistakes.join("\n")) }
     }
 
+    /// Of all phases, each once; what the result calls them.
+    pub fn classes(&self) -> Vec<Class> {
+        let mut classes: Vec<Class> = Vec::new();
+        for (class, _) in self.phases.iter().flat_map(|phase| &phase.mix) {
+            if !classes.contains(class) {
+                classes.push(class.clone());
+            }
+        }
+        classes
+    }
+
     /// The recording of a class `har:name`.
     pub fn recording(&self, name: &str) -> Option<&Recording> {
         self.recordings.iter().find(|recording| recording.name == name)

@@ -94,17 +94,6 @@ pub struct Done {
     pub cut: bool,
 }
 
-/// Every class of the plan once; what the result calls it.
-pub fn classes(plan: &Plan) -> Vec<Class> {
-    let mut classes: Vec<Class> = Vec::new();
-    for (class, _) in plan.phases.iter().flat_map(|phase| &phase.mix) {
-        if !classes.contains(class) {
-            classes.push(class.clone());
-        }
-    }
-    classes
-}
-
 /// Does the thread's part. Returns when all of it is over.
 pub fn run(assignment: Assignment) {
     let (thread, reports) = (assignment.thread, assignment.reports.clone());
@@ -141,7 +130,7 @@ async fn work(assignment: Assignment) -> io::Result<Done> {
         assignment.part,
         assignment.run,
     );
-    let classes = classes(&plan);
+    let classes = plan.classes();
     let worker = Rc::new(Worker {
         connector: Connector::new(assignment.place, sources),
         paths: classes.iter().map(Class::path).collect(),

@@ -8,7 +8,7 @@ use crate::result::{
     IdleResult, Meta, PhaseResult, Point, ProxyUse, Quantiles, Reason, RunConfig, RunResult, ServerCounters,
     ServerSample, Timeline, Validity,
 };
-use crate::worker::{Done, Report, Second, classes};
+use crate::worker::{Done, Report, Second};
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
@@ -80,7 +80,7 @@ impl<'a> Tally<'a> {
             threads,
             done: 0,
             cut: false,
-            classes: vec![vec![ClassResult::default(); classes(plan).len()]; phases],
+            classes: vec![vec![ClassResult::default(); plan.classes().len()]; phases],
             lag: vec![Hist::default(); phases],
             idle: vec![None; phases],
             timelines: vec![Timeline::default(); phases],
@@ -260,7 +260,7 @@ impl<'a> Tally<'a> {
         self.settle(0);
         // The threads say so: until they have heard of a stop and the last answers are there, the plan's time may be over.
         let partial = self.cut;
-        let names: Vec<String> = classes(plan).iter().map(ToString::to_string).collect();
+        let names: Vec<String> = plan.classes().iter().map(ToString::to_string).collect();
         let mut proxy = proxy.into_iter();
         let mut phases = Vec::new();
         let mut begin = Duration::ZERO;
@@ -418,6 +418,10 @@ fn reasons(plan: &Plan, phases: &[PhaseResult], partial: bool) -> Vec<Reason> {
         }
         if matches!(planned.load, Load::Soak { .. }) {
             drift(phase).into_iter().for_each(|text| add(false, "drift", text));
+        }
+        if let Some(idle) = phase.idle.as_ref().filter(|idle| idle.planned > 0 && idle.connect.is_empty()) {
+            let text = format!("{name}: none of {} idle WebSockets opened", idle.planned);
+            add(true, "nothing", text);
         }
         if total.ok == 0 && planned.load != Load::Quiet {
             let text = match total.ended() {

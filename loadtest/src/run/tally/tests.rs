@@ -3,7 +3,7 @@ use crate::measure::Totals;
 use crate::plan::{Class, Client, Phase, Target, Workload};
 use crate::quantity::Span;
 use crate::recorder::Interval;
-use crate::result::{CallUse, HAR_REQUEST};
+use crate::result::{CallUse, HAR_REQUEST, IdleResult};
 
 fn plan(load: Load) -> Plan {
     Plan {
@@ -246,6 +246,22 @@ fn a_run_is_partial_if_a_thread_says_so_whatever_the_time() {
             "{cuts:?}"
         );
         assert!(result.validity.valid, "{:?}", result.validity);
+    }
+}
+
+#[test]
+fn idle_websockets_of_which_none_opened_are_no_result_and_one_is() {
+    let mut plan = plan(Load::Quiet);
+    plan.phases[0].idle = Some(crate::plan::Idle { count: 5, rate: 5.0, reopen: false });
+    for (opened, told) in [(0, &["nothing"][..]), (1, &[])] {
+        let mut idle = IdleResult { planned: 5, failed: 5 - opened, open: opened, ..IdleResult::default() };
+        (0..opened).for_each(|_| idle.connect.record_ns(1_000_000));
+        let mut tally = Tally::new(&plan, 1);
+        let Report::Done(mut done) = done() else { unreachable!() };
+        done.idle = vec![Some(idle)];
+        tally.take(0, Report::Done(done)).expect("planned");
+        let result = tally.finish(&plan, Vec::new(), SystemTime::now(), None, Vec::new(), Vec::new());
+        assert_eq!((codes(&result), result.validity.valid), (told.to_vec(), told.is_empty()));
     }
 }
 
