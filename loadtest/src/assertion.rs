@@ -2,7 +2,8 @@
 //!
 //! A threshold on something the run does not know does not hold: a gate must not open because a figure is missing.
 
-use crate::measure::{Measure, Totals, Unit, What};
+use crate::measure::{Measure, Totals, Unit, Watched, What, no_class};
+use crate::plan::Plan;
 use crate::result::{Assertion, RunResult};
 use std::fmt;
 use std::str::FromStr;
@@ -83,10 +84,7 @@ impl Threshold {
             (What::Valid, Some(valid)) => String::from(if valid > 0.0 { "valid" } else { "not valid" }),
             (_, Some(found)) => self.measure.unit().text(found),
             (_, None) => match &self.measure.class {
-                Some(class) if !totals.classes.contains_key(class) => {
-                    let names: Vec<&str> = totals.classes.keys().map(String::as_str).collect();
-                    format!("no class `{class}`; there are {}", names.join(", "))
-                }
+                Some(class) if totals.class(class).is_none() => no_class(class, &totals.class_names()),
                 _ => "not measured".into(),
             },
         };
@@ -98,6 +96,25 @@ impl fmt::Display for Threshold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
+}
+
+/// Whether a run of this plan, so observed, can know what the thresholds are on: they would not hold, whatever the target does.
+///
+/// # Errors
+/// A line for each of which it cannot.
+pub fn foresee<'a>(
+    lists: impl IntoIterator<Item = &'a Thresholds>,
+    plan: &Plan,
+    watched: &Watched,
+) -> Result<(), String> {
+    let thresholds = lists.into_iter().flat_map(|list| &list.0);
+    let mistakes: Vec<String> = thresholds
+        .filter_map(|threshold| {
+            let why = threshold.measure.foresee(plan, watched).err()?;
+            Some(format!("threshold `{threshold}`: {why}"))
+        })
+        .collect();
+    if mistakes.is_empty() { Ok(()) } else { Err(mistakes.join("\n")) }
 }
 
 /// Checks all thresholds and writes what was found into the result. Whether all hold.

@@ -175,6 +175,10 @@ fn take_turns(args: &InterleaveArgs) -> Result<ExitCode, String> {
         count_calls,
         metrics_url: args.with_metrics_url.clone(),
     };
+    let started = staging.is_some();
+    for (thresholds, observe) in [(&args.assert_a, &load.observe), (&args.assert_b, &of_b)] {
+        assertion::foresee(thresholds, &plan, &observe.watched(started))?;
+    }
     let setup = Setup { plan, staging, client: &load.client, live: false };
     setup.on_stage(args.quiet, |runner, a, stage| {
         let mut b = a.clone();
@@ -222,6 +226,7 @@ impl Setup<'_> {
         measure: impl FnOnce(&Runner, Plan, &Observation) -> Result<RunResult, String>,
     ) -> Result<ExitCode, String> {
         output.files.check().map_err(|error| error.to_string())?;
+        assertion::foresee(&output.files.assert, &self.plan, &observe.watched(self.staging.is_some()))?;
         self.on_stage(output.quiet, |runner, plan, stage| {
             let outcome = measure(runner, plan, &stage.observation(0, observe));
             conclude(stage.settle(0, outcome)?, output)

@@ -10,9 +10,10 @@ mod totals;
 pub use text::{bytes_text, number_text, share_text, time_text};
 pub use totals::Totals;
 
-use crate::result::{ClassResult, Hist};
+use crate::plan::{Class, Plan};
+use crate::result::{ClassResult, HAR_REQUEST, Hist};
 use std::fmt;
-use totals::share;
+use totals::{same_name, share};
 
 /// A number about a run.
 #[derive(Clone, PartialEq, Debug)]
@@ -88,11 +89,18 @@ pub enum Unit {
     Count,
 }
 
+/// Times of requests. Not all are known of each class: [`Class::has_time`].
+const TIMES: [&str; 9] =
+    [RESPONSE, SERVICE, "connect", "first_byte", "event_gap", "ws_connect", "ws_echo", "asset", HAR_REQUEST];
+const RESPONSE: &str = "response";
+const SERVICE: &str = "service";
+
 /// What measures can be named, for people who mistyped one.
 pub const NAMES: &str = "p50 (any percentile), mean, min, max, err, rate, cpu_us, calls, enters, rps_core, mem, spliced, \
                          sent, ok, failed, unsent, unfinished, idle.failed, idle.cut, effect, recovery, \
-                         effect.NAME and recovery.NAME of a change, valid; with service., connect. or lag. in front of a \
-                         percentile, and a class with / in front of all: get/service.p99";
+                         effect.NAME and recovery.NAME of a change, valid; with service., connect., first_byte., event_gap., \
+                         ws_connect., ws_echo., asset., har_request. or lag. in front of a percentile, and a class with / in \
+                         front of all: get/service.p99";
 
 impl Measure {
     pub fn of_all(what: What) -> Self {
@@ -101,7 +109,7 @@ impl Measure {
 
     /// The response time at a quantile.
     pub fn response(quantile: f64) -> Self {
-        Self::of_all(What::Time { of: "response".into(), at: Statistic::Quantile(quantile) })
+        Self::of_all(What::Time { of: RESPONSE.into(), at: Statistic::Quantile(quantile) })
     }
 
     /// # Errors
@@ -146,9 +154,9 @@ impl Measure {
                 };
                 let at = Statistic::parse(at).ok_or_else(unknown)?;
                 match of {
-                    "" => return Err(unknown()),
                     "lag" => What::Lag(at),
-                    of => What::Time { of: of.to_owned(), at },
+                    of if TIMES.contains(&of) => What::Time { of: of.to_owned(), at },
+                    _ => return Err(unknown()),
                 }
             }
         };
@@ -177,13 +185,13 @@ impl Measure {
     pub fn value(&self, totals: &Totals) -> Option<f64> {
         let class = match &self.class {
             None => &totals.all,
-            Some(name) => totals.classes.get(name)?,
+            Some(name) => totals.class(name)?,
         };
         match &self.what {
             What::Time { of, at } => {
                 let hist = match of.as_str() {
-                    "response" => &class.response,
-                    "service" => &class.service,
+                    RESPONSE => &class.response,
+                    SERVICE => &class.service,
                     of => class.extra.get(of)?,
                 };
                 at.of(hist)
@@ -207,6 +215,58 @@ impl Measure {
             What::Effect(name) => totals.longest(name.as_deref(), false),
             What::Recovery(name) => totals.longest(name.as_deref(), true),
             What::Valid => Some(f64::from(u8::from(totals.valid))),
+        }
+    }
+
+    /// Why a run of this plan, so observed, cannot know it; to be told before it begins.
+    ///
+    /// # Errors
+    /// A sentence that says what is missing.
+    pub fn foresee(&self, plan: &Plan, watched: &Watched) -> Result<(), String> {
+        let judged = plan.phases.iter().filter(|phase| !phase.warmup);
+        let sent: Vec<&Class> = judged.flat_map(|phase| &phase.mix).map(|(class, _)| class).collect();
+        let classes: Vec<Class> = plan.classes().into_iter().filter(|class| sent.contains(&class)).collect();
+        let meant: Vec<&Class> = match &self.class {
+            None => classes.iter().collect(),
+            Some(name) => {
+                let names: Vec<String> = classes.iter().map(ToString::to_string).collect();
+                let place = class_named(name, &names).ok_or_else(|| no_class(name, &names))?;
+                vec![&classes[place]]
+            }
+        };
+        let idle = plan.phases.iter().any(|phase| phase.idle.is_some());
+        let churn = || plan.phases.iter().flat_map(|phase| &phase.churn);
+        let need = |is_there: bool, remedy: &str| match is_there {
+            true => Ok(()),
+            false => Err(remedy.to_owned()),
+        };
+        match &self.what {
+            What::Time { of, .. } => need(
+                meant.iter().any(|class| class.has_time(of)),
+                &format!("no request of this load has a time `{of}`"),
+            ),
+            What::Cpu | What::RatePerCore | What::Memory => {
+                need(watched.process, "the proxy's process is not watched: --proxy-pid, or --start")
+            }
+            What::Calls | What::Enters => need(watched.calls, "system calls are not counted: --count-calls"),
+            What::Spliced => {
+                need(watched.counters, "the proxy's counters are not read: --metrics-url, or --start")
+            }
+            What::IdleFailed | What::IdleCut => {
+                need(idle, "this load holds no idle WebSockets: --idle, or a phase with `idle`")
+            }
+            What::Effect(None) | What::Recovery(None) => {
+                need(churn().next().is_some(), "nothing changes under this load")
+            }
+            What::Effect(Some(name)) | What::Recovery(Some(name)) => {
+                let names: Vec<&str> = churn().map(|churn| churn.name.as_str()).collect();
+                let there = if names.is_empty() { "none".into() } else { names.join(", ") };
+                need(
+                    names.iter().any(|known| same_name(name, known)),
+                    &format!("no change under this load is called `{name}`; there are {there}"),
+                )
+            }
+            What::Lag(_) | What::Errors | What::Rate | What::Count(_) | What::Valid => Ok(()),
         }
     }
 
@@ -235,13 +295,43 @@ impl Measure {
     }
 }
 
+/// What is looked at besides the load.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Watched {
+    /// The proxy's process.
+    pub process: bool,
+    /// Its system calls.
+    pub calls: bool,
+    /// Its own counters.
+    pub counters: bool,
+}
+
+/// Which of the classes' names is meant: that very one; one written in another way (`get` is `get:1k`); or the only one of
+/// its kind.
+pub(crate) fn class_named(name: &str, names: &[impl AsRef<str>]) -> Option<usize> {
+    let place = |name: &str| names.iter().position(|known| known.as_ref() == name);
+    let of_kind = |known: &str| known.split_once(':').is_some_and(|(kind, _)| kind == name);
+    let only = || {
+        let mut places = (0..names.len()).filter(|n| of_kind(names[*n].as_ref()));
+        places.next().filter(|_| places.next().is_none())
+    };
+    let written = || place(&name.parse::<Class>().ok()?.to_string());
+    place(name).or_else(written).or_else(only)
+}
+
+/// That none of them is meant.
+pub(crate) fn no_class(name: &str, names: &[impl AsRef<str>]) -> String {
+    let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+    format!("no class `{name}`; there are {}", names.join(", "))
+}
+
 impl fmt::Display for Measure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(class) = &self.class {
             write!(f, "{class}/")?;
         }
         match &self.what {
-            What::Time { of, at } if of == "response" => at.fmt(f),
+            What::Time { of, at } if of == RESPONSE => at.fmt(f),
             What::Time { of, at } => write!(f, "{of}.{at}"),
             What::Lag(at) => write!(f, "lag.{at}"),
             What::Errors => f.write_str("err"),

@@ -22,6 +22,7 @@ pub use target::TargetArgs;
 pub use weights::{Auth, Mix, auth_weights, mix_weights};
 
 use crate::host::ProxySource;
+use crate::measure::Watched;
 use crate::report::Outputs;
 use crate::run::Observation;
 use crate::unshown::{unshown, url_without_user};
@@ -54,6 +55,15 @@ pub struct ObserveArgs {
 }
 
 impl ObserveArgs {
+    /// `started`: by `--start`, which watches what it starts.
+    pub fn watched(&self, started: bool) -> Watched {
+        Watched {
+            process: started || self.proxy_pid.is_some(),
+            calls: self.count_calls,
+            counters: started || self.metrics_url.is_some(),
+        }
+    }
+
     pub fn observation(&self) -> Observation {
         Observation {
             proxy: self.proxy_pid.clone(),

@@ -45,8 +45,15 @@ impl Place {
         if authority.is_empty() || rest.contains(['@', '#', ' ']) || !rest.is_ascii() {
             return Err(wrong("not a host with an optional port and path"));
         }
-        let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        let name = match (has_port, secure) {
+        // What is behind the last colon, but of those within an address' brackets.
+        let port = authority.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.contains(']'));
+        if !authority.starts_with('[') && authority.matches(':').count() > 1 {
+            return Err(wrong("an IPv6 address stands in brackets, as in http://[::1]:80"));
+        }
+        if port.is_some_and(|port| !port.parse::<u16>().is_ok_and(|port| port > 0)) {
+            return Err(wrong("its port is none from 1 to 65535"));
+        }
+        let name = match (port.is_some(), secure) {
             (true, _) => authority.to_owned(),
             (false, true) => format!("{authority}:443"),
             (false, false) => format!("{authority}:80"),

@@ -68,6 +68,104 @@ fn what_the_run_does_not_know_does_not_hold() {
 }
 
 #[test]
+fn a_class_may_be_named_shortly_where_one_alone_is_meant() {
+    let named =
+        |name: &str, names: &[&str]| crate::measure::class_named(name, names).map(|n| names[n].to_owned());
+    let two = ["get:1k", "get:8k"];
+    for (name, names, meant) in [
+        ("get:8k", &two[..], Some("get:8k")),
+        ("get:8192", &two, Some("get:8k")),
+        // As `--mix get` is.
+        ("get", &two, Some("get:1k")),
+        ("get", &["get:8k", "upload:1k"], Some("get:8k")),
+        ("upload", &["get:8k", "upload:1k"], Some("upload:1k")),
+        ("get", &["get:8k", "get:9k"], None),
+        ("get:2k", &two, None),
+        ("ge", &two, None),
+        // A saved result may have any.
+        ("none of ours", &["none of ours"], Some("none of ours")),
+    ] {
+        assert_eq!(named(name, names).as_deref(), meant, "{name} of {names:?}");
+    }
+    assert!(holds("get/p50<1.1ms") && holds("get:1024/p50<1.1ms") && !holds("upload/p50<1.1ms"));
+}
+
+#[test]
+fn what_a_run_cannot_know_is_told_before_it() {
+    use crate::har::Recordings;
+    use crate::plan::{Client, Idle, Load, Phase, Target, Workload};
+    let phase = |mix: &str, warmup| Phase {
+        name: "p".into(),
+        load: Load::Hold { rate: 1.0 },
+        length: "1s".parse().expect("a time"),
+        mix: crate::run_args::mix_weights(mix, &mut Recordings::default()).expect("a mix"),
+        warmup,
+        churn: Vec::new(),
+        idle: None,
+    };
+    let mut plan = Plan {
+        name: "x".into(),
+        target: Target::default(),
+        client: Client::default(),
+        workload: Workload::default(),
+        phases: vec![phase("upload:1k", true), phase("get:1k,ws:1x1", false)],
+        recordings: Vec::new(),
+    };
+    let told = |plan: &Plan, text: &str, watched| {
+        foresee(&[text.parse().expect(text)], plan, &watched).err().unwrap_or_default()
+    };
+    let (nothing, all) = (Watched::default(), Watched { process: true, calls: true, counters: true });
+    for text in [
+        "p99<1s,err<1%,rate>1,lag.p99<1s,valid,failed<1",
+        "get/first_byte.p99<1s,ws/ws_echo.p99<1s,ws/p50<1s",
+    ] {
+        assert_eq!(told(&plan, text, nothing), "", "{text}");
+    }
+    for (text, remedy) in [
+        ("cpu_us<1", "--proxy-pid"),
+        ("mem<1M", "--proxy-pid"),
+        ("rps_core>1", "--proxy-pid"),
+        ("calls<1", "--count-calls"),
+        ("spliced>1%", "--metrics-url"),
+    ] {
+        assert!(told(&plan, text, nothing).contains(remedy), "{text}");
+        assert_eq!(told(&plan, text, all), "", "{text}");
+    }
+    for (text, why) in [
+        // Sent in the warm-up alone, which no threshold is about.
+        ("upload/p99<1s", "no class `upload`; there are get:1k, ws:1x1"),
+        ("get/ws_echo.p99<1s", "no request of this load has a time `ws_echo`"),
+        ("ws/first_byte.p99<1s", "has a time `first_byte`"),
+        ("asset.p99<1s", "has a time `asset`"),
+        ("idle.cut<1", "--idle"),
+        ("effect<1s", "nothing changes"),
+        ("recovery.x<1s", "is called `x`; there are none"),
+    ] {
+        assert!(told(&plan, text, all).contains(why), "{text}: {}", told(&plan, text, all));
+    }
+    assert_eq!(told(&plan, "effect<1s,p99<1s,idle.cut<1", all).lines().count(), 2, "all together");
+    plan.phases[1].idle = Some(Idle { count: 1, rate: 1.0, reopen: false });
+    assert_eq!(told(&plan, "idle.cut<1", all), "");
+    plan.phases[1].churn.push(crate::plan::Churn {
+        name: "Redis dies".into(),
+        at: Default::default(),
+        action: crate::plan::Action::Command("true".into()),
+        probe: crate::plan::Probe {
+            sandbox: None,
+            path: "/".into(),
+            effect: crate::plan::Expectation::Unharmed,
+            recovery: false,
+            every: "1s".parse().expect("a time"),
+        },
+        within: Default::default(),
+        undo: None,
+        if_possible: false,
+    });
+    assert_eq!(told(&plan, "effect<1s,effect.redis-dies<1s,recovery.Redis dies<1s", all), "");
+    assert!(told(&plan, "effect.redis<1s", all).contains("there are Redis dies"));
+}
+
+#[test]
 fn mistakes_are_told_with_what_is_wrong_and_what_is_right() {
     for (text, told) in [
         ("", "is empty"),
@@ -88,6 +186,7 @@ fn mistakes_are_told_with_what_is_wrong_and_what_is_right() {
         ("mem<5ms", "units of size are"),
         ("failed<1%", "a count has no unit"),
         ("latency<5ms", "`latency` is no measure; there are p50"),
+        ("servce.p99<5ms", "`servce.p99` is no measure"),
         ("get/cpu_us<5", "for the whole run only"),
         ("/p99<5ms", "the class in front of / is missing"),
     ] {

@@ -1,6 +1,6 @@
 //! A run as its measured phases add up.
 
-use super::Count;
+use super::{Count, class_named};
 use crate::result::{ChurnResult, ClassResult, Hist, IdleResult, RunResult};
 use std::collections::BTreeMap;
 
@@ -82,6 +82,16 @@ impl Totals {
             }
         }
         totals
+    }
+
+    /// The class that is meant by this name.
+    pub fn class(&self, name: &str) -> Option<&ClassResult> {
+        let names = self.class_names();
+        self.classes.get(names[class_named(name, &names)?])
+    }
+
+    pub(crate) fn class_names(&self) -> Vec<&str> {
+        self.classes.keys().map(String::as_str).collect()
     }
 
     /// Share of requests that did not end as they should, those never sent or never answered included. `None`:
@@ -168,7 +178,7 @@ pub(super) fn share(part: f64, whole: f64) -> Option<f64> {
 }
 
 /// Names of changes are sentences: `Redis dies` is `redis-dies`, too.
-fn same_name(a: &str, b: &str) -> bool {
+pub(super) fn same_name(a: &str, b: &str) -> bool {
     let words = |name: &str| {
         let lower = name.to_lowercase();
         let words = lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());

@@ -3,6 +3,7 @@
 
 use crate::har;
 use crate::quantity::{Span, bytes, bytes_text, count};
+use crate::result::HAR_REQUEST;
 use crate::unshown::shown_url;
 use crate::world;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -77,6 +78,18 @@ impl Class {
             Self::Upload { bytes } => Some(*bytes),
             Self::Exec { .. } => Some(0),
             _ => None,
+        }
+    }
+
+    /// Whether its requests have this time: one of [`crate::measure`]'s.
+    pub fn has_time(&self, of: &str) -> bool {
+        match of {
+            "first_byte" => !self.is_session(),
+            "event_gap" => matches!(self, Self::Events { .. }),
+            "ws_connect" | "ws_echo" => matches!(self, Self::WebSocket { .. }),
+            "asset" => matches!(self, Self::Page { .. }),
+            HAR_REQUEST => matches!(self, Self::Recording(_)),
+            _ => true,
         }
     }
 

@@ -269,6 +269,43 @@ fn a_target_that_is_not_there_is_an_invalid_result_and_a_wrong_command_none() {
             ],
             "same.out cannot take two",
         ),
+        (&["run", "http://127.0.0.1:99999", "--rate", "1"], "its port is none from 1 to 65535"),
+        (&["run", "http://::1", "--rate", "1"], "an IPv6 address stands in brackets"),
+        // What no answer of the target's could make hold.
+        (
+            &[
+                "run",
+                "http://127.0.0.1:1",
+                "--rate",
+                "1",
+                "--for",
+                "1h",
+                "--assert",
+                "upload/p99<1s,cpu_us<9",
+            ],
+            "threshold `upload/p99<1s`: no class `upload`; there are path:/\nthreshold `cpu_us<9`: the proxy's process",
+        ),
+        (
+            &[
+                "interleave",
+                "http://127.0.0.1:1",
+                "--with",
+                "http://127.0.0.1:2",
+                "--rate",
+                "1",
+                "--assert-b",
+                "idle.cut<1",
+            ],
+            "threshold `idle.cut<1`: this load holds no idle WebSockets",
+        ),
+        (
+            &["find-max", "http://127.0.0.1:1", "--assert", "ws_echo.p99<9ms"],
+            "threshold `ws_echo.p99<9ms`: no request of this load has a time `ws_echo`",
+        ),
+        (
+            &["scenario", "smoke", "http://127.0.0.1:1", "--domain", "x", "--assert", "effect.no-such<1s"],
+            "no change under this load is called `no-such`",
+        ),
         (&["run", "http://127.0.0.1:1", "--rate", "0"], "`0` is no rate above 0"),
         (&["run", "http://127.0.0.1:1", "--rate", "1", "--timeout", "0s"], "timeout: above 0"),
     ] {
