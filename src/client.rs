@@ -8,6 +8,8 @@ mod reply;
 mod request;
 pub(crate) mod visitor;
 
+pub use reply::turn_away;
+
 use crate::activity::InUse;
 use crate::admission::Held;
 use crate::buffers;

@@ -295,9 +295,14 @@ impl Cause {
                         "too many requests from your address that open nothing",
                         "check host and credentials, then try again",
                     ),
-                    Limit::ClientRequests | Limit::ClientConnections => {
+                    Limit::ClientRequests => {
                         ("CLIENT_LIMIT", "too many requests from your address", "slow down and try again")
                     }
+                    Limit::ClientConnections => (
+                        "CLIENT_LIMIT",
+                        "too many connections from your address",
+                        "close some, or wait for others to end",
+                    ),
                     Limit::Sandbox => {
                         ("SANDBOX_LIMIT", "too many requests to this sandbox", "slow down and try again")
                     }

@@ -11,6 +11,7 @@ use crate::contained::Contained;
 use crate::cookie::CookieKeys;
 use crate::counters::{CacheKind, Counters, Revoked, add};
 use crate::deadlines::{Deadlines, TICK};
+use crate::error::Cause;
 use crate::grant::Verdicts;
 use crate::ids::SandboxId;
 use crate::live::Live;
@@ -431,13 +432,7 @@ pub(crate) fn accepted(shard: &Rc<Shard>, fd: OwnedFd, peer: std::net::IpAddr) {
         Ok(held) => held.map(Box::new),
         Err(_) => {
             add(&shard.counters.limited[Limit::ClientConnections as usize], 1);
-            turn_away(
-                &fd,
-                429,
-                "Too Many Requests",
-                "CLIENT_LIMIT",
-                "too many connections from your address",
-            );
+            client::turn_away(shard, &fd, Cause::Limited(Limit::ClientConnections, 1));
             return;
         }
     };
@@ -452,19 +447,7 @@ pub(crate) fn accepted(shard: &Rc<Shard>, fd: OwnedFd, peer: std::net::IpAddr) {
 
 fn shed(shard: &Shard, fd: &OwnedFd) {
     add(&shard.counters.connections_shed, 1);
-    turn_away(fd, 503, "Service Unavailable", "OVERLOADED", "too much is going on here");
-}
-
-/// One try, no wait: who is turned away for want of room must not cost any.
-fn turn_away(fd: &OwnedFd, status: u16, reason: &str, code: &str, message: &str) {
-    let body = format!(r#"{{"statusCode":{status},"message":"{message}","code":"{code}"}}"#);
-    let answer = format!(
-        "HTTP/1.1 {status} {reason}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
-         Retry-After: 1\r\nConnection: close\r\n\r\n{body}",
-        body.len()
-    );
-    let flags = rustix::net::SendFlags::DONTWAIT | rustix::net::SendFlags::NOSIGNAL;
-    let _ = rustix::net::send(fd, answer.as_bytes(), flags);
+    client::turn_away(shard, fd, Cause::Overloaded);
 }
 
 /// The shard is no use any more.

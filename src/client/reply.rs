@@ -16,8 +16,12 @@ use crate::shard::Shard;
 use crate::socket::Moved;
 use crate::turns;
 use crate::warning;
-use rustix::net::Shutdown;
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
+use std::os::fd::OwnedFd;
 use std::time::SystemTime;
+
+/// Bytes of a request read, and thrown away, of who is turned away.
+const TURNED_AWAY_MAX: usize = 64 * 1024;
 
 /// A request that the gate may answer by itself.
 #[derive(Clone, Copy)]
@@ -225,6 +229,22 @@ pub async fn refuse(shard: &Shard, client: &Client, cause: Cause) {
     let text = error_text(cause, Method::Get, "", "", request_id, false, "");
     if client.send(shard, &text).await.is_ok() {
         linger(shard, client).await;
+    }
+}
+
+/// As [`refuse`], for who has just come and has no place here. One try and no wait: it must not cost room.
+pub fn turn_away(shard: &Shard, client: &OwnedFd, cause: Cause) {
+    let mut request_id = [0; 36];
+    let request_id = shard.request_ids.next(&mut request_id);
+    let text = error_text(cause, Method::Get, "", "", request_id, false, "");
+    let _ = rustix::net::send(client, &text, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+    // What is unread at the close makes it a reset, see [`linger`]. What comes later still does.
+    let mut request = [0; 4096];
+    for _ in 0..TURNED_AWAY_MAX / request.len() {
+        match rustix::net::recv(client, &mut request, RecvFlags::DONTWAIT) {
+            Ok((n, _)) if n == request.len() => {}
+            _ => return,
+        }
     }
 }
 

@@ -472,10 +472,15 @@ fn out_of_descriptors_new_connections_are_turned_away_and_old_ones_served() {
     assert_eq!(old.get("/before").expect("an answer").status(), 200);
     let mut crowd: Vec<Wire> = (0..150).map(|_| gate.connect()).collect();
     let begun = Instant::now();
-    while !crowd.iter().any(Wire::is_cut) {
+    let told = loop {
+        if let Some(turned_away) = crowd.iter_mut().find(|wire| wire.is_cut()) {
+            break turned_away.expect_message().expect("an answer");
+        }
         assert!(begun.elapsed() < DEADLINE, "nobody is turned away");
         std::thread::sleep(Duration::from_millis(20));
-    }
+    };
+    assert!(told.status() == 503 && told.has_code("OVERLOADED"), "{told:?}");
+    assert_eq!(told.field("X-Preview-Error-Source"), Some("proxy"));
     let spent = gate.cpu();
     std::thread::sleep(Duration::from_millis(500));
     let spent = gate.cpu() - spent;
