@@ -1,10 +1,12 @@
 //! Tests of the heads we write.
 
 use super::*;
-use crate::head::Method;
+use crate::framing::ResponseBody;
+use crate::head::{Method, RequestHead, ResponseHead, Version};
+use crate::ids::{Port, SandboxId};
 use crate::limits::Limits;
 use proptest::prelude::*;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::LazyLock;
 
 const HOST: &str = "3000-sb1.preview.test";
