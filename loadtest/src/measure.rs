@@ -11,7 +11,7 @@ pub use text::{bytes_text, number_text, share_text, time_text};
 pub use totals::Totals;
 
 use crate::plan::{Class, Plan};
-use crate::result::{ClassResult, HAR_REQUEST, Hist};
+use crate::result::{ClassResult, HAR_REQUEST, Hist, REFUSED};
 use std::fmt;
 use totals::{same_name, share};
 
@@ -90,8 +90,18 @@ pub enum Unit {
 }
 
 /// Times of requests. Not all are known of each class: [`Class::has_time`].
-const TIMES: [&str; 9] =
-    [RESPONSE, SERVICE, "connect", "first_byte", "event_gap", "ws_connect", "ws_echo", "asset", HAR_REQUEST];
+const TIMES: [&str; 10] = [
+    RESPONSE,
+    SERVICE,
+    "connect",
+    "first_byte",
+    "event_gap",
+    "ws_connect",
+    "ws_echo",
+    "asset",
+    HAR_REQUEST,
+    REFUSED,
+];
 const RESPONSE: &str = "response";
 const SERVICE: &str = "service";
 
@@ -99,7 +109,7 @@ const SERVICE: &str = "service";
 pub const NAMES: &str = "p50 (any percentile), mean, min, max, err, rate, cpu_us, calls, enters, rps_core, mem, spliced, \
                          sent, ok, failed, unsent, unfinished, idle.failed, idle.cut, effect, recovery, \
                          effect.NAME and recovery.NAME of a change, valid; with service., connect., first_byte., event_gap., \
-                         ws_connect., ws_echo., asset., har_request. or lag. in front of a percentile, and a class with / in \
+                         ws_connect., ws_echo., asset., har_request., refused. or lag. in front of a percentile, and a class with / in \
                          front of all: get/service.p99";
 
 impl Measure {
@@ -241,6 +251,9 @@ impl Measure {
             false => Err(remedy.to_owned()),
         };
         match &self.what {
+            What::Time { of, .. } if of == REFUSED => {
+                need(plan.workload.bad > 0.0, "this load has no bad credentials: --bad-token")
+            }
             What::Time { of, .. } => need(
                 meant.iter().any(|class| class.has_time(of)),
                 &format!("no request of this load has a time `{of}`"),

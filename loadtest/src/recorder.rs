@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use crate::http1::ProxyError;
-use crate::result::{ClassResult, ErrorCount, HEAT_BUCKETS, Hist, heat_bucket};
+use crate::result::{ClassResult, ErrorCount, HEAT_BUCKETS, Hist, REFUSED, heat_bucket};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
@@ -110,14 +110,14 @@ impl Recorder {
     }
 
     /// How one ended, and from when to when it took if that is not told already. `refused`: its credential was bad, so 401,
-    /// 403 or a redirect to a login is right.
+    /// 403 or a redirect to a login is right. Whether it had what it asked for.
     pub fn ended(
         &mut self,
         arrival: &Arrival,
         outcome: Outcome,
         refused: bool,
         took: Option<(Instant, Instant)>,
-    ) {
+    ) -> bool {
         let given_up = matches!(&outcome, Outcome::Failed(failure) if failure.is_timeout());
         let verdict = match outcome {
             Outcome::Failed(failure) => Err((failure.code().to_owned(), failure.source().to_owned())),
@@ -136,8 +136,14 @@ impl Recorder {
                 judge(status, error, refused)
             }
         };
-        if let Some((sent_at, ended_at)) = took.filter(|_| given_up || verdict.is_ok()) {
-            self.timed(arrival, sent_at, ended_at);
+        let answered = verdict.is_ok() && !refused;
+        match took {
+            Some((sent_at, ended_at)) if given_up || answered => self.timed(arrival, sent_at, ended_at),
+            // Who checks a credential and stops there is done sooner than who goes on.
+            Some((_, ended_at)) if verdict.is_ok() => {
+                self.extra(arrival, REFUSED, ended_at.saturating_duration_since(arrival.intended));
+            }
+            _ => {}
         }
         match &verdict {
             Ok(()) => self.interval.ok += 1,
@@ -157,6 +163,7 @@ impl Recorder {
                 class.count_error(&code, &source, 1);
             }
         }
+        answered
     }
 
     pub fn moved(&mut self, arrival: &Arrival, up: u64, down: u64) {
@@ -246,5 +253,28 @@ mod tests {
         assert_eq!(code(502, true), Err("HTTP 502".into()), "a failure is no refusal");
         let named = Some(Box::new(ProxyError { code: "RUNNER_DOWN".into(), source: "runner".into() }));
         assert_eq!(judge(502, named, false), Err(("RUNNER_DOWN".into(), "runner".into())));
+    }
+
+    #[test]
+    fn a_right_refusal_is_ok_and_its_time_is_no_answer_s() {
+        let mut recorder = Recorder::new(1, 1);
+        let intended = Instant::now();
+        let arrival = Arrival { phase: 0, class: 0, intended };
+        let took = |ms| Some((intended, intended + Duration::from_millis(ms)));
+        let mut end = |status, bad, ms| {
+            recorder.sent(&arrival, Duration::ZERO);
+            recorder.ended(&arrival, Outcome::Answered { status, error: None }, bad, took(ms))
+        };
+        assert!(end(200, false, 200));
+        assert!(!end(401, true, 1) && !end(401, false, 1) && !end(200, true, 1));
+        let interval = recorder.take_interval();
+        assert_eq!((interval.response.count(), interval.heat.iter().sum::<u64>()), (1, 1));
+        let (phases, _) = recorder.finish();
+        let class = &phases[0][0];
+        assert_eq!((class.ok, class.refused_rightly, class.failed), (2, 1, 2));
+        assert_eq!((class.response.count(), class.service.count(), class.extra[REFUSED].count()), (1, 1, 1));
+        assert!(
+            class.response.quantile_us(0.0) > 190_000.0 && class.extra[REFUSED].quantile_us(1.0) < 1_100.0
+        );
     }
 }

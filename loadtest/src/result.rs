@@ -12,7 +12,7 @@ mod server;
 mod timeline;
 
 pub use churn::{ChurnResult, ChurnVerdict, CutShort};
-pub use class::{ClassResult, ErrorCount, HAR_REQUEST, IdleResult};
+pub use class::{ClassResult, ErrorCount, HAR_REQUEST, IdleResult, REFUSED};
 pub use hist::{Hist, Quantiles};
 pub use search::{Search, SearchStep};
 pub use server::{ServerCounters, ServerSample};

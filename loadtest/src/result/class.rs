@@ -31,12 +31,12 @@ pub struct ClassResult {
     pub statuses: BTreeMap<u16, u64>,
     pub errors: Vec<ErrorCount>,
     /// From the first byte sent to the last received, of what ended as it should and of what was given up (a timeout, not
-    /// finished): a fast failure is no fast answer. Sessions: a page to its last asset, a recording to its last
+    /// finished): a fast failure is no fast answer, and neither is a fast refusal, however right. Sessions: a page to its last asset, a recording to its last
     /// answer (none if it was shortened), an event stream to its first event, a WebSocket to its handshake's end.
     pub service: Hist,
     /// From when it should have been sent to the last byte received, of the same ones and of those never sent.
     pub response: Hist,
-    /// Further measures: `connect`, `first_byte`, `event_gap`, `ws_connect`, `ws_echo`, `asset`, `har_request`.
+    /// Further measures: `connect`, `first_byte`, `event_gap`, `ws_connect`, `ws_echo`, `asset`, `har_request`, `refused`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub extra: BTreeMap<String, Hist>,
 }
@@ -114,6 +114,9 @@ impl IdleResult {
         }
     }
 }
+
+/// The measure of refusals that were right: from when such a request should have been sent to the end of its answer.
+pub const REFUSED: &str = "refused";
 
 /// The measure of a recording's single requests: from when each was due to the end of its answer.
 pub const HAR_REQUEST: &str = "har_request";

@@ -156,20 +156,17 @@ impl Stream {
         let ended_at = Instant::now();
         self.slot.under_way.set(None);
         worker.record(|recorder| {
-            let outcome = match outcome {
+            let (outcome, first_byte) = match outcome {
                 Ok(answer) => {
                     let up = worker.classes[arrival.class].body_bytes().unwrap_or(0);
                     recorder.moved(&arrival, up, answer.body_bytes);
-                    recorder.extra(
-                        &arrival,
-                        "first_byte",
-                        answer.first_byte.saturating_duration_since(begun),
-                    );
-                    answer.check.outcome(answer.status, answer.error)
+                    (answer.check.outcome(answer.status, answer.error), answer.first_byte)
                 }
-                Err(failure) => Outcome::Failed(failure),
+                Err(failure) => (Outcome::Failed(failure), ended_at),
             };
-            recorder.ended(&arrival, outcome, self.visitor.refused, Some((begun, ended_at)));
+            if recorder.ended(&arrival, outcome, self.visitor.refused, Some((begun, ended_at))) {
+                recorder.extra(&arrival, "first_byte", first_byte.saturating_duration_since(begun));
+            }
         });
     }
 

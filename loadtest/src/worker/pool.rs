@@ -87,19 +87,16 @@ impl Kept {
         self.slot.under_way.set(None);
         let up = self.request.length();
         worker.record(|recorder| {
-            let outcome = match outcome {
+            let (outcome, first_byte) = match outcome {
                 Ok(reply) => {
                     recorder.moved(&arrival, up, reply.body_bytes);
-                    recorder.extra(
-                        &arrival,
-                        "first_byte",
-                        reply.first_byte.saturating_duration_since(sent_at),
-                    );
-                    self.check.outcome(reply.status, reply.error)
+                    (self.check.outcome(reply.status, reply.error), reply.first_byte)
                 }
-                Err(failure) => Outcome::Failed(failure),
+                Err(failure) => (Outcome::Failed(failure), ended_at),
             };
-            recorder.ended(&arrival, outcome, self.visitor.refused, Some((sent_at, ended_at)));
+            if recorder.ended(&arrival, outcome, self.visitor.refused, Some((sent_at, ended_at))) {
+                recorder.extra(&arrival, "first_byte", first_byte.saturating_duration_since(sent_at));
+            }
         });
     }
 
