@@ -1,11 +1,10 @@
 //! The live view: what goes on this second, on the whole terminal. Left when the run ends; the summary stays.
 
-use crate::console::time;
-use crate::quantity::bytes_text;
+use crate::measure::{bytes_text, time_text as time};
 use crate::run::Moment;
 use ratatui::Frame;
 use ratatui::Terminal;
-use ratatui::backend::CrosstermBackend;
+use ratatui::backend::{Backend as _, CrosstermBackend};
 use ratatui::crossterm::cursor::{Hide, Show};
 use ratatui::crossterm::execute;
 use ratatui::crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen};
@@ -26,7 +25,8 @@ impl Screen {
     pub fn open() -> io::Result<Self> {
         execute!(io::stderr(), EnterAlternateScreen, Hide)?;
         let mut terminal = Terminal::new(CrosstermBackend::new(io::stderr())).inspect_err(|_| leave())?;
-        terminal.clear().inspect_err(|_| leave())?;
+        // Without asking where the cursor is: not every terminal answers.
+        terminal.backend_mut().clear().inspect_err(|_| leave())?;
         Ok(Self { terminal })
     }
 
@@ -49,11 +49,12 @@ fn leave() {
 
 /// The whole picture.
 fn draw(frame: &mut Frame<'_>, moment: &Moment<'_>) {
+    // 24 lines at least, on which everything is to be seen.
     let [head, charts, numbers, lists] = Layout::vertical([
         Constraint::Length(3),
-        Constraint::Min(6),
-        Constraint::Length(7),
-        Constraint::Length(10),
+        Constraint::Min(5),
+        Constraint::Length(8),
+        Constraint::Max(10),
     ])
     .areas(frame.area());
     draw_progress(frame, head, moment);
@@ -76,14 +77,18 @@ fn draw_progress(frame: &mut Frame<'_>, area: Rect, moment: &Moment<'_>) {
     let total: Duration = moment.plan.phases.iter().map(|phase| phase.length.0).sum();
     let phase = moment.plan.phases.get(moment.phase).map_or("", |phase| &phase.name);
     let ratio = (moment.elapsed.as_secs_f64() / total.as_secs_f64().max(1e-9)).clamp(0.0, 1.0);
-    let title = format!(
-        " {}  {}  phase {} of {}: {phase} ",
-        moment.plan.name,
-        moment.plan.target.url,
-        moment.phase + 1,
-        moment.plan.phases.len()
+    let (name, url) = (&moment.plan.name, &moment.plan.target.url);
+    let name = if name == url { String::new() } else { format!(" {name} ") };
+    // What changes first: the rest may be cut.
+    let phases = moment.plan.phases.len();
+    let title = format!(" phase {} of {phases}: {phase}  {url} {name}", moment.phase + 1);
+    let label = format!(
+        "{:.0} s of {:.0} s, {} ok, {} failed",
+        moment.elapsed.as_secs_f64(),
+        total.as_secs_f64(),
+        moment.ok,
+        moment.failed
     );
-    let label = format!("{:.0} s of {:.0} s", moment.elapsed.as_secs_f64(), total.as_secs_f64());
     let gauge = Gauge::default()
         .block(Block::bordered().title(title))
         .gauge_style(Style::default().fg(Color::Cyan))
@@ -110,39 +115,40 @@ fn draw_charts(frame: &mut Frame<'_>, rate: Rect, latency: Rect, moment: &Moment
     frame.render_widget(chart(format!("p99 (highest {})", time(most)), p99, Color::Yellow), latency);
 }
 
+/// No line is wider than half of 80 columns has room for.
 fn second_lines(moment: &Moment<'_>) -> Vec<String> {
     let (point, q) = (moment.second, &moment.quantiles);
+    let bytes = bytes_text(point.bytes_down as f64);
     vec![
-        format!(
-            "planned {:>8}/s   ended {:>8}/s   failed {:>6}/s",
-            point.planned,
-            point.ok + point.failed,
-            point.failed
-        ),
-        format!("p50 {:>10}   p90 {:>10}", time(q.p50_us), time(q.p90_us)),
-        format!("p99 {:>10}   p99.9 {:>8}   max {:>10}", time(q.p99_us), time(q.p999_us), time(q.max_us)),
-        format!(
-            "backlog {:>8}   connections {:>6}   {}B/s down",
-            point.backlog,
-            point.connections,
-            bytes_text(point.bytes_down >> 10 << 10)
-        ),
-        format!("so far: {} ok, {} failed", moment.ok, moment.failed),
+        format!("planned {:>9}/s ended {:>9}/s", point.planned, point.ok + point.failed),
+        format!("failed  {:>9}/s backlog {:>8}", point.failed, point.backlog),
+        format!("p50 {:>10}  p90   {:>10}", time(q.p50_us), time(q.p90_us)),
+        format!("p99 {:>10}  p99.9 {:>10}", time(q.p99_us), time(q.p999_us)),
+        format!("max {:>10}  down  {bytes:>10}/s", time(q.max_us)),
+        connection_line(moment),
     ]
+}
+
+fn connection_line(moment: &Moment<'_>) -> String {
+    let planned = moment.plan.phases.get(moment.phase).and_then(|phase| phase.idle.as_ref());
+    let idle =
+        planned.map_or(String::new(), |idle| format!("  idle {} of {}", moment.second.idle, idle.count));
+    format!("connected {}{idle}", moment.second.connections)
 }
 
 fn client_lines(moment: &Moment<'_>) -> Vec<String> {
     let point = moment.second;
-    let warn = if point.client_cpu > 80.0 { "  <- too busy to be believed" } else { "" };
-    let mut lines = vec![format!("busiest thread of ours: {:.0} % of a CPU{warn}", point.client_cpu)];
+    let mut lines = vec![format!("our busiest thread: {:.0} % of a CPU", point.client_cpu)];
+    if point.client_cpu > 80.0 {
+        lines.push("  ^ too busy to be believed".into());
+    }
     if let Some(cpu) = point.proxy_cpu {
         let ended = (point.ok + point.failed).max(1);
-        lines
-            .push(format!("proxy: {cpu:.0} % of a CPU, {:.1} us per request", cpu * 10_000.0 / ended as f64));
+        lines.push(format!("proxy: {cpu:.0} % CPU, {:.1} µs a request", cpu * 10_000.0 / ended as f64));
     }
     if let Some(calls) = moment.calls {
-        let (all, enters) = (calls.system_calls, calls.ring_enters);
-        lines.push(format!("proxy: {all} system calls/s, of them io_uring_enter {enters}"));
+        lines.push(format!("proxy: {} system calls/s,", calls.system_calls));
+        lines.push(format!("  io_uring_enter {}/s", calls.ring_enters));
     }
     lines
 }
@@ -167,14 +173,26 @@ fn counter_lines(moment: &Moment<'_>) -> Vec<String> {
     };
     let mut gains: Vec<(f64, String)> = now.values.iter().filter_map(gain).collect();
     gains.sort_by(|a, b| b.0.total_cmp(&a.0));
-    gains.into_iter().take(8).map(|(rate, name)| format!("{rate:>12.0}  {name}")).collect()
+    gains.into_iter().take(8).map(|(rate, name)| format!("{rate:>9.0}  {}", short(&name))).collect()
+}
+
+/// A metric by what tells it from the others, which is mostly its labels: `preview_bytes_total{path="copy"}` is
+/// `bytes{path=copy}`.
+fn short(name: &str) -> String {
+    let (metric, labels) = name.split_once('{').map_or((name, ""), |(metric, labels)| (metric, labels));
+    let metric = metric.strip_prefix("preview_").unwrap_or(metric);
+    let metric = metric.strip_suffix("_total").unwrap_or(metric);
+    match labels {
+        "" => metric.to_owned(),
+        labels => format!("{metric}{{{}", labels.replace('"', "")),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::calls::Calls;
-    use crate::plan::{Client, Load, Phase, Plan, Target, Workload};
+    use crate::plan::{Client, Idle, Load, Phase, Plan, Target, Workload};
     use crate::quantity::Span;
     use crate::result::{ErrorCount, Point, Quantiles, ServerSample, Timeline};
     use ratatui::backend::TestBackend;
@@ -192,7 +210,7 @@ mod tests {
             mix: Vec::new(),
             warmup: false,
             churn: Vec::new(),
-            idle: None,
+            idle: Some(Idle { count: 20_000, rate: 1.0, reopen: false }),
         };
         let plan = Plan {
             name: "day".into(),
@@ -203,15 +221,19 @@ mod tests {
             phases: vec![phase],
         };
         let point = Point {
-            planned: 120,
-            ok: 100,
-            failed: 3,
+            planned: 120_000,
+            ok: 100_000,
+            failed: 300_001,
+            backlog: 1_234_567,
+            bytes_down: 5 << 30,
+            connections: 100_000,
+            idle: 19_999,
             client_cpu: 93.0,
             proxy_cpu: Some(50.0),
             ..Point::default()
         };
-        let sample =
-            |at_s, value| ServerSample { at_s, values: [("requests_total".to_owned(), value)].into() };
+        let counter = r#"preview_bytes_total{dir="down",path="splice"}"#.to_owned();
+        let sample = |at_s, value| ServerSample { at_s, values: [(counter.clone(), value)].into() };
         let (before, now) = (sample(1.0, 5.0), sample(2.0, 47.0));
         let timeline = Timeline { step_s: 1, points: vec![point.clone(); 3] };
         let errors = [ErrorCount { code: "RUNNER_DOWN".into(), source: "runner".into(), count: 3 }];
@@ -220,7 +242,7 @@ mod tests {
             plan: &plan,
             phase: 0,
             second: &point,
-            quantiles: Quantiles { p99_us: 1500.0, ..Quantiles::default() },
+            quantiles: Quantiles { p99_us: 1500.0, max_us: 99_900.0, ..Quantiles::default() },
             ok: 300,
             failed: 9,
             errors: &errors,
@@ -235,15 +257,22 @@ mod tests {
             let text = text_of(terminal.backend());
             let wanted = [
                 "noon",
-                "4 s of 10 s",
-                "103/s",
+                "4 s of 10 s, 300 ok, 9 failed",
+                "ended    400001/s",
+                "failed     300001/s",
+                "backlog  1234567",
                 "1.50 ms",
+                "max    99.9 ms",
+                "5.00 GiB/s",
+                "connected 100000  idle 19999 of 20000",
                 "RUNNER_DOWN",
-                "42  requests_total",
+                "42  bytes{dir=down,path=splice}",
                 "too busy",
-                "321 system calls/s, of them io_uring_enter 108",
+                "50 % CPU, 1.2 µs a request",
+                "321 system calls/s",
+                "io_uring_enter 108/s",
             ];
-            for wanted in if width == 120 { &wanted[..] } else { &[] } {
+            for wanted in if width >= 80 { &wanted[..] } else { &[] } {
                 assert!(text.contains(wanted), "{wanted}: {text}");
             }
         }

@@ -77,6 +77,8 @@ pub struct Second {
     pub planned: u64,
     pub backlog: u64,
     pub connections: u64,
+    /// WebSockets held idle.
+    pub idle: u64,
     /// CPU of the thread in the interval.
     pub cpu: Duration,
     /// How long the interval was.
@@ -149,6 +151,7 @@ async fn work(assignment: Assignment) -> io::Result<Done> {
         slots: RefCell::default(),
         open: Cell::new(0),
         sessions_open: Cell::new(0),
+        idle_open: Cell::new(0),
         idle: RefCell::new(vec![None; plan.phases.len()]),
         ending: Ending::default(),
         scratch: scratch(),
@@ -206,6 +209,7 @@ struct Worker {
     /// Kept connections that are open.
     open: Cell<u64>,
     sessions_open: Cell<u32>,
+    idle_open: Cell<u64>,
     idle: RefCell<Vec<Option<IdleResult>>>,
     ending: Ending,
     scratch: Scratch,
@@ -295,6 +299,7 @@ impl Worker {
                     interval,
                     backlog,
                     connections: self.open.get() + u64::from(self.sessions_open.get()),
+                    idle: self.idle_open.get(),
                     cpu: cpu.saturating_sub(cpu_before),
                     wall: wall - wall_before,
                 };

@@ -17,7 +17,7 @@ pub(super) const ORDER_BYTES_MAX: usize = 16 << 20;
 /// Everything else, and all that is read from somebody who has not shown the key.
 pub(super) const LINE_BYTES_MAX: usize = 64 << 10;
 /// Both must be up to this; results go with the version. Behind the slash: what they say to each other.
-pub(super) const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/4");
+pub(super) const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "/5");
 /// For what is answered at once.
 pub(super) const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// An agent that has nothing to report says that it is there: behind the last second, requests may have a long grace.

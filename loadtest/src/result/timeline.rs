@@ -27,10 +27,19 @@ pub struct Point {
     /// Planned and not yet sent at the end of the step.
     pub backlog: u64,
     pub connections: u64,
+    /// WebSockets held idle at the end of the step.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub idle: u64,
     /// Percent of one CPU: the busiest thread of the load generator, and the proxy in sum.
     pub client_cpu: f64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proxy_cpu: Option<f64>,
+}
+
+/// As serde wants it.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Bounds of the heat map: bucket n ends at `HEAT_BASE_NS * 2^((n + 1) / 4)`, a quarter of an octave wide each.
@@ -108,7 +117,7 @@ impl Point {
     /// Merges the following step into this one.
     fn absorb(&mut self, next: &Self) {
         self.add_counts(next);
-        (self.backlog, self.connections) = (next.backlog, next.connections);
+        (self.backlog, self.connections, self.idle) = (next.backlog, next.connections, next.idle);
         self.client_cpu = (self.client_cpu + next.client_cpu) / 2.0;
         self.proxy_cpu = match (self.proxy_cpu, next.proxy_cpu) {
             (Some(a), Some(b)) => Some((a + b) / 2.0),
@@ -121,6 +130,7 @@ impl Point {
         self.add_counts(other);
         self.backlog += other.backlog;
         self.connections += other.connections;
+        self.idle += other.idle;
         self.client_cpu = self.client_cpu.max(other.client_cpu);
         self.proxy_cpu = self.proxy_cpu.or(other.proxy_cpu);
     }

@@ -146,6 +146,7 @@ impl<'a> Tally<'a> {
             max_us: interval.response.max_ns() as f64 / 1000.0,
             backlog: second.backlog,
             connections: second.connections,
+            idle: second.idle,
             client_cpu: second.cpu.as_secs_f64() / wall * 100.0,
             ..Point::default()
         };
@@ -207,10 +208,12 @@ impl<'a> Tally<'a> {
 
     /// Percent of one CPU the proxy used in a second of a phase.
     pub fn proxy_cpu(&mut self, phase: usize, second: u32, percent: f64) {
-        let Timeline { step_s, points } = &mut self.timelines[phase];
-        match points.last_mut() {
-            Some(point) if *step_s == 1 && point.at_s == second => {
-                point.proxy_cpu = Some(percent);
+        // The threads tell of a second when it is over, which may be just before.
+        match self.timelines[phase].points.last_mut() {
+            Some(point) if self.phase == phase && self.last.at_s == second => {
+                self.last.proxy_cpu = Some(percent);
+                // Of a step of several seconds it is one.
+                point.proxy_cpu = Some(point.proxy_cpu.map_or(percent, |before| (before + percent) / 2.0));
             }
             _ => drop(self.proxy_cpu.insert((phase, second), percent)),
         }
@@ -371,14 +374,18 @@ fn reasons(plan: &Plan, phases: &[PhaseResult], partial: bool) -> Vec<Reason> {
             add(true, "client_cpu", text);
         }
         let total = phase.total();
-        let late = ["p50", "p90", "p99"].into_iter().zip([0.5, 0.9, 0.99]).find_map(|(at, quantile)| {
+        // Of those that are too late the one by most.
+        let late = ["p50", "p90", "p99"].into_iter().zip([0.5, 0.9, 0.99]).filter_map(|(at, quantile)| {
             let lag = Duration::from_nanos(phase.client.send_lag.quantile_ns(quantile));
-            let answered = phase.classes.values().filter(|class| class.sent > 0);
-            let fastest = answered.map(|class| class.pace().quantile_ns(quantile)).min();
+            let paces = phase.classes.values().map(ClassResult::pace).filter(|pace| !pace.is_empty());
+            let fastest = paces.map(|pace| pace.quantile_ns(quantile)).min();
             let bound = plan.client.lag_bound(Duration::from_nanos(fastest.unwrap_or(0)));
             (lag > bound).then_some((at, lag, bound))
         });
-        if let Some((at, lag, bound)) = late.filter(|_| planned.load != Load::Closed) {
+        let worst = late.max_by(|(_, lag, bound), (_, other, of)| {
+            lag.div_duration_f64(*bound).total_cmp(&other.div_duration_f64(*of))
+        });
+        if let Some((at, lag, bound)) = worst.filter(|_| planned.load != Load::Closed) {
             let text = format!(
                 "{name}: the load generator itself sent late, {at} {lag:.1?} (bound {bound:.1?}): its figures contain its own delay"
             );

@@ -86,7 +86,9 @@ async fn hold_phase(worker: &Rc<Worker>, idle: &Idle, phase: usize, end: Instant
                         tally.connect.borrow_mut().record_ns(begun.elapsed().as_nanos() as u64);
                         tally.reopened.set(tally.reopened.get() + u64::from(again));
                         tally.open.set(tally.open.get() + 1);
+                        worker.idle_open.set(worker.idle_open.get() + 1);
                         until_cut(&io).await;
+                        worker.idle_open.set(worker.idle_open.get() - 1);
                         tally.open.set(tally.open.get() - 1);
                         tally.lost.set(tally.lost.get() + 1);
                     }
@@ -116,6 +118,8 @@ async fn hold_phase(worker: &Rc<Worker>, idle: &Idle, phase: usize, end: Instant
     }
     let (open, unfinished) = (tally.open.get(), tally.under_way.get());
     let (took, connects) = all_open.unwrap_or_else(|| (begun.elapsed(), tally.connect.borrow().count()));
+    // They are closed from now on, and no longer held.
+    worker.idle_open.set(worker.idle_open.get() - open);
     spawn_local(close(held));
     IdleResult {
         planned,

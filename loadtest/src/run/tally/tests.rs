@@ -34,6 +34,7 @@ fn second(at: u64, cpu_ms: u64, latency_ms: u64) -> Report {
         planned: 10,
         backlog: 0,
         connections: 1,
+        idle: 0,
         cpu: Duration::from_millis(cpu_ms),
         wall: Duration::from_secs(1),
     }))
@@ -108,6 +109,50 @@ fn lateness_counts_beside_the_fastest_answers_unless_a_bound_is_given() {
         judged(4, [50, 50], Some(Duration::from_millis(3)))
             && !judged(4, [1, 1], Some(Duration::from_secs(1)))
     );
+}
+
+/// In either order, and when an hour has made the steps longer than a second.
+#[test]
+fn the_proxy_s_cpu_of_a_second_is_shown_and_kept_whoever_tells_first() {
+    for second_of in [0, Timeline::POINTS_MAX as u64 + 100] {
+        for cpu_first in [true, false] {
+            let mut plan = plan(Load::Hold { rate: 20.0 });
+            plan.phases[0].length = Span(Duration::from_secs(10_000));
+            let mut tally = Tally::new(&plan, 1);
+            (0..second_of).for_each(|at| tally.take(0, second(at, 1, 1)).expect("planned"));
+            if cpu_first {
+                tally.proxy_cpu(0, second_of as u32, 40.0);
+            }
+            tally.take(0, second(second_of, 1, 1)).expect("planned");
+            if !cpu_first {
+                tally.proxy_cpu(0, second_of as u32, 40.0);
+            }
+            let moment = tally.moment(Duration::ZERO);
+            assert_eq!(moment.second.proxy_cpu, Some(40.0), "{second_of} {cpu_first}");
+            let kept = moment.timeline.points.last().and_then(|point| point.proxy_cpu);
+            assert_eq!(kept, Some(40.0), "{second_of} {cpu_first}");
+        }
+    }
+}
+
+#[test]
+fn of_several_percentiles_that_are_late_the_worst_is_named() {
+    let plan = plan(Load::Hold { rate: 20.0 });
+    let hist = |each_ms: &[u64]| {
+        let mut hist = Hist::default();
+        each_ms.iter().for_each(|ms| hist.record_ns(ms * 1_000_000));
+        hist
+    };
+    let lag: Vec<u64> = (0..100).map(|at| if at < 95 { 3 } else { 400 }).collect();
+    // A class of nothing but right refusals has no times, and is no fastest one.
+    let classes =
+        vec![vec![ClassResult { sent: 100, ok: 100, response: hist(&[25; 100]), ..ClassResult::default() }]];
+    let mut tally = Tally::new(&plan, 1);
+    let done = Done { classes, lag: vec![hist(&lag)], idle: vec![None], cut: false };
+    tally.take(0, Report::Done(Box::new(done))).expect("planned");
+    let result = tally.finish(&plan, Vec::new(), SystemTime::now(), None, Vec::new(), Vec::new());
+    let message = &result.validity.reasons[0].message;
+    assert!(message.contains("sent late, p99 4"), "{message}");
 }
 
 /// Its sessions take as long as a user did: a tenth of that would excuse any lateness.
