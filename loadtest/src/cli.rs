@@ -8,6 +8,7 @@ use crate::interleave;
 use crate::live::Screen;
 use crate::plan::Plan;
 use crate::population::{AuthKind, Population, Sandbox};
+use crate::report;
 use crate::result::RunResult;
 use crate::run::{self, Moment, Observation};
 use crate::run_args::{
@@ -249,6 +250,14 @@ impl Setup<'_> {
     }
 }
 
+/// Beside what was written, of which some may be on standard output. Nobody may be reading; the files are there.
+pub(crate) fn tell(text: &str, stdout_is_taken: bool) {
+    drop(match stdout_is_taken {
+        true => io::stderr().write_all(text.as_bytes()),
+        false => io::stdout().write_all(text.as_bytes()),
+    });
+}
+
 /// On the terminal, which may be gone: the results are in files.
 fn say(line: &str, quiet: bool) {
     if !quiet {
@@ -293,8 +302,7 @@ fn conclude(mut result: RunResult, output: &OutputArgs) -> Result<ExitCode, Stri
     result.meta.command = std::env::args().collect();
     let holds = output.files.finish(&mut result).map_err(|error| error.to_string())?;
     let summary = console::summary(&result) + &assertion::lines(&result.assertions);
-    // Nobody may be reading; the files are written.
-    drop(io::stdout().write_all(summary.as_bytes()));
+    tell(&summary, report::take_stdout(output.files.files()));
     Ok(exit_code(holds, result.validity.valid))
 }
 

@@ -1,5 +1,7 @@
 //! What a run says on the terminal: a line now and then, a summary at the end.
 
+use crate::compare::{Comparison, Row};
+use crate::measure::{Totals, bytes_text, share_text, time_text as time};
 use crate::plan::Plan;
 use crate::result::{ChurnVerdict, ClassResult, Hist, PhaseResult, RunResult, SearchStep};
 use crate::run::Moment;
@@ -42,15 +44,6 @@ impl Lines {
     }
 }
 
-/// A time as people say it.
-pub fn time(us: f64) -> String {
-    match us {
-        us if us < 1000.0 => format!("{us:.0} us"),
-        us if us < 1_000_000.0 => format!("{:.2} ms", us / 1000.0),
-        us => format!("{:.2} s", us / 1e6),
-    }
-}
-
 /// The result in a few lines.
 pub fn summary(result: &RunResult) -> String {
     let mut text = String::new();
@@ -71,6 +64,15 @@ pub fn summary(result: &RunResult) -> String {
         let found =
             search.rate.map_or_else(|| search.nothing_held().into(), |rate| format!("{rate:.0} requests/s"));
         let _infallible = writeln!(text, "\nhighest rate with {}: {found}", search.bound);
+    }
+    if let Some((copied, spliced)) = Totals::of(result).moved() {
+        let share = share_text(spliced / (copied + spliced));
+        let _infallible = writeln!(
+            text,
+            "\nbody bytes in the proxy, by its own count: {} spliced, {} copied ({share} spliced)",
+            bytes_text(spliced),
+            bytes_text(copied),
+        );
     }
     add_reasons(&mut text, "", result);
     text
@@ -102,8 +104,14 @@ fn add_phase(text: &mut String, phase: &PhaseResult) {
             "", "count", "p50", "p90", "p99", "p99.9", "max"
         );
     }
+    if phase.classes.len() > 1 {
+        row(text, "all response", &total.response);
+    }
     let closed = phase.planned_rate.is_none();
     for (name, class) in &phase.classes {
+        if class.response.is_empty() && class.service.is_empty() {
+            let _infallible = writeln!(text, "  {name}: nothing that has a time");
+        }
         // In a closed loop they part where requests had to connect.
         if !closed || class.response != class.service {
             row(text, &format!("{name} response"), &class.response);
@@ -155,11 +163,11 @@ fn add_phase(text: &mut String, phase: &PhaseResult) {
     if let Some(proxy) = &phase.proxy {
         let _infallible = writeln!(
             text,
-            "  proxy ({}): {:.2} us CPU per request, {:.0} requests/s per core, {} MB at most",
+            "  proxy ({}): {:.2} µs CPU per request, {:.0} requests/s per core, {} at most",
             proxy.source,
             proxy.cpu_us_per_request,
             proxy.requests_per_core_s,
-            proxy.memory_max_bytes >> 20,
+            bytes_text(proxy.memory_max_bytes as f64),
         );
     }
     if let Some(calls) = phase.proxy.as_ref().and_then(|proxy| proxy.calls.as_ref()) {
@@ -230,7 +238,7 @@ pub fn round(round: u32, target: usize, result: &RunResult) -> String {
     let Some(phase) = result.measured().next() else { return format!("round {round} {name}: nothing") };
     let total = phase.total();
     let cpu =
-        phase.proxy.as_ref().map_or(String::new(), |used| format!(", {:.2} us CPU", used.cpu_us_per_request));
+        phase.proxy.as_ref().map_or(String::new(), |used| format!(", {:.2} µs CPU", used.cpu_us_per_request));
     format!(
         "round {round} {name}: {:.0}/s, p50 {}, p99 {}, {} failed{cpu}",
         phase.rate(),
@@ -240,8 +248,9 @@ pub fn round(round: u32, target: usize, result: &RunResult) -> String {
     )
 }
 
-/// Two results side by side: the medians of their rounds and the ratio of the two.
-pub fn against(a: &RunResult, b: &RunResult) -> String {
+/// Two results side by side: the medians of their rounds and the ratio of the two, and what is to be thought of it.
+pub fn against(comparison: &Comparison<'_>) -> String {
+    let (a, b) = (comparison.a, comparison.b);
     let who = |result: &RunResult| match &result.meta.started {
         Some(started) => format!("{} ({})", result.config.target, started.proxy),
         None => result.config.target.clone(),
@@ -250,18 +259,18 @@ pub fn against(a: &RunResult, b: &RunResult) -> String {
     let _infallible = writeln!(
         text,
         "  A and B: the medians of their rounds. B/A: the median of the rounds' ratios, not the ratio of those medians.\n\n  \
-         {:<18} {:>12} {:>12} {:>8}   [lowest-highest ratio of a round]",
-        "", "A", "B", "B/A"
+         {:<18} {:>12} {:>12} {:>8}   {:<13} verdict on B",
+        "", "A", "B", "B/A", "[rounds]"
     );
     type Measure = fn(&PhaseResult) -> Option<f64>;
-    let rows: [(&str, Measure); 5] = [
-        ("ok/s", |phase| Some(phase.rate())),
-        ("p50 us", |phase| Some(phase.total().response.quantile_us(0.5))),
-        ("p99 us", |phase| Some(phase.total().response.quantile_us(0.99))),
-        ("failed", |phase| Some(phase.total().failed as f64)),
-        ("CPU us/request", |phase| phase.proxy.as_ref().map(|used| used.cpu_us_per_request)),
+    let rows: [(&str, &str, Measure); 5] = [
+        ("ok/s", "rate", |phase| Some(phase.rate())),
+        ("p50 µs", "p50", |phase| Some(phase.total().response.quantile_us(0.5))),
+        ("p99 µs", "p99", |phase| Some(phase.total().response.quantile_us(0.99))),
+        ("failed", "err", |phase| Some(phase.total().failed as f64)),
+        ("CPU µs/request", "cpu_us", |phase| phase.proxy.as_ref().map(|used| used.cpu_us_per_request)),
     ];
-    for (name, measure) in rows {
+    for (name, judged, measure) in rows {
         let of = |result: &RunResult| result.measured().filter_map(measure).collect::<Vec<_>>();
         let (a, b) = (of(a), of(b));
         if a.is_empty() || b.is_empty() {
@@ -270,12 +279,21 @@ pub fn against(a: &RunResult, b: &RunResult) -> String {
         let ratios: Vec<f64> = a.iter().zip(&b).filter(|(a, _)| **a > 0.0).map(|(a, b)| b / a).collect();
         let spread =
             ratios.iter().fold((f64::INFINITY, 0.0f64), |(low, high), r| (low.min(*r), high.max(*r)));
-        let ratio = if ratios.is_empty() {
-            String::new()
+        let (ratio, rounds) = if ratios.is_empty() {
+            Default::default()
         } else {
-            format!("{:>8.2}   [{:.2}-{:.2}]", median(ratios), spread.0, spread.1)
+            (format!("{:.2}", median(ratios)), format!("[{:.2}-{:.2}]", spread.0, spread.1))
         };
-        let _infallible = writeln!(text, "  {name:<18} {:>12.1} {:>12.1} {ratio}", median(a), median(b));
+        let verdict = comparison.row(judged).map_or("", Row::word);
+        let line = format!(
+            "  {name:<18} {:>12.1} {:>12.1} {ratio:>8}   {rounds:<13} {verdict}",
+            median(a),
+            median(b)
+        );
+        let _infallible = writeln!(text, "{}", line.trim_end());
+    }
+    if let Some(why) = comparison.no_verdict() {
+        let _infallible = writeln!(text, "\n  No verdict: {why}");
     }
     for (name, result) in [("A", a), ("B", b)] {
         add_reasons(&mut text, &format!("{name}: "), result);
@@ -310,4 +328,28 @@ pub fn announcement(plan: &Plan) -> String {
         text += &format!("\n{recording}");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_class_is_named_whatever_became_of_it_and_all_together_have_a_row() {
+        let mut phase = PhaseResult { name: "p".into(), ..PhaseResult::default() };
+        let mut failed = ClassResult { failed: 3, ..ClassResult::default() };
+        failed.count_error("connect refused", "network", 3);
+        let mut good = ClassResult { ok: 1, ..ClassResult::default() };
+        good.response.record_ns(202_000_000);
+        phase.classes.extend([("get:1k".to_owned(), good), ("upload:4k".to_owned(), failed)]);
+        let mut result = RunResult::default();
+        result.phases.push(phase);
+        let text = summary(&result);
+        let place = |what: &str| text.find(what).unwrap_or_else(|| panic!("{what}: {text}"));
+        assert!(place("all response") < place("get:1k response"), "{text}");
+        assert!(place("upload:4k: nothing that has a time") < place("3 x connect refused"), "{text}");
+        assert!(text.contains("202 ms") && !text.contains("spliced"), "{text}");
+        result.phases[0].classes.remove("upload:4k");
+        assert!(!summary(&result).contains("all response"), "one class is all");
+    }
 }

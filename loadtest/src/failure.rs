@@ -98,6 +98,10 @@ impl Failure {
                 }
                 Certificate::BadSignature => "tls: the certificate's signature is not the trusted issuer's",
                 Certificate::Revoked => "tls: the certificate is revoked",
+                // A self-signed one as `openssl req -x509` makes them. The verifier's error is not this crate's to name.
+                Certificate::Other(other) if format!("{other:?}").contains("CaUsedAsEndEntity") => {
+                    "tls: the certificate is an issuer's, not a server's (only --insecure takes it)"
+                }
                 _ => "tls: the certificate is not good",
             },
             Error::NoApplicationProtocol | Error::AlertReceived(AlertDescription::NoApplicationProtocol) => {

@@ -1,6 +1,7 @@
 //! Commands on saved results: `report` makes reports of one, `assert` checks thresholds on it.
 
 use crate::assertion::{self, Thresholds};
+use crate::cli;
 use crate::report::{self, Outputs};
 use clap::Args;
 use std::path::PathBuf;
@@ -34,7 +35,7 @@ pub fn report(args: &ReportArgs) -> Result<ExitCode, String> {
     if args.outputs.files().next().is_none() {
         print!("{}", report::markdown(&result));
     }
-    print!("{}", assertion::lines(&result.assertions));
+    cli::tell(&assertion::lines(&result.assertions), report::take_stdout(args.outputs.files()));
     Ok(if holds { ExitCode::SUCCESS } else { ExitCode::from(assertion::EXIT_CODE) })
 }
 

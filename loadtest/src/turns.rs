@@ -5,7 +5,6 @@ use crate::report::{self, Outputs};
 use crate::result::RunResult;
 use crate::run_args::InterleaveArgs;
 use crate::{assertion, cli, console};
-use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 /// Where it goes.
@@ -54,8 +53,7 @@ impl TurnOutputs {
     ) -> Result<ExitCode, String> {
         let said = self.finish_each(&mut results, failure)?;
         let text = self.finish_both(results)? + &said.text;
-        // Nobody may be reading; the files are written.
-        drop(io::stdout().write_all(text.as_bytes()));
+        cli::tell(&text, report::take_stdout(self.each.iter().chain([&self.both]).flat_map(Outputs::files)));
         Ok(cli::exit_code(said.holds, said.valid))
     }
 
@@ -86,9 +84,9 @@ impl TurnOutputs {
         let both = &self.both;
         match results {
             [Some(a), Some(b)] => {
-                Comparison::new(&a, &b, Judgement::default())
-                    .write(both.html.as_deref(), both.markdown.as_deref())?;
-                Ok(console::against(&a, &b))
+                let comparison = Comparison::new(&a, &b, Judgement::default());
+                comparison.write(both.html.as_deref(), both.markdown.as_deref())?;
+                Ok(console::against(&comparison))
             }
             // There is nothing to compare with.
             [Some(mut only), None] | [None, Some(mut only)] => {

@@ -3,11 +3,11 @@
 mod bootstrap;
 mod page;
 
-use crate::assertion;
 use crate::measure::{Measure, Totals, Unit, What};
 use crate::quantity;
 use crate::report::{self, write_file};
 use crate::result::RunResult;
+use crate::{assertion, cli};
 use bootstrap::{Draws, SECONDS_MIN, Seconds, Statistic};
 use clap::Args;
 use std::fmt::Write as _;
@@ -150,6 +150,17 @@ impl<'a> Comparison<'a> {
         let classes = if names.len() > 1 { names.iter().flat_map(of_class).collect() } else { Vec::new() };
         let cautions = cautions(a, b, &seconds_a, &seconds_b);
         Self { a, b, judgement, cautions, rows, classes }
+    }
+
+    /// The measure of this name.
+    pub fn row(&self, name: &str) -> Option<&Row> {
+        self.rows.iter().find(|row| row.measure.to_string() == name)
+    }
+
+    /// Why nothing is said of the measures, if nothing is.
+    pub fn no_verdict(&self) -> Option<&str> {
+        let judged = self.rows.iter().any(|row| row.verdict != Verdict::Unknown);
+        self.cautions.first().map(String::as_str).filter(|_| !judged)
     }
 
     /// Writes the files that are wanted.
@@ -320,10 +331,8 @@ fn cautions(a: &RunResult, b: &RunResult, seconds_a: &Seconds, seconds_b: &Secon
     }
     let (config_a, config_b) = (&a.config, &b.config);
     let rates = |result: &RunResult| {
-        let rates: Vec<String> = result
-            .judged()
-            .map(|phase| phase.planned_rate.map_or("closed".into(), |(from, to)| format!("{from} to {to}/s")))
-            .collect();
+        let rates: Vec<String> =
+            result.judged().map(|phase| report::planned_rate_text(phase.planned_rate)).collect();
         rates.join(", ")
     };
     let pairs = [
@@ -382,7 +391,7 @@ pub fn run(args: &CompareArgs) -> Result<ExitCode, String> {
     let judgement = Judgement { tolerance: args.tolerance, confidence: args.confidence, seed: args.seed };
     let comparison = Comparison::new(&a, &b, judgement);
     comparison.write(args.html.as_deref(), args.markdown.as_deref())?;
-    print!("{}", comparison.text());
+    cli::tell(&comparison.text(), report::take_stdout([&args.html, &args.markdown].into_iter().flatten()));
     Ok(match args.fail_if_slower {
         true if !(a.validity.valid && b.validity.valid) => ExitCode::from(EXIT_INVALID),
         true if comparison.is_worse() => ExitCode::from(assertion::EXIT_CODE),

@@ -90,7 +90,7 @@ impl Outputs {
 }
 
 /// What a phase planned, at its begin and end.
-fn planned_rate_text(planned: Option<(f64, f64)>) -> String {
+pub(crate) fn planned_rate_text(planned: Option<(f64, f64)>) -> String {
     match planned {
         None => "–".into(),
         Some((from, to)) if from == to => format!("{}/s", number_text(to)),
@@ -157,6 +157,11 @@ pub(crate) fn check_writable(path: &Path) -> io::Result<()> {
     }
     let temporary = beside(path);
     File::create(&temporary).and_then(|_| std::fs::remove_file(&temporary)).map_err(told)
+}
+
+/// One of the outputs is standard output: what people are told has to go elsewhere.
+pub(crate) fn take_stdout<'a>(mut outputs: impl Iterator<Item = &'a PathBuf>) -> bool {
+    outputs.any(|path| path == Path::new("-"))
 }
 
 /// Tries whether the files can be written, each for itself and none in place of one that is read.

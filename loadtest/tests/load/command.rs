@@ -130,6 +130,30 @@ fn turns_are_compared_in_files_and_judged_each_by_its_thresholds() {
 }
 
 #[test]
+fn what_is_written_to_standard_output_stands_there_alone() {
+    let server = Server::start(|_| ok());
+    let url = server.url();
+    let run = |more: &[&str]| {
+        let arguments =
+            ["run", &url, "--rate", "50", "--for", "300ms", "--lag-max", "1s", "--assert", "err<1%"];
+        let output = loadtest(&arguments).args(more).spawn().expect("it starts").wait_with_output();
+        let output = output.expect("it ends");
+        let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+        (text(output.stdout), text(output.stderr))
+    };
+    let (out, told) = run(&["--json", "-"]);
+    let result: RunResult = serde_json::from_str(&out).expect("one result and nothing else");
+    assert!(result.assertions[0].holds && told.contains("ok    err<1%"), "{told}");
+    let (out, told) = run(&["--markdown", "-"]);
+    assert!(
+        out.contains("| **all** |") && !out.contains("ok    err<1%") && told.contains("ok    err<1%"),
+        "{out}"
+    );
+    let (out, told) = run(&[]);
+    assert!(out.contains("ok    err<1%") && !told.contains("ok    err<1%"), "{out}");
+}
+
+#[test]
 fn the_proxy_s_cpu_and_counters_are_in_the_report() {
     let server = Server::start(|asked| match asked.line.as_str() {
         "GET /metrics" => Answer::Say(200, format!("requests_total {}\n", asked.number)),
@@ -161,7 +185,7 @@ fn the_proxy_s_cpu_and_counters_are_in_the_report() {
     let counters = result.server.expect("scraped");
     assert!(counters.gained()["requests_total"] >= 120.0, "{:?}", counters.gained());
     assert!(!counters.samples.is_empty() && counters.failures == 0);
-    assert!(text.contains("us CPU per request"), "{text}");
+    assert!(text.contains("µs CPU per request"), "{text}");
 }
 
 #[test]

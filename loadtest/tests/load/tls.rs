@@ -3,7 +3,7 @@
 use super::peer::{plan, run};
 use crate::free_port::free_port;
 use loadtest::plan::{Class, Load, Plan};
-use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedKey, IsCa, KeyPair, generate_simple_self_signed};
 use std::fs;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -20,15 +20,18 @@ struct Nginx {
 
 impl Nginx {
     fn start(name: &str) -> Self {
-        Self::with(name, 100_000)
+        Self::with(name, 100_000, IsCa::NoCa)
     }
 
-    /// `requests`: so many a connection.
-    fn with(name: &str, requests: u32) -> Self {
+    /// `requests`: so many a connection. `issues`: whether its certificate is said to sign others.
+    fn with(name: &str, requests: u32, issues: IsCa) -> Self {
         let folder = std::env::temp_dir().join(format!("loadtest-nginx-{}-{name}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder");
-        let CertifiedKey { cert, signing_key } =
-            generate_simple_self_signed(["localhost".into(), "127.0.0.1".into()]).expect("a certificate");
+        let names = ["localhost".into(), "127.0.0.1".into()];
+        let mut certificate = CertificateParams::new(names).expect("names");
+        certificate.is_ca = issues;
+        let signing_key = KeyPair::generate().expect("a key");
+        let cert = certificate.self_signed(&signing_key).expect("a certificate");
         fs::write(folder.join("cert.pem"), cert.pem()).expect("a file");
         fs::write(folder.join("key.pem"), signing_key.serialize_pem()).expect("a file");
         fs::write(folder.join("big"), vec![b'x'; 200_000]).expect("a file");
@@ -150,6 +153,18 @@ fn failures_of_tls_and_http_2_say_what_is_wrong() {
     assert_eq!(clear, "http/2: what came is no HTTP/2: the server may speak HTTP/1.1 only");
 }
 
+/// As `openssl req -x509` makes them.
+#[test]
+fn a_certificate_that_signs_others_is_named_as_that_and_taken_only_unseen() {
+    let nginx = Nginx::with("issuer", 100_000, IsCa::Ca(BasicConstraints::Unconstrained));
+    let mut plan = nginx.plan("https", "path:/hello");
+    let total = run(plan.clone()).phases[0].total();
+    let code = "tls: the certificate is an issuer's, not a server's (only --insecure takes it)";
+    assert_eq!((total.ok, total.errors[0].code.as_str()), (0, code));
+    (plan.target.ca, plan.target.insecure) = (None, true);
+    assert_eq!(run(plan).phases[0].total().ok, 50);
+}
+
 #[test]
 fn http_2_over_tls_and_in_the_clear() {
     let nginx = Nginx::start("h2");
@@ -180,7 +195,7 @@ fn http_2_over_tls_and_in_the_clear() {
 /// A server may say at any time that a connection takes no more requests (RFC 9113 6.8); nginx does after so many.
 #[test]
 fn http_2_connections_that_go_away_are_replaced_and_nothing_is_lost() {
-    let nginx = Nginx::with("goaway", 40);
+    let nginx = Nginx::with("goaway", 40, IsCa::NoCa);
     for load in [Load::Closed, Load::Hold { rate: 400.0 }] {
         let mut plan = nginx.plan("http", "path:/hello");
         plan.target.http2 = true;
