@@ -45,7 +45,7 @@ const LAST_WORDS: Duration = deadlines::LAST_WORDS.saturating_add(last_words::LI
 /// Runs until SIGTERM or SIGINT and the drain that follows.
 pub fn run(config: Config) -> ExitCode {
     for warning in config.warnings() {
-        log::milestone("warning", warning, &[]);
+        log::milestone("warning", &warning.what, &[("remedy", &warning.remedy)]);
     }
     std::panic::set_hook(Box::new(contained::tell));
     let code = serve(config).unwrap_or_else(|error| {

@@ -97,10 +97,14 @@ fn doctor_under(wrapper: &[&str], api: &str, more: &[(&str, &str)], arguments: &
         .expect("the binary was just built")
 }
 
-/// The line of `item`, and that nothing secret is told.
+/// The line of `item`; that nothing secret is told, and behind whatever is not well what to do.
 fn line(output: &Output, item: &str) -> String {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(!text.contains(KEY) && !String::from_utf8_lossy(&output.stderr).contains(KEY), "{text}");
+    let lines: Vec<&str> = text.lines().collect();
+    for told in lines.windows(2).filter(|told| told[0].starts_with("WARN") || told[0].starts_with("FAIL")) {
+        assert!(told[1].trim_start().starts_with("-> "), "{told:?}");
+    }
     let found = text.lines().find(|line| line.get(6..).is_some_and(|rest| rest.starts_with(item)));
     found.unwrap_or_else(|| panic!("no {item} in\n{text}")).to_owned()
 }

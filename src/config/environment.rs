@@ -2,7 +2,7 @@
 //! concern the gate; what the values mean is for others.
 
 use super::dotenv;
-use super::mistake::{Kind, Mistake};
+use super::mistake::{Kind, Mistake, Warning};
 use super::secret::{REDACTED, redact_url};
 use super::table::{self, Default, VARIABLES};
 use std::collections::BTreeMap;
@@ -37,7 +37,7 @@ impl fmt::Display for Origin {
 pub struct Environment {
     values: BTreeMap<String, (String, Origin)>,
     mistakes: Vec<Mistake>,
-    warnings: Vec<String>,
+    warnings: Vec<Warning>,
 }
 
 impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Environment {
@@ -79,7 +79,10 @@ impl Environment {
         for file in FILES {
             if let Some(missing) = missing {
                 if directory.join(file).exists() {
-                    self.warnings.push(format!("{file} is not read, because there is no {missing}"));
+                    self.warnings.push(Warning::new(
+                        &format!("{file} is not read, because there is no {missing}"),
+                        &format!("make {missing}, which may be empty, or remove {file}"),
+                    ));
                 }
                 continue;
             }
@@ -121,7 +124,7 @@ impl Environment {
     }
 
     /// What the operator should know about the files.
-    pub fn warnings(&self) -> &[String] {
+    pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }
 

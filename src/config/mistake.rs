@@ -44,13 +44,36 @@ impl Kind {
     }
 }
 
+impl Mistake {
+    /// All but the remedy.
+    pub fn what(&self) -> String {
+        // Debug form: a line break in the value does not break the line.
+        let value = self.value.as_ref().map_or(String::new(), |value| format!("={value:?}"));
+        format!("{} {}{value}: {}", self.kind.code(), self.variable, self.problem)
+    }
+}
+
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.kind.code(), self.variable)?;
-        if let Some(value) = &self.value {
-            // Debug form: a line break in the value does not break the line.
-            write!(f, "={value:?}")?;
-        }
-        write!(f, ": {}; {}", self.problem, self.remedy)
+        write!(f, "{}; {}", self.what(), self.remedy)
+    }
+}
+
+/// What is accepted and should still be known, without secrets.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Warning {
+    pub what: String,
+    pub remedy: String,
+}
+
+impl Warning {
+    pub(super) fn new(what: &str, remedy: &str) -> Self {
+        Self { what: what.into(), remedy: remedy.into() }
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.what, self.remedy)
     }
 }

@@ -9,14 +9,16 @@ mod mistake;
 mod reader;
 mod secret;
 mod table;
+mod words;
 
 #[cfg(test)]
 mod tests;
 
 pub use environment::{Environment, Origin};
-pub use mistake::{Kind as MistakeKind, Mistake};
+pub use mistake::{Kind as MistakeKind, Mistake, Warning};
 pub use secret::Secret;
 pub use table::reference;
+pub use words::{AccessLog, CookieMode, DriverChoice, Scheme};
 
 use crate::admission::AdmissionRules;
 use crate::cors;
@@ -30,6 +32,7 @@ use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::Duration;
 use url::Url;
+use words::WeakKeys;
 
 /// Shorter API keys can be guessed.
 const API_KEY_LENGTH_MIN: usize = 32;
@@ -111,48 +114,7 @@ pub struct Config {
     /// Ask people once a day before they see a preview.
     pub preview_warning: bool,
     pub cors: cors::Mode,
-    warnings: Vec<String>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Scheme {
-    Http,
-    Https,
-}
-
-/// Who sees the cookie of a login.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum CookieMode {
-    /// All hosts of the domain, as in v0.190.
-    Shared,
-    /// The one host that was logged in to.
-    Isolated,
-}
-
-/// What becomes of a key that can be guessed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum WeakKeys {
-    /// The operator is told.
-    Warn,
-    /// The gate does not start.
-    Refuse,
-}
-
-/// What carries the data plane's I/O.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum DriverChoice {
-    /// io_uring where the kernel allows it, else epoll.
-    Auto,
-    IoUring,
-    Epoll,
-}
-
-/// Which requests get a log line.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum AccessLog {
-    Off,
-    Errors,
-    All,
+    warnings: Vec<Warning>,
 }
 
 /// Login settings; what is `None` comes from the API's `/config`.
@@ -189,64 +151,9 @@ impl Config {
         }
     }
 
-    /// What is accepted and should still be known: one sentence each, without secrets, to be logged at start.
-    pub fn warnings(&self) -> &[String] {
+    /// What is accepted and should still be known, to be logged at start.
+    pub fn warnings(&self) -> &[Warning] {
         &self.warnings
-    }
-}
-
-impl Scheme {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Http => "http",
-            Self::Https => "https",
-        }
-    }
-
-    fn from_word(word: &str) -> Option<Self> {
-        [Self::Http, Self::Https].into_iter().find(|scheme| scheme.as_str() == word)
-    }
-}
-
-impl CookieMode {
-    fn from_word(word: &str) -> Option<Self> {
-        match word {
-            "shared" => Some(Self::Shared),
-            "isolated" => Some(Self::Isolated),
-            _ => None,
-        }
-    }
-}
-
-impl WeakKeys {
-    fn from_word(word: &str) -> Option<Self> {
-        match word {
-            "warn" => Some(Self::Warn),
-            "refuse" => Some(Self::Refuse),
-            _ => None,
-        }
-    }
-}
-
-impl DriverChoice {
-    fn from_word(word: &str) -> Option<Self> {
-        match word {
-            "auto" => Some(Self::Auto),
-            "io_uring" => Some(Self::IoUring),
-            "epoll" => Some(Self::Epoll),
-            _ => None,
-        }
-    }
-}
-
-impl AccessLog {
-    fn from_word(word: &str) -> Option<Self> {
-        match word {
-            "off" => Some(Self::Off),
-            "errors" => Some(Self::Errors),
-            "all" => Some(Self::All),
-            _ => None,
-        }
     }
 }
 
@@ -268,8 +175,10 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let preview_warning = reader.flag("PREVIEW_WARNING_ENABLED");
     let trusted_proxies = reader.networks("SANDGATE_TRUSTED_PROXIES");
     if trusted_proxies.iter().any(|network| network.prefix_len() == 0) {
-        warnings
-            .push("SANDGATE_TRUSTED_PROXIES trusts every address: any client may claim any other's".into());
+        warnings.push(Warning::new(
+            "SANDGATE_TRUSTED_PROXIES trusts every address: any client may claim any other's",
+            "name the networks of the load balancers in front",
+        ));
     }
     let allowed_domains = allowed_domains(reader, cookie_domain.as_deref(), &mut warnings);
     let trusted_origins = reader.origins("SANDGATE_TRUSTED_ORIGINS");
@@ -281,7 +190,10 @@ fn read(reader: &mut Reader<'_>) -> Option<Config> {
     let access_log = reader.word("SANDGATE_ACCESS_LOG", AccessLog::from_word);
     let slow = reader.millis_or_never("SANDGATE_SLOW_MS");
     if slow.is_some() && access_log == Some(AccessLog::Off) {
-        warnings.push("SANDGATE_SLOW_MS has no effect with SANDGATE_ACCESS_LOG=off".into());
+        warnings.push(Warning::new(
+            "SANDGATE_SLOW_MS has no effect with SANDGATE_ACCESS_LOG=off",
+            "set SANDGATE_ACCESS_LOG=errors, or leave SANDGATE_SLOW_MS unset",
+        ));
     }
     let api_timeout = reader.seconds("API_CLIENT_TIMEOUT_SEC");
     let shutdown = reader.seconds("SHUTDOWN_TIMEOUT_SEC");
@@ -346,7 +258,7 @@ fn weak_keys(
     reader: &mut Reader<'_>,
     api_key: Option<&Secret>,
     cookie_keys: &[Secret],
-    warnings: &mut Vec<String>,
+    warnings: &mut Vec<Warning>,
 ) {
     let refused = reader.word("SANDGATE_WEAK_KEYS", WeakKeys::from_word) == Some(WeakKeys::Refuse);
     let former = cookie_keys.iter().filter_map(weakness).next().map(|weakness| {
@@ -359,7 +271,7 @@ fn weak_keys(
         if refused {
             reader.invalid(name, &format!("{problem} (SANDGATE_WEAK_KEYS=refuse)"), remedy);
         } else {
-            warnings.push(format!("{name}: {problem}; {remedy}"));
+            warnings.push(Warning::new(&format!("{name}: {problem}"), remedy));
         }
     }
 }
@@ -372,29 +284,37 @@ fn weakness(key: &Secret) -> Option<String> {
         .then(|| format!("is shorter than {API_KEY_LENGTH_MIN} characters, so that it can be guessed"))
 }
 
-fn api_base(mut url: Url, warnings: &mut Vec<String>) -> String {
+fn api_base(mut url: Url, warnings: &mut Vec<Warning>) -> String {
     if !url.username().is_empty() || url.password().is_some() {
-        warnings.push("user and password in DAYTONA_API_URL are not used: PROXY_API_KEY is the proof".into());
+        warnings.push(Warning::new(
+            "user and password in DAYTONA_API_URL are not used: PROXY_API_KEY is the proof",
+            "remove them from the URL",
+        ));
         // Cannot fail: an http(s) URL has a host.
         let _ = (url.set_username(""), url.set_password(None));
     }
     let base = url.as_str().trim_end_matches('/').to_owned();
     if !base.ends_with("/api") {
-        warnings
-            .push("DAYTONA_API_URL does not end with /api: the API will probably not be found there".into());
+        warnings.push(Warning::new(
+            "DAYTONA_API_URL does not end with /api: the API will probably not be found there",
+            "set the API's base, like http://api:3000/api",
+        ));
     }
     base
 }
 
-fn metrics(reader: &mut Reader<'_>, main: Option<u16>, warnings: &mut Vec<String>) -> Option<SocketAddr> {
+fn metrics(reader: &mut Reader<'_>, main: Option<u16>, warnings: &mut Vec<Warning>) -> Option<SocketAddr> {
     let address = reader.address("SANDGATE_METRICS_LISTEN");
     let port = reader.number("METRICS_PORT").map(port).filter(|port| *port != 0)?;
     if Some(port) == main {
         reader.note(MistakeKind::Relation, "METRICS_PORT", "PROXY_PORT is the same", "set another port");
     }
     if !reader.is_set("SANDGATE_METRICS_LISTEN") {
-        warnings.push(format!(
-            "metrics are served on {address} only, because METRICS_PORT is set and SANDGATE_METRICS_LISTEN is not"
+        warnings.push(Warning::new(
+            &format!(
+                "metrics are served on {address} only, because METRICS_PORT is set and SANDGATE_METRICS_LISTEN is not"
+            ),
+            "set SANDGATE_METRICS_LISTEN to the address that is scraped",
         ));
     }
     Some(SocketAddr::new(address, port))
@@ -451,7 +371,7 @@ fn admission(reader: &mut Reader<'_>) -> AdmissionRules {
 }
 
 /// Going on in clear text where TLS was asked for would show every token to the network.
-fn refuse_tls(reader: &mut Reader<'_>, warnings: &mut Vec<String>) {
+fn refuse_tls(reader: &mut Reader<'_>, warnings: &mut Vec<Warning>) {
     if reader.flag("ENABLE_TLS") {
         let remedy = "terminate TLS in front (PROXY_PROTOCOL=https says so to apps) and set ENABLE_TLS=false";
         let problem = "TLS is not supported by this version yet";
@@ -484,7 +404,7 @@ fn oidc(reader: &mut Reader<'_>) -> Oidc {
 fn cookie_mode(
     reader: &mut Reader<'_>,
     protocol: Option<Scheme>,
-    warnings: &mut Vec<String>,
+    warnings: &mut Vec<Warning>,
 ) -> Option<CookieMode> {
     let mode = reader.word("SANDGATE_COOKIE_MODE", CookieMode::from_word);
     if mode == Some(CookieMode::Isolated) {
@@ -497,7 +417,10 @@ fn cookie_mode(
             );
         }
         if reader.is_set("COOKIE_DOMAIN") {
-            warnings.push("COOKIE_DOMAIN has no effect with SANDGATE_COOKIE_MODE=isolated".into());
+            warnings.push(Warning::new(
+                "COOKIE_DOMAIN has no effect with SANDGATE_COOKIE_MODE=isolated",
+                "leave it unset, or set SANDGATE_COOKIE_MODE=shared",
+            ));
         }
     }
     mode
@@ -549,13 +472,13 @@ fn cookie_domain(reader: &mut Reader<'_>) -> Option<String> {
 fn allowed_domains(
     reader: &mut Reader<'_>,
     cookie_domain: Option<&str>,
-    warnings: &mut Vec<String>,
+    warnings: &mut Vec<Warning>,
 ) -> Option<Domains> {
     if !reader.is_set("SANDGATE_ALLOWED_DOMAINS") {
-        warnings.push(
-            "SANDGATE_ALLOWED_DOMAINS is not set: requests are served under any domain that points here"
-                .into(),
-        );
+        warnings.push(Warning::new(
+            "SANDGATE_ALLOWED_DOMAINS is not set: requests are served under any domain that points here",
+            "set it to the domains of the previews",
+        ));
         return None;
     }
     let domains = reader.domains("SANDGATE_ALLOWED_DOMAINS")?;
@@ -574,8 +497,8 @@ fn allowed_domains(
     Some(domains)
 }
 
-fn no_effect(name: &str) -> String {
-    format!("{name} is accepted and has no effect in this version")
+fn no_effect(name: &str) -> Warning {
+    Warning::new(&format!("{name} is accepted and has no effect in this version"), "leave it unset")
 }
 
 fn port(number: u64) -> u16 {

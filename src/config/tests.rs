@@ -62,8 +62,8 @@ fn the_smallest_configuration_has_the_documented_defaults() {
     assert_eq!((config.redis.clone(), config.cookie_domain.clone()), (None, None));
     assert_eq!(config.allowed_domains, None);
     let [warning] = config.warnings() else { panic!("{:?}", config.warnings()) };
-    assert!(warning.starts_with("SANDGATE_ALLOWED_DOMAINS is not set"), "{warning}");
-    assert_eq!(good(&[]).warnings(), [""; 0]);
+    assert!(warning.what.starts_with("SANDGATE_ALLOWED_DOMAINS is not set"), "{warning}");
+    assert_eq!(good(&[]).warnings(), []);
 }
 
 /// The table's defaults are what operators read, those of `Limits` what tests of the data plane use.
@@ -378,13 +378,14 @@ fn what_is_accepted_without_effect_is_warned_about_by_name() {
             _ => "something",
         };
         let config = good(&[("REDIS_HOST", "redis"), (name, value)]);
-        let warned = |warning: &String| warning.starts_with(&format!("{name} is accepted and has no effect"));
+        let warned =
+            |warning: &Warning| warning.what.starts_with(&format!("{name} is accepted and has no effect"));
         assert!(config.warnings().iter().any(warned), "{name}: {:?}", config.warnings());
     }
     // Without a host they never meant anything.
     let config =
         good(&[("REDIS_PORT", "6379"), ("REDIS_TLS", "false"), ("PREVIEW_WARNING_ENABLED", "false")]);
-    assert_eq!(config.warnings(), [""; 0]);
+    assert_eq!(config.warnings(), []);
 }
 
 #[test]
@@ -394,7 +395,8 @@ fn sessions_of_one_host_alone_need_https() {
     let config = good(&[("PROXY_PROTOCOL", "https"), isolated]);
     assert_eq!((config.cookie_mode, config.warnings()), (CookieMode::Isolated, &[][..]));
     let config = good(&[("PROXY_PROTOCOL", "https"), isolated, ("COOKIE_DOMAIN", "example.com")]);
-    assert_eq!(config.warnings(), ["COOKIE_DOMAIN has no effect with SANDGATE_COOKIE_MODE=isolated"]);
+    let [warning] = config.warnings() else { panic!("{:?}", config.warnings()) };
+    assert_eq!(warning.what, "COOKIE_DOMAIN has no effect with SANDGATE_COOKIE_MODE=isolated");
     assert_eq!(good(&[]).cookie_mode, CookieMode::Shared);
 }
 
@@ -466,13 +468,14 @@ fn what_is_risky_is_warned_about() {
     ] {
         let config = good(&[(name, value)]);
         let [found] = config.warnings() else { panic!("{name}={value}: {:?}", config.warnings()) };
-        assert!(found.starts_with(warning), "{found}");
-        assert!(!found.contains("canary"));
+        assert!(found.what.starts_with(warning) && !found.remedy.is_empty(), "{found}");
+        assert!(!found.to_string().contains("canary"));
     }
     let config = good(&[("SANDGATE_SLOW_MS", "5"), ("SANDGATE_ACCESS_LOG", "off")]);
-    assert_eq!(config.warnings(), ["SANDGATE_SLOW_MS has no effect with SANDGATE_ACCESS_LOG=off"]);
+    let [warning] = config.warnings() else { panic!("{:?}", config.warnings()) };
+    assert_eq!(warning.what, "SANDGATE_SLOW_MS has no effect with SANDGATE_ACCESS_LOG=off");
     let config = good(&[("METRICS_PORT", "9090"), ("SANDGATE_METRICS_LISTEN", "0.0.0.0")]);
-    assert_eq!(config.warnings(), [""; 0]);
+    assert_eq!(config.warnings(), []);
 }
 
 /// The canary stands wherever a secret may, in good and in bad values: it shows up nowhere.
@@ -504,7 +507,7 @@ fn no_secret_is_shown_by_mistakes_warnings_debug_or_the_list_of_settings() {
         let told = match Config::from_env(&environment) {
             // A free text means what it says; that there is a URL in it is nothing `Debug` has to guess.
             Ok(config) if table::find(change.0).is_some_and(|v| v.kind == Kind::Text) => {
-                config.warnings().join(" ")
+                format!("{:?}", config.warnings())
             }
             Ok(config) => format!("{config:?} {:?}", config.warnings()),
             Err(mistakes) => mistakes.iter().map(|mistake| format!("{mistake} {mistake:?}\n")).collect(),
@@ -590,7 +593,7 @@ fn reading_stops_at_the_first_missing_file_and_says_so() {
         let config = Config::from_env(&environment).expect("the files are good");
         assert_eq!(config.warnings().len(), unread.len(), "{files:?}");
         for (warning, file) in config.warnings().iter().zip(unread) {
-            assert!(warning.starts_with(&format!("{file} is not read")), "{warning}");
+            assert!(warning.what.starts_with(&format!("{file} is not read")), "{warning}");
         }
     }
 }

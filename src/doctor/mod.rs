@@ -100,7 +100,7 @@ pub fn run(environment: &Environment, domain: Option<&str>) -> ExitCode {
             Some(config)
         }
         Err(mistakes) => {
-            tell(mistakes.iter().map(|m| Finding::fail("configuration", m.to_string(), "")).collect());
+            tell(mistakes.iter().map(|m| Finding::fail("configuration", m.what(), &m.remedy)).collect());
             None
         }
     };
@@ -115,7 +115,7 @@ pub fn run(environment: &Environment, domain: Option<&str>) -> ExitCode {
 fn configured(config: &Config) -> Vec<Finding> {
     match config.warnings() {
         [] => vec![Finding::pass("configuration", "every setting is good")],
-        warnings => warnings.iter().map(|w| Finding::warn("configuration", w, "")).collect(),
+        warnings => warnings.iter().map(|w| Finding::warn("configuration", &w.what, &w.remedy)).collect(),
     }
 }
 
