@@ -153,9 +153,10 @@ fn list_scenarios() -> Result<ExitCode, String> {
 
 fn find_maximum(args: &FindMaxArgs) -> Result<ExitCode, String> {
     let mut args = args.clone();
-    let bound = args.bound()?;
     let staging = Staging::new(&mut args.load.target, &[])?;
-    let setup = Setup { plan: args.template()?, staging, client: &args.load.client, live: false };
+    let plan = args.template()?;
+    let bound = args.bound(&plan)?;
+    let setup = Setup { plan, staging, client: &args.load.client, live: false };
     setup.measure(&args.output, &args.load.observe, |runner, template, observation| {
         let mut tell = |step: &crate::result::SearchStep| say(&console::search_step(step), args.output.quiet);
         let mut run = |plan| runner.run(plan, observation);

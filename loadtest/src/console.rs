@@ -3,7 +3,7 @@
 use crate::compare::{Comparison, Row};
 use crate::measure::{Totals, bytes_text, share_text, time_text as time};
 use crate::plan::Plan;
-use crate::result::{ChurnVerdict, ClassResult, Hist, PhaseResult, RunResult, SearchStep};
+use crate::result::{ChurnVerdict, ClassResult, Hist, PhaseResult, RunResult, Search, SearchStep};
 use crate::run::Moment;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -57,13 +57,9 @@ pub fn summary(result: &RunResult) -> String {
         if config.tls { " over TLS" } else { "" },
         config.connections,
     );
-    for phase in &result.phases {
-        add_phase(&mut text, phase);
-    }
-    if let Some(search) = &result.search {
-        let found =
-            search.rate.map_or_else(|| search.nothing_held().into(), |rate| format!("{rate:.0} requests/s"));
-        let _infallible = writeln!(text, "\nhighest rate with {}: {found}", search.bound);
+    match &result.search {
+        None => result.phases.iter().for_each(|phase| add_phase(&mut text, phase)),
+        Some(search) => add_search(&mut text, search, result),
     }
     if let Some((copied, spliced)) = Totals::of(result).moved() {
         let share = share_text(spliced / (copied + spliced));
@@ -76,6 +72,18 @@ pub fn summary(result: &RunResult) -> String {
     }
     add_reasons(&mut text, "", result);
     text
+}
+
+/// Its steps, and of the one that stands for the result everything.
+fn add_search(text: &mut String, search: &Search, result: &RunResult) {
+    text.push('\n');
+    for step in &search.steps {
+        let _infallible = writeln!(text, "{}", search_step(step));
+    }
+    result.judged().filter(|_| search.rate.is_some()).for_each(|phase| add_phase(text, phase));
+    let found =
+        search.rate.map_or_else(|| search.nothing_held().into(), |rate| format!("{rate:.0} requests/s"));
+    let _infallible = writeln!(text, "\nhighest rate with {}: {found}", search.bound);
 }
 
 fn add_phase(text: &mut String, phase: &PhaseResult) {
@@ -333,6 +341,33 @@ pub fn announcement(plan: &Plan) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::result::ServerCounters;
+
+    #[test]
+    fn of_a_search_the_steps_are_lines_and_the_found_one_is_whole() {
+        let phase = |name: &str, warmup| PhaseResult { name: name.into(), warmup, ..PhaseResult::default() };
+        let step = |rate, held| SearchStep { rate, held, ..SearchStep::default() };
+        let mut result =
+            RunResult { phases: vec![phase("warm-up", true), phase("100/s", false)], ..RunResult::default() };
+        result.phases.extend([phase("warm-up", true), phase("200/s", false)]);
+        let steps = vec![step(100.0, true), step(200.0, false)];
+        result.search = Some(Search { bound: "p99 <= 5ms".into(), rate: Some(100.0), steps });
+        let text = summary(&result);
+        assert!(text.contains("100/s (") && !text.contains("warm-up") && !text.contains("200/s ("), "{text}");
+        assert!(text.contains("       100/s: p99") && text.contains("       200/s: p99"), "{text}");
+        assert!(text.contains("highest rate with p99 <= 5ms: 100 requests/s"), "{text}");
+        result.search.as_mut().expect("just set").rate = None;
+        let text = summary(&result);
+        assert!(!text.contains("100/s (") && text.contains("not even the lowest held"), "{text}");
+    }
+
+    #[test]
+    fn bytes_of_which_there_are_none_are_0() {
+        let page = |bytes| [(r#"preview_bytes_total{path="copy"}"#.to_owned(), bytes)].into();
+        let server = ServerCounters { before: page(1.0), after: page(2049.0), ..ServerCounters::default() };
+        let text = summary(&RunResult { server: Some(server), ..RunResult::default() });
+        assert!(text.contains("own count: 0 B spliced, 2.00 KiB copied (0% spliced)"), "{text}");
+    }
 
     #[test]
     fn every_class_is_named_whatever_became_of_it_and_all_together_have_a_row() {

@@ -1,18 +1,21 @@
 //! The highest rate a target does within a bound: doubles until it fails, then halves the gap (as a ratio).
 
+use crate::measure::{class_named, no_class};
 use crate::plan::{Load, Phase, Plan};
 use crate::quantity::Span;
 use crate::result::{PhaseResult, Reason, RunResult, Search, SearchStep, Validity};
 use crate::run::LOST;
 use crate::scrape;
+use std::fmt;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 /// What to look for.
 #[derive(Clone, Debug)]
 pub struct Bound {
-    /// Response time's 99th percentile at most; of recordings that of their requests.
-    pub p99: Duration,
+    /// All must hold.
+    pub p99: Vec<P99>,
     /// Share of failures at most.
     pub errors: f64,
     pub from: f64,
@@ -22,21 +25,71 @@ pub struct Bound {
     pub precision: f64,
 }
 
+/// Response time's 99th percentile at most; of recordings that of their requests.
+#[derive(Clone, PartialEq, Debug)]
+pub struct P99 {
+    /// `None`: all requests together.
+    pub class: Option<String>,
+    pub most: Span,
+}
+
+/// `5ms`, or of one class `get:1k/5ms`.
+impl FromStr for P99 {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (class, most) = match text.rsplit_once('/') {
+            Some(("", _)) => return Err(format!("`{text}`: the class in front of / is missing")),
+            Some((class, most)) => (Some(class.to_owned()), most),
+            None => (None, text),
+        };
+        Ok(Self { class, most: most.parse()? })
+    }
+}
+
+impl fmt::Display for P99 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let class = self.class.as_ref().map_or(String::new(), |class| format!("{class}/"));
+        write!(f, "{class}p99 <= {}", self.most)
+    }
+}
+
+impl P99 {
+    /// Microseconds in the phase, and how much of what is allowed that is. `None`: no request of these has a time.
+    fn found(&self, phase: &PhaseResult) -> Option<(f64, f64)> {
+        let pace = match &self.class {
+            None => phase.pace(),
+            Some(class) => {
+                let names: Vec<&String> = phase.classes.keys().collect();
+                phase.classes[names[class_named(class, &names)?]].pace().clone()
+            }
+        };
+        let us = pace.quantile_us(0.99);
+        (!pace.is_empty()).then(|| (us, us / (self.most.0.as_secs_f64() * 1e6)))
+    }
+}
+
 impl Bound {
-    /// What is wrong with it, for the operator.
-    pub fn mistake(&self) -> Option<&'static str> {
+    /// What is wrong with it for this load, for the operator.
+    pub fn mistake(&self, load: &Plan) -> Option<String> {
+        let names: Vec<String> = load.classes().iter().map(ToString::to_string).collect();
+        let classes = self.p99.iter().filter_map(|p99| p99.class.as_ref());
+        let missing = classes.into_iter().find(|class| class_named(class, &names).is_none());
         match self {
             bound if bound.from <= 0.0 || bound.from > bound.to => {
-                Some("--from must be above 0 and at most --to")
+                Some("--from must be above 0 and at most --to".into())
             }
-            bound if !(0.001..=1.0).contains(&bound.precision) => Some("--precision: 0.1% to 100%"),
-            bound if bound.p99.is_zero() || bound.step.0.is_zero() => Some("--p99 and --step: above 0"),
-            _ => None,
+            bound if !(0.001..=1.0).contains(&bound.precision) => Some("--precision: 0.1% to 100%".into()),
+            bound if bound.p99.iter().any(|p99| p99.most.0.is_zero()) || bound.step.0.is_zero() => {
+                Some("--p99 and --step: above 0".into())
+            }
+            _ => missing.map(|class| format!("--p99: {}", no_class(class, &names))),
         }
     }
 
     fn text(&self) -> String {
-        format!("p99 <= {}, errors <= {} %", humantime::format_duration(self.p99), self.errors * 100.0)
+        let bounds: Vec<String> = self.p99.iter().map(ToString::to_string).collect();
+        format!("{}, errors <= {} %", bounds.join(", "), self.errors * 100.0)
     }
 }
 
@@ -135,11 +188,13 @@ fn judge(result: &RunResult, bound: &Bound, name: &str, rate: f64) -> SearchStep
     let missing = total.unsent + total.unfinished;
     let bad = total.failed + missing;
     let error_share = if ended + missing > 0 { bad as f64 / (ended + missing) as f64 } else { 1.0 };
-    let pace = measured.map(PhaseResult::pace).unwrap_or_default();
-    let p99_us = pace.quantile_us(0.99);
     let partial = result.meta.partial;
-    // Without a single time nothing is known of the bound.
-    let within = !pace.is_empty() && error_share <= bound.errors && p99_us <= bound.p99.as_secs_f64() * 1e6;
+    // Where a bound's requests have not a single time nothing is known of it. Of several the nearest to its limit is told.
+    let found: Option<Vec<(f64, f64)>> =
+        measured.and_then(|phase| bound.p99.iter().map(|p99| p99.found(phase)).collect());
+    let tightest = found.into_iter().flatten().max_by(|a, b| a.1.total_cmp(&b.1));
+    let within = tightest.is_some_and(|(_, part)| part <= 1.0) && error_share <= bound.errors;
+    let p99_us = tightest.map_or(0.0, |(us, _)| us);
     SearchStep {
         phase: name.into(),
         rate,
@@ -194,7 +249,7 @@ mod tests {
 
     fn bound(from: f64, to: f64) -> Bound {
         Bound {
-            p99: Duration::from_millis(10),
+            p99: vec!["10ms".parse().expect("a bound")],
             errors: 0.01,
             from,
             to,
@@ -253,6 +308,41 @@ mod tests {
             assert!(rate <= capacity && rate >= capacity / 1.06, "{rate} of {capacity}");
             assert!(search.steps.len() < 30 && validity.valid);
         }
+    }
+
+    #[test]
+    fn each_class_has_its_own_bound_and_the_tightest_is_told() {
+        let mut phase = PhaseResult { duration_s: 1.0, ..PhaseResult::default() };
+        for (name, ms) in [("exec:200ms", 202), ("get:1k", 3)] {
+            let mut class = ClassResult { ok: 100, sent: 100, ..ClassResult::default() };
+            (0..100).for_each(|_| class.response.record_ns(ms * 1_000_000));
+            phase.classes.insert(name.into(), class);
+        }
+        let result = RunResult { phases: vec![phase], ..RunResult::default() };
+        for (p99, held, told_ms) in [
+            (&["5ms"][..], false, 202.0),
+            (&["get/5ms"], true, 3.0),
+            (&["get/5ms", "exec:200ms/300ms"], true, 202.0),
+            (&["get/4ms", "exec/2s"], true, 3.0),
+            (&["get/5ms", "exec/100ms"], false, 202.0),
+            // Nothing is known of it.
+            (&["get/5ms", "ws/1s"], false, 0.0),
+        ] {
+            let parsed = p99.iter().map(|text| text.parse().expect("a bound")).collect();
+            let step = judge(&result, &Bound { p99: parsed, ..bound(1.0, 2.0) }, "x", 1.0);
+            assert!(step.held == held && (step.p99_us / 1000.0 - told_ms).abs() < 1.0, "{p99:?}: {step:?}");
+        }
+        let load = template();
+        let mistake = |text: &str| {
+            let p99 = vec![text.parse().expect("a bound")];
+            Bound { p99, ..bound(1.0, 2.0) }.mistake(&load).unwrap_or_default()
+        };
+        assert_eq!((mistake("5ms").as_str(), mistake("get/5ms").as_str()), ("", ""));
+        assert_eq!(mistake("exec/5ms"), "--p99: no class `exec`; there are get:1");
+        assert!(mistake("get/0s").contains("above 0"));
+        assert!("/5ms".parse::<P99>().is_err() && "get/5".parse::<P99>().is_err());
+        let text = Bound { p99: vec!["get/5ms".parse().expect("a bound")], ..bound(1.0, 2.0) }.text();
+        assert_eq!(text, "get/p99 <= 5ms, errors <= 1 %");
     }
 
     #[test]

@@ -167,7 +167,8 @@ fn moved_bytes(result: &RunResult) -> Option<(f64, f64)> {
     let gained = result.server.as_ref()?.gained();
     let path = |label: &str| -> f64 {
         let of_path = |name: &&str| name.starts_with("preview_bytes_total{") && name.contains(label);
-        gained.iter().filter(|(name, _)| of_path(name)).map(|(_, bytes)| bytes).sum()
+        // From 0, for the sum of nothing is -0.
+        gained.iter().filter(|(name, _)| of_path(name)).fold(0.0, |sum, (_, bytes)| sum + bytes)
     };
     let (copied, spliced) = (path("path=\"copy\""), path("path=\"splice\""));
     (copied + spliced > 0.0).then_some((copied, spliced))

@@ -1,7 +1,7 @@
 //! `loadtest find-max`: a search for a rate.
 
 use super::{LoadArgs, OutputArgs};
-use crate::find_max::Bound;
+use crate::find_max::{Bound, P99};
 use crate::plan::{Load, Phase, Plan};
 use crate::quantity::{self, Span};
 use clap::Args;
@@ -10,9 +10,15 @@ use clap::Args;
 pub struct FindMaxArgs {
     #[command(flatten)]
     pub load: LoadArgs,
-    /// Longest 99th percentile of response time
-    #[arg(long, default_value = "5ms", help_heading = "Search")]
-    pub p99: Span,
+    /// Longest 99th percentile of response time: of all requests, or of a class, as in get:1k/5ms; several: all must hold
+    #[arg(
+        long,
+        value_name = "[CLASS/]TIME",
+        default_value = "5ms",
+        value_delimiter = ',',
+        help_heading = "Search"
+    )]
+    pub p99: Vec<P99>,
     /// Highest share of requests that fail, or are not sent for want of a free connection
     #[arg(long, value_parser = quantity::share, default_value = "0.1%", help_heading = "Search")]
     pub errors: f64,
@@ -46,17 +52,18 @@ impl FindMaxArgs {
         }])
     }
 
-    pub fn bound(&self) -> Result<Bound, String> {
+    /// `template`: the load it is for.
+    pub fn bound(&self, template: &Plan) -> Result<Bound, String> {
         let bound = Bound {
-            p99: self.p99.0,
+            p99: self.p99.clone(),
             errors: self.errors,
             from: self.from,
             to: self.to,
             step: self.step,
             precision: self.precision,
         };
-        match bound.mistake() {
-            Some(mistake) => Err(mistake.into()),
+        match bound.mistake(template) {
+            Some(mistake) => Err(mistake),
             None => Ok(bound),
         }
     }

@@ -21,7 +21,7 @@ fn the_highest_rate_of_a_server_with_a_known_one_is_found() {
     });
     let template = plan(&server.url(), Load::Quiet, 1);
     let bound = Bound {
-        p99: Duration::from_millis(150),
+        p99: vec!["150ms".parse().expect("a bound")],
         errors: 0.01,
         from: 50.0,
         to: 3200.0,
