@@ -220,6 +220,8 @@ pub struct Counters {
     pub log_lines_dropped: Count,
     /// Longest time between two looks at the ring since the last report, microseconds (gauge).
     pub loop_stall_us: Count,
+    /// CPU of the shard's thread since it began, microseconds.
+    pub cpu_us: Count,
 }
 
 impl Counters {

@@ -302,6 +302,8 @@ async fn mail(shard: &Rc<Shard>, down: &Arc<Down>, bell: &Socket, listener: List
 
 fn gauges(shard: &Shard) {
     shard.counters.connections_open.set(shard.deadlines.clients() as u64);
+    let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    shard.counters.cpu_us.set(cpu.tv_sec as u64 * 1_000_000 + cpu.tv_nsec as u64 / 1000);
     let entries = &shard.counters.cache_entries;
     let verdicts = shard.verdicts.borrow();
     entries[CacheKind::Public as usize].set(verdicts.public.len() as u64);

@@ -2,6 +2,7 @@
 //!
 //! Labels come from closed lists of ours: never a sandbox, a host or anything else a client names.
 
+use super::process::Process;
 use super::stats::{
     ActivityResult, LOGIN_RESULTS, LOGIN_STEPS, Operation, RecheckResult, SharedResult, Stats, TROUBLES,
 };
@@ -62,7 +63,12 @@ const SHARD_GAUGES: &[(&str, &str, Field)] = &[
 ];
 
 /// The page. `reports` by shard, `None` for one that has never reported; `reporting` is how many did this time.
-pub(super) fn page(reports: &[Option<Box<Counters>>], reporting: usize, stats: &Stats) -> String {
+pub(super) fn page(
+    reports: &[Option<Box<Counters>>],
+    reporting: usize,
+    stats: &Stats,
+    process: &Process,
+) -> String {
     let mut page = Page { text: String::with_capacity(16 * 1024) };
     let sum = |field: &dyn Fn(&Counters) -> &Cell<u64>| {
         reports.iter().flatten().map(|counters| field(counters).get()).fold(0, u64::wrapping_add)
@@ -85,6 +91,12 @@ pub(super) fn page(reports: &[Option<Box<Counters>>], reporting: usize, stats: &
         page.sample(name, &[("shard", &shard)], counters.loop_stall_us.get() as f64 / 1e6);
     }
 
+    let name = "preview_shard_cpu_seconds_total";
+    page.family(name, "counter", "CPU of the shard's thread; its rate is how busy the shard is.");
+    for (shard, counters) in reported(reports) {
+        page.sample(name, &[("shard", &shard)], counters.cpu_us.get() as f64 / 1e6);
+    }
+
     requests(&mut page, &sum);
     labelled(&mut page, &sum);
     control_plane(&mut page, stats);
@@ -99,7 +111,26 @@ pub(super) fn page(reports: &[Option<Box<Counters>>], reporting: usize, stats: &
     let name = "preview_build_info";
     page.family(name, "gauge", "Always 1; the labels say what runs.");
     page.sample(name, &[("version", env!("CARGO_PKG_VERSION"))], 1);
+    own(&mut page, process);
     page.text
+}
+
+/// The process by the names Prometheus' clients have for these.
+fn own(page: &mut Page, process: &Process) {
+    let name = "process_cpu_seconds_total";
+    page.family(name, "counter", "CPU of all threads.").sample(name, &[], process.cpu.as_secs_f64());
+    let name = "process_start_time_seconds";
+    page.family(name, "gauge", "When the process began, since 1970.");
+    page.sample(name, &[], process.started.as_secs_f64());
+    for (name, help, value) in [
+        ("process_resident_memory_bytes", "Memory that is there.", process.resident_bytes),
+        ("process_open_fds", "Descriptors that are open.", process.open_fds),
+        ("process_max_fds", "Descriptors that may be open.", process.max_fds),
+    ] {
+        if let Some(value) = value {
+            page.family(name, "gauge", help).sample(name, &[], value);
+        }
+    }
 }
 
 type Sum<'a> = &'a dyn Fn(&dyn Fn(&Counters) -> &Cell<u64>) -> u64;

@@ -4,12 +4,13 @@
 //! the shards' counters, not what they mean.
 
 use super::exposition;
+use super::process::Process;
 use super::stats::Stats;
 use crate::counters::Counters;
 use crate::mailbox::{Down, ToShard};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, oneshot};
@@ -35,6 +36,8 @@ pub(super) struct Server {
 struct Collector {
     downs: Vec<Arc<Down>>,
     stats: Arc<Stats>,
+    /// Of the process, since 1970.
+    started: Duration,
     /// By shard. A sum without a shard that is merely late would look like a restart to whoever scrapes.
     last: Mutex<Vec<Option<Box<Counters>>>>,
 }
@@ -45,7 +48,9 @@ impl Server {
         listener.set_nonblocking(true)?;
         let addr = listener.local_addr()?;
         let last = Mutex::new(downs.iter().map(|_| None).collect());
-        Ok(Self { listener, addr, collector: Arc::new(Collector { downs, stats, last }) })
+        // The page is there from the start.
+        let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Ok(Self { listener, addr, collector: Arc::new(Collector { downs, stats, started, last }) })
     }
 
     pub(super) fn addr(&self) -> SocketAddr {
@@ -108,7 +113,7 @@ impl Collector {
                 *slot = report;
             }
         }
-        exposition::page(&last, reporting, &self.stats)
+        exposition::page(&last, reporting, &self.stats, &Process::look(self.started))
     }
 }
 

@@ -14,6 +14,7 @@ pub(crate) mod login;
 pub(crate) mod lookup;
 mod metrics;
 mod object;
+mod process;
 pub(crate) mod push;
 mod recheck;
 pub mod redis;

@@ -455,3 +455,28 @@ fn a_connection_serves_on_after_a_pause_of_any_length() {
     }
     gate.check(&runner);
 }
+
+#[test]
+fn the_page_tells_what_each_shard_and_the_process_use() {
+    let runner = Runner::echo();
+    let gate = Gate::start(&Api::start(runner.addr), &[("SANDGATE_SHARDS", "2")]);
+    let value = |name: &str| -> f64 {
+        let page = gate.page();
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name}:\n{page}"))
+    };
+    let shards = || [0, 1].map(|n| value(&format!("preview_shard_cpu_seconds_total{{shard=\"{n}\"}}")));
+    let (cpu, fds) = (shards(), value("process_open_fds"));
+    let mut wires: Vec<_> = (0..64).map(|_| gate.connect()).collect();
+    for n in 0..1000 {
+        assert_eq!(wires[n % 64].get("/").expect("an answer").status(), 200);
+    }
+    let after = shards();
+    // 64 connections, none of them on one of the two shards: once in 2^63.
+    assert!(after[0] > cpu[0] && after[1] > cpu[1], "{cpu:?} {after:?}");
+    assert!(value("process_cpu_seconds_total") >= after.iter().sum());
+    assert!(value("process_open_fds") >= fds + 64.0 && value("process_max_fds") >= fds + 64.0);
+    assert!(value("process_resident_memory_bytes") > 4e6);
+    let since_1970 = std::time::SystemTime::UNIX_EPOCH.elapsed().expect("a clock that is set").as_secs_f64();
+    assert!((0.0..600.0).contains(&(since_1970 - value("process_start_time_seconds"))));
+}

@@ -88,6 +88,7 @@ fn cells(counters: &Counters) -> Vec<&Cell<u64>> {
         log_lines,
         log_lines_dropped,
         loop_stall_us,
+        cpu_us,
     } = counters;
     let mut cells = vec![
         accepted,
@@ -119,6 +120,7 @@ fn cells(counters: &Counters) -> Vec<&Cell<u64>> {
         log_lines,
         log_lines_dropped,
         loop_stall_us,
+        cpu_us,
     ];
     cells.extend(requests.iter().flatten().chain(durations.iter().flatten()).chain(duration_sum_us));
     cells.extend(rejects.iter().chain(errors).chain(auth).chain(cache_hits).chain(cache_misses));
@@ -129,7 +131,7 @@ fn cells(counters: &Counters) -> Vec<&Cell<u64>> {
 
 #[test]
 fn every_counter_moves_some_line_of_the_page() {
-    let text = |reports: &[Option<Box<Counters>>]| page(reports, 1, &Stats::default());
+    let text = |reports: &[Option<Box<Counters>>]| page(reports, 1, &Stats::default(), &Process::default());
     let nothing = text(&[Some(Box::default())]);
     let all = cells(&Counters::default()).len();
     for at in 0..all {
@@ -144,7 +146,7 @@ fn every_counter_moves_some_line_of_the_page() {
 fn the_page_keeps_the_format_with_any_number_of_shards() {
     for count in 0..4 {
         let reports: Vec<_> = (0..count).map(|n| (n != 1).then(Box::<Counters>::default)).collect();
-        let samples = samples(&page(&reports, 0, &Stats::default()));
+        let samples = samples(&page(&reports, 0, &Stats::default(), &Process::default()));
         assert_eq!(samples["preview_shards{state=\"all\"}"], f64::from(count));
         assert!(samples.values().all(|value| *value >= 0.0));
     }
@@ -159,18 +161,20 @@ fn shards_add_up_and_their_gauges_stand_alone() {
         counters.runner_connects.set(connects);
         counters.runner_connect_failures.set(failures);
         counters.loop_stall_us.set(stall_us);
+        counters.cpu_us.set(open * 100_000);
         counters.requests[Class::Toolbox as usize][5].set(accepted);
         counters.rejects[Reject::LengthWithTransferEncoding as usize].set(accepted);
         counters.bytes_down_spliced.set(accepted);
         Some(counters)
     };
     let reports = [shard(2, 10, 5, 1, 1500), None, shard(3, 20, 6, 2, 0)];
-    let samples = samples(&page(&reports, 2, &Stats::default()));
+    let samples = samples(&page(&reports, 2, &Stats::default(), &Process::default()));
     for (series, value) in [
         ("preview_connections_accepted_total", 5.0),
         ("preview_connections_open{shard=\"0\"}", 10.0),
         ("preview_connections_open{shard=\"2\"}", 20.0),
         ("preview_loop_stall_seconds{shard=\"0\"}", 0.0015),
+        ("preview_shard_cpu_seconds_total{shard=\"2\"}", 2.0),
         ("preview_upstream_connects_total{result=\"ok\"}", 8.0),
         ("preview_upstream_connects_total{result=\"failed\"}", 3.0),
         ("http_server_requests_total{class=\"toolbox\",status=\"5xx\"}", 5.0),
@@ -195,7 +199,7 @@ fn buckets_are_cumulative_and_end_in_the_count() {
     counters.duration_sum_us[Class::WebSocket as usize].set(181_500_000);
     let stats = Stats::default();
     stats.landed(Operation::Runner, Duration::from_millis(60), &Err(crate::mailbox::Trouble::ApiStatus(500)));
-    let samples = samples(&page(&[Some(counters)], 1, &stats));
+    let samples = samples(&page(&[Some(counters)], 1, &stats, &Process::default()));
     let web = |suffix: &str, le: &str| {
         samples[&format!("http_server_request_duration_seconds_{suffix}{{class=\"websocket\"{le}}}")]
     };
