@@ -66,6 +66,9 @@ impl FromStr for Threshold {
             _ => return Err(format!("`{text}`: `{sign}` is none of <, <=, > and >=")),
         };
         let measure = Measure::parse(name.trim()).map_err(|why| format!("`{text}`: {why}"))?;
+        if measure.what == What::Valid {
+            return Err(format!("`{text}`: write `valid` alone"));
+        }
         let bound = parse_bound(&measure, bound.trim()).map_err(|why| format!("`{text}`: {why}"))?;
         Ok(Self { text: text.into(), measure, relation, bound })
     }
@@ -158,7 +161,8 @@ fn parse_bound(measure: &Measure, text: &str) -> Result<f64, String> {
         (Unit::Time, "") => return wrong("a time needs a unit: ns, us, ms, s or m"),
         (Unit::Time, _) => return wrong("units of time are ns, us, ms, s and m"),
         (Unit::Share, "%") if number <= 100.0 => 0.01,
-        (Unit::Share, "") if number <= 1.0 => 1.0,
+        (Unit::Share, "") if number < 1.0 => 1.0,
+        (Unit::Share, "") if number == 1.0 => return wrong("is it 1% or 100%? write it with its sign"),
         (Unit::Share, _) => return wrong("a share is written like 0.1% or 0.001 and is at most 100%"),
         (Unit::PerSecond, "" | "/s") => 1.0,
         (Unit::PerSecond, "k" | "k/s") => 1e3,

@@ -5,6 +5,7 @@ use crate::http1::{Http1, Request, scratch};
 use crate::plan::{Action, Churn, Expectation, PROBE_TIMEOUT, Plan, Share};
 use crate::result::{ChurnResult, CutShort};
 use crate::transport::{Connector, Place};
+use std::io::{self, Write as _};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -13,12 +14,15 @@ use std::time::{Duration, Instant};
 
 /// Probes end with the load: what is felt later was not felt under load. So long after its end is still the load's.
 const GRACE: Duration = Duration::from_secs(1);
+/// After so long the operator is told what is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The changes of a plan while they go on, each line of them on a thread.
 ///
 /// Whatever becomes of the run, what a lever changed is put back when the load is over, by [`Self::finish`] or by dropping it.
 pub struct Changes {
     lines: Vec<JoinHandle<Vec<(usize, ChurnResult)>>>,
+    names: Vec<String>,
     given_up: Arc<AtomicBool>,
 }
 
@@ -48,7 +52,9 @@ impl Changes {
             let plan = plan.clone();
             thread::spawn(move || run_line(&plan, line, &ends))
         };
-        Self { lines: lines.into_iter().map(spawn).collect(), given_up }
+        let names =
+            plan.phases.iter().flat_map(|phase| &phase.churn).map(|churn| churn.name.clone()).collect();
+        Self { lines: lines.into_iter().map(spawn).collect(), names, given_up }
     }
 
     /// Makes no more of them and probes no longer: the load is over before its time.
@@ -58,6 +64,15 @@ impl Changes {
 
     /// What became of each, with the number of its phase. Returns when all is put back, soon after the load's end.
     pub fn finish(mut self) -> Vec<(usize, ChurnResult)> {
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE && self.lines.iter().any(|line| !line.is_finished()) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        if self.lines.iter().any(|line| !line.is_finished()) {
+            // A terminal that is gone is no reason to wait less.
+            let names = self.names.join(", ");
+            drop(writeln!(io::stderr(), "loadtest: the load is over; waiting for changes to end: {names}"));
+        }
         self.lines.drain(..).filter_map(|line| line.join().ok()).flatten().collect()
     }
 }

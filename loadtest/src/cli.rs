@@ -6,7 +6,7 @@ use crate::compare::{self, CompareArgs};
 use crate::console::{self, Lines};
 use crate::interleave;
 use crate::live::Screen;
-use crate::plan::Plan;
+use crate::plan::{Plan, Target};
 use crate::population::{AuthKind, Population, Sandbox};
 use crate::report;
 use crate::result::RunResult;
@@ -18,6 +18,7 @@ use crate::run_args::{
 use crate::saved::{self, AssertArgs, ReportArgs};
 use crate::signals::stop_on_signals;
 use crate::start::{self, LaunchArgs, Stage, Staging};
+use crate::transport::Place;
 use crate::turns::TurnOutputs;
 use crate::unshown::without_stray_word;
 use crate::{agent, find_max, scenario};
@@ -104,13 +105,11 @@ impl Cli {
             Command::Assert(args) => report_error(saved::assert(&args)),
             Command::Launch(args) => start::launch(&args),
             Command::Population(args) => match print_population(&args, &mut io::stdout().lock()) {
-                Ok(()) => ExitCode::SUCCESS,
-                // A reader that has seen enough, as `head` has.
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-                Err(error) => {
-                    eprintln!("loadtest: {error}");
-                    ExitCode::FAILURE
+                // As of [`print`], but for what need not be in memory as a whole.
+                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                    report_error(Err(format!("standard output: {error}")))
                 }
+                _ => ExitCode::SUCCESS,
             },
         }
     }
@@ -145,9 +144,9 @@ fn run_scenario(args: &ScenarioArgs) -> Result<ExitCode, String> {
 }
 
 fn list_scenarios() -> Result<ExitCode, String> {
-    for (name, _) in scenario::SHIPPED {
-        println!("{name:<14} {}", scenario::Scenario::load(name)?.about);
-    }
+    let line = |name| Ok(format!("{name:<14} {}\n", scenario::Scenario::load(name)?.about));
+    let lines: Result<String, String> = scenario::SHIPPED.into_iter().map(|(name, _)| line(name)).collect();
+    print(&lines?)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -169,6 +168,10 @@ fn take_turns(args: &InterleaveArgs) -> Result<ExitCode, String> {
     let staging = Staging::new(&mut load.target, args.start_with.as_slice())?;
     let other = args.other(staging.as_ref())?;
     let plan = load.paced(&args.pace)?;
+    if staging.is_none() {
+        // Before A's first turn, which would be in vain.
+        Place::of(&Target { url: other.url.clone(), ..plan.target.clone() })?;
+    }
     let outputs = TurnOutputs::new(args);
     outputs.check()?;
     let count_calls = load.observe.count_calls && (staging.is_some() || args.with_proxy_pid.is_some());
@@ -205,7 +208,7 @@ fn serve_agent(args: &AgentArgs) -> Result<ExitCode, String> {
     let listener =
         std::net::TcpListener::bind(args.listen).map_err(|error| format!("{}: {error}", args.listen))?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
-    println!("agent on {address}");
+    print(&format!("agent on {address}\n"))?;
     agent::serve(&listener, &key, args.once).map_err(|error| error.to_string())?;
     Ok(ExitCode::SUCCESS)
 }
@@ -251,12 +254,29 @@ impl Setup<'_> {
     }
 }
 
-/// Beside what was written, of which some may be on standard output. Nobody may be reading; the files are there.
-pub(crate) fn tell(text: &str, stdout_is_taken: bool) {
-    drop(match stdout_is_taken {
-        true => io::stderr().write_all(text.as_bytes()),
-        false => io::stdout().write_all(text.as_bytes()),
-    });
+/// Beside what was written, of which some may be on standard output.
+///
+/// # Errors
+/// As [`print`].
+pub(crate) fn tell(text: &str, stdout_is_taken: bool) -> Result<(), String> {
+    if stdout_is_taken {
+        // On the terminal, which may be gone.
+        drop(io::stderr().write_all(text.as_bytes()));
+        return Ok(());
+    }
+    print(text)
+}
+
+/// To standard output. Whoever reads it may have seen enough, as `head` has.
+///
+/// # Errors
+/// A sentence: there is no room for it.
+pub(crate) fn print(text: &str) -> Result<(), String> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(format!("standard output: {error}")),
+        _ => Ok(()),
+    }
 }
 
 /// On the terminal, which may be gone: the results are in files.
@@ -303,7 +323,7 @@ fn conclude(mut result: RunResult, output: &OutputArgs) -> Result<ExitCode, Stri
     result.meta.command = std::env::args().collect();
     let holds = output.files.finish(&mut result).map_err(|error| error.to_string())?;
     let summary = console::summary(&result) + &assertion::lines(&result.assertions);
-    tell(&summary, report::take_stdout(output.files.files()));
+    tell(&summary, report::take_stdout(output.files.files()))?;
     Ok(exit_code(holds, result.validity.valid))
 }
 

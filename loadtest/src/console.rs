@@ -35,13 +35,18 @@ impl Lines {
             point.planned,
             point.ok + point.failed,
             point.failed,
-            time(quantiles.p50_us),
-            time(quantiles.p99_us),
+            known(quantiles.count, quantiles.p50_us),
+            known(quantiles.count, quantiles.p99_us),
             point.backlog,
         );
         // A terminal that is gone is no reason to end the run.
         drop(writeln!(io::stderr(), "{line}"));
     }
+}
+
+/// A percentile of so many.
+pub fn known(count: u64, us: f64) -> String {
+    if count == 0 { "–".into() } else { time(us) }
 }
 
 /// The result in a few lines.
@@ -273,15 +278,15 @@ pub fn against(comparison: &Comparison<'_>) -> String {
     type Measure = fn(&PhaseResult) -> Option<f64>;
     let rows: [(&str, &str, Measure); 5] = [
         ("ok/s", "rate", |phase| Some(phase.rate())),
-        ("p50 µs", "p50", |phase| Some(phase.total().response.quantile_us(0.5))),
-        ("p99 µs", "p99", |phase| Some(phase.total().response.quantile_us(0.99))),
+        ("p50 µs", "p50", |phase| response(phase, 0.5)),
+        ("p99 µs", "p99", |phase| response(phase, 0.99)),
         ("failed", "err", |phase| Some(phase.total().failed as f64)),
         ("CPU µs/request", "cpu_us", |phase| phase.proxy.as_ref().map(|used| used.cpu_us_per_request)),
     ];
     for (name, judged, measure) in rows {
         let of = |result: &RunResult| result.measured().filter_map(measure).collect::<Vec<_>>();
         let (a, b) = (of(a), of(b));
-        if a.is_empty() || b.is_empty() {
+        if a.is_empty() && b.is_empty() {
             continue;
         }
         let ratios: Vec<f64> = a.iter().zip(&b).filter(|(a, _)| **a > 0.0).map(|(a, b)| b / a).collect();
@@ -294,9 +299,9 @@ pub fn against(comparison: &Comparison<'_>) -> String {
         };
         let verdict = comparison.row(judged).map_or("", Row::word);
         let line = format!(
-            "  {name:<18} {:>12.1} {:>12.1} {ratio:>8}   {rounds:<13} {verdict}",
-            median(a),
-            median(b)
+            "  {name:<18} {:>12} {:>12} {ratio:>8}   {rounds:<13} {verdict}",
+            median_text(a),
+            median_text(b)
         );
         let _infallible = writeln!(text, "{}", line.trim_end());
     }
@@ -307,6 +312,16 @@ pub fn against(comparison: &Comparison<'_>) -> String {
         add_reasons(&mut text, &format!("{name}: "), result);
     }
     text
+}
+
+/// `None`: nothing ended that has a time.
+fn response(phase: &PhaseResult, quantile: f64) -> Option<f64> {
+    let response = phase.total().response;
+    (!response.is_empty()).then(|| response.quantile_us(quantile))
+}
+
+fn median_text(values: Vec<f64>) -> String {
+    if values.is_empty() { "–".into() } else { format!("{:.1}", median(values)) }
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -24,6 +24,7 @@ impl FromStr for ProxySource {
     /// A process id, or the path of a cgroup below `/sys/fs/cgroup`.
     fn from_str(text: &str) -> Result<Self, String> {
         match text.parse() {
+            Ok(0) => Err("`0` is no process".into()),
             Ok(pid) => Ok(Self::Pid(pid)),
             Err(_) if text.starts_with('/') => Ok(Self::Cgroup(text.into())),
             Err(_) => Err(format!("`{text}` is neither a process id nor a cgroup's path")),

@@ -308,12 +308,18 @@ impl Plan {
             }
         };
         let workload = &self.workload;
-        need(self.client.threads > 0 && self.client.threads <= 1024, "threads: 1 to 1024");
         need(
-            self.client.connections > 0 && self.client.connections <= 1_000_000,
-            "connections: 1 to 1,000,000",
+            (1..=1024).contains(&self.client.threads),
+            &outside("threads", self.client.threads, "1 to 1024"),
         );
-        need(self.client.streams > 0 && self.client.streams <= 10_000, "streams: 1 to 10,000");
+        need(
+            (1..=1_000_000).contains(&self.client.connections),
+            &outside("connections", self.client.connections, "1 to 1,000,000"),
+        );
+        need(
+            (1..=10_000).contains(&self.client.streams),
+            &outside("streams", self.client.streams, "1 to 10,000"),
+        );
         need(workload.zipf >= 0.0 && workload.zipf <= 10.0, "zipf: 0 to 10");
         need(workload.sandboxes > 0 && workload.sandboxes <= 1 << 40, "sandboxes: 1 to 2^40");
         need(!workload.ports.is_empty() && !workload.ports.contains(&0), "ports: at least one, none 0");
@@ -345,7 +351,8 @@ impl Plan {
         );
         for phase in &self.phases {
             let quiet = phase.load == Load::Quiet;
-            need(!phase.length.0.is_zero(), &format!("phase {}: no length", phase.name));
+            need(!phase.name.trim().is_empty(), "a phase has no name");
+            need(!phase.length.0.is_zero(), &format!("phase {}: its length (`for`) is 0", phase.name));
             need(quiet || !phase.mix.is_empty(), &format!("phase {}: no mix", phase.name));
             for class in phase.mix.iter().map(|(class, _)| class) {
                 let missing = matches!(class, Class::Recording(name) if self.recording(name).is_none());
@@ -401,6 +408,10 @@ impl Plan {
     }
 }
 
+fn outside(what: &str, value: u32, range: &str) -> String {
+    format!("{what}: {value} is not within {range}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -436,7 +447,14 @@ mod tests {
         bad.workload.auth = vec![(AuthKind::Cookie, 1.0)];
         bad.phases[0].length = Span::default();
         let mistakes = bad.mistakes().join("\n");
-        for part in ["connections:", "timeout:", "http2:", "--proxy-key-file", "no length", "closed loop"] {
+        for part in [
+            "connections:",
+            "timeout:",
+            "http2:",
+            "--proxy-key-file",
+            "its length (`for`) is 0",
+            "closed loop",
+        ] {
             assert!(mistakes.contains(part), "{part}: {mistakes}");
         }
         assert!(plan(Load::Burst { size: 1, every: Span::default() }, "get").mistakes()[0].contains("burst"));

@@ -33,9 +33,9 @@ pub fn report(args: &ReportArgs) -> Result<ExitCode, String> {
     let mut result = report::load(&args.result)?;
     let holds = args.outputs.finish(&mut result).map_err(|error| error.to_string())?;
     if args.outputs.files().next().is_none() {
-        print!("{}", report::markdown(&result));
+        cli::print(&report::markdown(&result))?;
     }
-    cli::tell(&assertion::lines(&result.assertions), report::take_stdout(args.outputs.files()));
+    cli::tell(&assertion::lines(&result.assertions), report::take_stdout(args.outputs.files()))?;
     Ok(if holds { ExitCode::SUCCESS } else { ExitCode::from(assertion::EXIT_CODE) })
 }
 
@@ -48,7 +48,7 @@ pub fn assert(args: &AssertArgs) -> Result<ExitCode, String> {
     result.assertions.clear();
     let thresholds: Vec<_> = args.thresholds.iter().flat_map(|list| list.0.iter().cloned()).collect();
     let holds = assertion::check(&mut result, &thresholds);
-    print!("{}", assertion::lines(&result.assertions));
+    cli::print(&assertion::lines(&result.assertions))?;
     for reason in result.validity.reasons.iter().filter(|reason| reason.fatal) {
         eprintln!("loadtest: the result is not valid: {}", reason.message);
     }

@@ -10,6 +10,7 @@ use crate::run_args::{auth_weights, vain};
 use crate::world;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -203,8 +204,11 @@ impl Scenario {
     pub fn load(name: &str) -> Result<Self, String> {
         let text = match SHIPPED.iter().find(|(shipped, _)| *shipped == name) {
             Some((_, text)) => (*text).to_owned(),
-            None => std::fs::read_to_string(Path::new(name)).map_err(|error| {
-                format!("scenario `{name}`: not one that comes along, and no file: {error}")
+            None => std::fs::read_to_string(Path::new(name)).map_err(|error| match error.kind() {
+                ErrorKind::NotFound => {
+                    format!("scenario `{name}`: not one that comes along (`loadtest scenarios`), and no file")
+                }
+                _ => format!("scenario `{name}`: {error}"),
             })?,
         };
         let scenario = Self::parse(&text).map_err(|error| format!("scenario `{name}`: {error}"))?;
@@ -299,11 +303,20 @@ impl Scenario {
                 .map(|[from, to]| Ok(Load::Ramp { from: ramp_rate(from)?, to: ramp_rate(to)? })),
         );
         loads.extend(table.burst.as_ref().map(|burst| {
-            let size = (f64::from(burst.size) * setting.rate_scale).round().max(1.0) as u32;
+            // What is scaled down stays a burst.
+            let size = match burst.size {
+                0 => 0,
+                size => (f64::from(size) * setting.rate_scale).round().max(1.0) as u32,
+            };
             Ok::<_, String>(Load::Burst { size, every: scaled(burst.every) })
         }));
         loads.extend(table.closed.then_some(Ok(Load::Closed)));
         let load = match loads.pop() {
+            None if table.mix.is_some() => {
+                return Err(
+                    "a mix without a rate sends nothing: add rate, ramp, burst, soak or closed".into()
+                );
+            }
             None => Load::Quiet,
             Some(load) if loads.is_empty() => load?,
             Some(_) => return Err("one of rate, ramp, burst, soak and closed".into()),
@@ -464,6 +477,11 @@ mod tests {
         let setting = setting();
         assert!(error("rate = 1\nclosed = true", &setting).contains("phase p: one of"));
         assert!(error("rat = 1", &setting).contains("rat"));
+        assert!(error("mix = { get = 1 }", &setting).contains("phase p: a mix without a rate"));
+        let burst = "name = 'x'\nabout = 'x'\n[[phase]]\nname = ' '\nfor = '1s'\nburst = { size = 0, every = '1s' }\nmix = { get = 1 }";
+        let plan = Scenario::parse(burst).and_then(|scenario| scenario.plan(&setting)).expect("read");
+        let told = ["a phase has no name", "phase  : a burst needs a size and an interval"];
+        assert_eq!(plan.mistakes()[..2], told);
         assert!(error("rate = 'fast'", &setting).contains("fast"));
         assert!(error("rate = 1\nmix = { 'got:1' = 1 }", &setting).contains("got:1"));
         assert!(error("rate = 1\nmix = { 'get:1k' = 0 }", &setting).contains("`get:1k`: its weight 0"));

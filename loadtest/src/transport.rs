@@ -35,21 +35,25 @@ impl Place {
     pub fn of(target: &Target) -> Result<Self, String> {
         let wrong = |what: &str| format!("target `{}`: {what}", shown_url(&target.url));
         let (scheme, rest) = target.url.split_once("://").ok_or_else(|| wrong("no http:// or https://"))?;
-        let secure = match scheme {
+        let secure = match scheme.to_ascii_lowercase().as_str() {
             "http" => false,
             "https" => true,
             _ => return Err(wrong("the scheme is neither http nor https")),
         };
         let slash = rest.find('/').unwrap_or(rest.len());
         let (authority, path) = rest.split_at(slash);
-        if authority.is_empty() || rest.contains(['@', '#', ' ']) || !rest.is_ascii() {
+        if !authority.starts_with('[') && authority.matches(':').count() > 1 {
+            return Err(wrong("an IPv6 address stands in brackets, as in http://[::1]:80"));
+        }
+        if authority.is_empty()
+            || authority.starts_with(':')
+            || rest.contains(['@', '#', ' '])
+            || !rest.is_ascii()
+        {
             return Err(wrong("not a host with an optional port and path"));
         }
         // What is behind the last colon, but of those within an address' brackets.
         let port = authority.rsplit_once(':').map(|(_, port)| port).filter(|port| !port.contains(']'));
-        if !authority.starts_with('[') && authority.matches(':').count() > 1 {
-            return Err(wrong("an IPv6 address stands in brackets, as in http://[::1]:80"));
-        }
         if port.is_some_and(|port| !port.parse::<u16>().is_ok_and(|port| port > 0)) {
             return Err(wrong("its port is none from 1 to 65535"));
         }
@@ -58,8 +62,7 @@ impl Place {
             (false, true) => format!("{authority}:443"),
             (false, false) => format!("{authority}:80"),
         };
-        let mut addresses = name.to_socket_addrs().map_err(|error| wrong(&error.to_string()))?;
-        let address = addresses.next().ok_or_else(|| wrong("the name has no address"))?;
+        let address = address_of(&name).map_err(|error| wrong(&error.to_string()))?;
         Ok(Self {
             address,
             authority: authority.into(),
@@ -68,6 +71,16 @@ impl Place {
             http2: target.http2,
         })
     }
+}
+
+/// Names below `localhost` are this machine's (RFC 6761 6.3), as in browsers; not every resolver knows them.
+fn address_of(name: &str) -> io::Result<SocketAddr> {
+    let (host, port) = name.rsplit_once(':').unwrap_or((name, ""));
+    if let (true, Ok(port)) = (host.to_ascii_lowercase().ends_with(".localhost"), port.parse()) {
+        return Ok(SocketAddr::from(([127, 0, 0, 1], port)));
+    }
+    let none = || io::Error::other("the name has no address");
+    name.to_socket_addrs()?.next().ok_or_else(none)
 }
 
 fn tls_config(target: &Target) -> Result<rustls::ClientConfig, String> {
@@ -89,12 +102,50 @@ fn tls_config(target: &Target) -> Result<rustls::ClientConfig, String> {
                 for certificate in certificates {
                     roots.add(certificate.map_err(|e| wrong(&e))?).map_err(|e| wrong(&e))?;
                 }
+                if roots.is_empty() {
+                    return Err(wrong(&"there is no certificate in it (PEM)"));
+                }
             }
         }
         builder.with_root_certificates(roots).with_no_client_auth()
     };
     config.alpn_protocols = vec![if target.http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
     Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_taken_apart_or_refused_with_what_is_wrong() {
+        let place = |url: &str| Place::of(&Target { url: url.into(), ..Target::default() });
+        for (url, address, authority) in [
+            ("http://127.0.0.1:81", "127.0.0.1:81", "127.0.0.1:81"),
+            ("HTTP://127.0.0.1/a", "127.0.0.1:80", "127.0.0.1"),
+            ("http://[::1]:81/", "[::1]:81", "[::1]:81"),
+            ("http://[::1]", "[::1]:80", "[::1]"),
+            // Whatever the resolver says of it.
+            ("http://3000-echo.Proxy.LOCALHOST:81/x", "127.0.0.1:81", "3000-echo.Proxy.LOCALHOST:81"),
+        ] {
+            let found = place(url).unwrap_or_else(|error| panic!("{url}: {error}"));
+            assert_eq!((found.address.to_string().as_str(), found.authority.as_str()), (address, authority));
+        }
+        for (url, why) in [
+            ("127.0.0.1:81", "no http:// or https://"),
+            ("ftp://127.0.0.1", "neither http nor https"),
+            ("http://", "not a host"),
+            ("http://:81/", "not a host"),
+            ("http://127.0.0.1:0", "from 1 to 65535"),
+            ("http://127.0.0.1:65536/", "from 1 to 65535"),
+            ("http://127.0.0.1:", "from 1 to 65535"),
+            ("http://127.0.0.1:x", "from 1 to 65535"),
+            ("http://::1:81/", "stands in brackets"),
+        ] {
+            let error = place(url).err().unwrap_or_default();
+            assert!(error.contains(why), "{url}: {error}");
+        }
+    }
 }
 
 /// For targets with certificates of their own making: any certificate, but signatures must be right.

@@ -53,7 +53,7 @@ impl TurnOutputs {
     ) -> Result<ExitCode, String> {
         let said = self.finish_each(&mut results, failure)?;
         let text = self.finish_both(results)? + &said.text;
-        cli::tell(&text, report::take_stdout(self.each.iter().chain([&self.both]).flat_map(Outputs::files)));
+        cli::tell(&text, report::take_stdout(self.each.iter().chain([&self.both]).flat_map(Outputs::files)))?;
         Ok(cli::exit_code(said.holds, said.valid))
     }
 

@@ -283,7 +283,7 @@ impl Worker {
         self.sleep_until(first.0).await;
         let (mut cpu_before, mut wall_before) = (thread_cpu(), Instant::now());
         for (phase, (begin, end)) in phases.into_iter().enumerate() {
-            let mut at = begin;
+            let (mut at, mut backlog_before) = (begin, 0);
             while at < end && !self.stopped() {
                 // The last step takes a remainder shorter than half a second with it.
                 let next =
@@ -295,7 +295,8 @@ impl Worker {
                 let second = Second {
                     phase,
                     at: at - begin,
-                    planned: interval.sent + backlog,
+                    // What was due before and is sent now was planned before.
+                    planned: (interval.sent + backlog).saturating_sub(backlog_before),
                     interval,
                     backlog,
                     connections: self.open.get() + u64::from(self.sessions_open.get()),
@@ -304,7 +305,7 @@ impl Worker {
                     wall: wall - wall_before,
                 };
                 drop(reports.send((thread, Report::Second(Box::new(second)))));
-                (cpu_before, wall_before) = (cpu, wall);
+                (cpu_before, wall_before, backlog_before) = (cpu, wall, backlog);
                 at = next;
             }
         }

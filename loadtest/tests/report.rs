@@ -371,9 +371,9 @@ fn exit_codes_tell_thresholds_and_comparisons_apart_from_mistakes() {
     let folder = std::env::temp_dir().join(format!("loadtest-exit-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");
     let file = |name: &str| folder.join(name).to_string_lossy().into_owned();
-    let (a, b, none) = (file("a.json"), file("b.json"), file("none.json"));
-    for (path, median_us) in [(&a, 400.0), (&b, 600.0)] {
-        let result = run(&Recipe { median_us, ..Recipe::default() });
+    let (a, b, short, none) = (file("a.json"), file("b.json"), file("short.json"), file("none.json"));
+    for (path, median_us, seconds) in [(&a, 400.0, 30), (&b, 600.0, 30), (&short, 400.0, 3)] {
+        let result = run(&Recipe { median_us, seconds, ..Recipe::default() });
         std::fs::write(path, serde_json::to_string(&result).expect("JSON")).expect("written");
     }
     for (arguments, code, told) in [
@@ -390,11 +390,59 @@ fn exit_codes_tell_thresholds_and_comparisons_apart_from_mistakes() {
         (vec!["compare", &a, &b, "--fail-if-slower"], 99, "slower"),
         (vec!["compare", &b, &a, "--fail-if-slower"], 0, "faster"),
         (vec!["compare", &a, &none], 2, "none.json"),
+        (vec!["compare", &short, &short], 0, "too few for verdicts"),
+        (vec!["compare", &short, &short, "--fail-if-slower"], 3, "too few for verdicts"),
     ] {
         let (found, text) = loadtest(&arguments);
         assert!(found == Some(code) && text.contains(told), "{arguments:?}: {found:?}\n{text}");
     }
     std::fs::remove_dir_all(&folder).expect("cleaned up");
+}
+
+/// As in `loadtest compare a b | head -1`, and on a full disk.
+#[test]
+fn output_nobody_reads_changes_no_exit_code_and_output_that_is_lost_does() {
+    let folder = std::env::temp_dir().join(format!("loadtest-unread-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("ours");
+    std::fs::write(folder.join("a.json"), serde_json::to_vec(&full()).expect("JSON")).expect("room");
+    let run = |words: &[&str], out: std::process::Stdio| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_loadtest"));
+        let output = command.args(words).current_dir(&folder).stdout(out).output().expect("it starts");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!said.contains("panicked"), "{words:?}: {said}");
+        (output.status.code(), said)
+    };
+    for (words, code) in [
+        (&["assert", "a.json", "p99<1ns"][..], 99),
+        (&["assert", "a.json", "p99<1h"], 0),
+        (&["compare", "a.json", "a.json"], 0),
+        (&["report", "a.json"], 99),
+        (&["report", "a.json", "--csv", "-"], 99),
+        (&["scenarios"], 0),
+        (&["population"], 0),
+    ] {
+        let (unread, write) = std::io::pipe().expect("descriptors");
+        drop(unread);
+        assert_eq!(run(words, write.into()).0, Some(code), "{words:?}");
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+        let (found, said) = run(words, full.into());
+        assert!(found == Some(2) && said.contains("No space left"), "{words:?}: {found:?} {said}");
+    }
+    std::fs::remove_dir_all(&folder).expect("ours");
+}
+
+#[test]
+fn a_report_goes_where_a_link_points_and_the_link_stays() {
+    let folder = std::env::temp_dir().join(format!("loadtest-link-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("ours");
+    let (real, link) = (folder.join("real"), folder.join("latest"));
+    std::fs::write(&real, "old").expect("room");
+    std::os::unix::fs::symlink("real", &link).expect("room");
+    let outputs = Outputs { markdown: Some(link.clone()), ..Outputs::default() };
+    outputs.finish(&mut full()).expect("written");
+    assert!(link.is_symlink());
+    assert!(std::fs::read_to_string(&real).expect("there").contains("| **all** |"));
+    std::fs::remove_dir_all(&folder).expect("ours");
 }
 
 /// By any name of it.

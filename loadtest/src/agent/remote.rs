@@ -67,6 +67,9 @@ impl Remote {
         order: String,
         reports: Sender<(u32, Report)>,
     ) -> io::Result<()> {
+        if !name.contains(':') {
+            return Err(io::Error::other("no port: agents are named host:port"));
+        }
         let address = name.to_socket_addrs()?.next().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let mut channel = Channel::new(TcpStream::connect_timeout(&address, ANSWER_MAX)?)?;
         let FromAgent::Hello { version, nonce } = channel.receive(LINE_BYTES_MAX, ANSWER_MAX)? else {

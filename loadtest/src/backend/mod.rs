@@ -20,6 +20,7 @@ pub use app::ANSWERED_BY;
 pub use fault::{Fault, Rule};
 pub use state::Side;
 
+use crate::cli;
 use crate::cli::EXIT_USAGE;
 use crate::host;
 use crate::population::Population;
@@ -292,12 +293,11 @@ fn serve(args: &BackendArgs) -> io::Result<()> {
             io::Error::new(error.kind(), format!("cannot write {}: {error}", file.display()))
         })?;
     }
-    print!("{}", introduction(&backend, args));
+    cli::print(&introduction(&backend, args)).map_err(io::Error::other)?;
     wait_for_end()?;
     let counters = backend.counters();
     drop(backend);
-    println!("{counters:#}");
-    Ok(())
+    cli::print(&format!("{counters:#}\n")).map_err(io::Error::other)
 }
 
 /// What to do next, in lines that can be pasted.

@@ -160,7 +160,8 @@ impl<'a> Comparison<'a> {
     /// Why nothing is said of the measures, if nothing is.
     pub fn no_verdict(&self) -> Option<&str> {
         let judged = self.rows.iter().any(|row| row.verdict != Verdict::Unknown);
-        self.cautions.first().map(String::as_str).filter(|_| !judged)
+        let why = self.cautions.first().map_or("there is nothing to compare", String::as_str);
+        (!judged).then_some(why)
     }
 
     /// Writes the files that are wanted.
@@ -391,9 +392,9 @@ pub fn run(args: &CompareArgs) -> Result<ExitCode, String> {
     let judgement = Judgement { tolerance: args.tolerance, confidence: args.confidence, seed: args.seed };
     let comparison = Comparison::new(&a, &b, judgement);
     comparison.write(args.html.as_deref(), args.markdown.as_deref())?;
-    cli::tell(&comparison.text(), report::take_stdout([&args.html, &args.markdown].into_iter().flatten()));
+    cli::tell(&comparison.text(), report::take_stdout([&args.html, &args.markdown].into_iter().flatten()))?;
     Ok(match args.fail_if_slower {
-        true if !(a.validity.valid && b.validity.valid) => ExitCode::from(EXIT_INVALID),
+        true if comparison.no_verdict().is_some() => ExitCode::from(EXIT_INVALID),
         true if comparison.is_worse() => ExitCode::from(assertion::EXIT_CODE),
         _ => ExitCode::SUCCESS,
     })

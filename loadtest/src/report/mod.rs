@@ -214,7 +214,11 @@ pub(crate) fn write_file(
 ) -> io::Result<()> {
     if path == Path::new("-") {
         let mut out = io::stdout().lock();
-        return write(&mut out).and_then(|()| out.flush());
+        return match write(&mut out).and_then(|()| out.flush()) {
+            // Whoever reads it may have seen enough.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            written => written,
+        };
     }
     let told =
         |error: io::Error| io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()));
@@ -223,6 +227,8 @@ pub(crate) fn write_file(
         write(&mut out)?;
         out.flush()
     };
+    // A link is followed: what it points to is what is wanted anew.
+    let path = &path.canonicalize().unwrap_or_else(|_| path.into());
     let mut write = Some(write);
     let mut once = |out: &mut dyn Write| write.take().map_or(Ok(()), |write| write(out));
     // A device or a pipe cannot be put in place of another.

@@ -67,6 +67,14 @@ impl ChurnResult {
         self.error.is_none() && self.left_out.is_none() && self.probes > 0
     }
 
+    /// How long probes went on after the lever was touched, where they did to their end.
+    fn watched_s(&self) -> f64 {
+        match self.cut_short {
+            Some(CutShort::LoadOver { after_s }) => after_s,
+            _ => self.within_s,
+        }
+    }
+
     pub fn verdict(&self) -> ChurnVerdict {
         use ChurnVerdict::{AsExpected, LeftOut, Missed, Unknown};
         if let Some(error) = &self.error {
@@ -87,6 +95,13 @@ impl ChurnResult {
             }
             (true, None, ..) if self.cut_short == Some(CutShort::Stopped) => {
                 return Unknown(format!("the run was ended before the {} s were over", self.within_s));
+            }
+            (true, None, ..) if self.action_ms > self.watched_s() * 1000.0 => {
+                return Unknown(format!(
+                    "the lever took {:.1} s and the target was watched for {:.1} s: a longer `within`, or an earlier change",
+                    self.action_ms / 1000.0,
+                    self.watched_s()
+                ));
             }
             (true, None, ..) => return AsExpected,
             (false, None, ..) => "effect",
@@ -152,6 +167,17 @@ mod tests {
             (true, false, 9, Some(7.0), no, None, "missed: was felt after 0.007 s"),
             (true, false, 9, Some(7.0), Some(9.0), stopped, "missed: was felt after 0.007 s"),
             (true, false, 9, Some(7.0), no, over, "missed: was felt after 0.007 s"),
+            // Its lever took 0.6 s.
+            (true, false, 7, no, no, None, "as expected"),
+            (
+                true,
+                false,
+                7,
+                no,
+                no,
+                over,
+                "unknown: the lever took 0.6 s and the target was watched for 0.5 s",
+            ),
             (false, false, 0, no, no, stopped, "unknown: not made"),
             (false, true, 0, no, no, stopped, "unknown: not made"),
             (false, false, 1, no, no, None, "missed: effect not seen within 3 s"),
@@ -175,6 +201,7 @@ mod tests {
                 recovered_ms,
                 cut_short,
                 within_s,
+                action_ms: if probes == 7 { 600.0 } else { 3.0 },
                 ..ChurnResult::default()
             };
             let found = match churn.verdict() {

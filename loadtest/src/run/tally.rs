@@ -364,6 +364,9 @@ fn reasons(plan: &Plan, phases: &[PhaseResult], partial: bool) -> Vec<Reason> {
             add(false, "har", format!("har:{}: {omissions}", recording.name));
         }
     }
+    if partial && phases.iter().all(|phase| phase.warmup) {
+        add(true, "nothing", "ended before anything that counts".into());
+    }
     for (phase, planned) in phases.iter().zip(&plan.phases).filter(|(phase, _)| !phase.warmup) {
         let name = &phase.name;
         let busy = phase.client.busiest_percent;
@@ -431,9 +434,9 @@ fn reasons(plan: &Plan, phases: &[PhaseResult], partial: bool) -> Vec<Reason> {
             add(true, "nothing", text);
         }
         if total.ok == 0 && planned.load != Load::Quiet {
-            let text = match total.ended() {
-                0 => format!("{name}: no request came to an end"),
-                ended => format!("{name}: none of {ended} requests ended as it should"),
+            let text = match (total.ended(), total.sent) {
+                (0, _) => format!("{name}: no request came to an end"),
+                (_, sent) => format!("{name}: none of {sent} requests ended as it should"),
             };
             add(true, "nothing", text);
         }

@@ -3,7 +3,7 @@
 use super::{read_key, vain};
 use crate::plan::{Target, Workload};
 use crate::start::StartArgs;
-use crate::unshown::{unshown, url_without_user};
+use crate::unshown::{shown_url, unshown, url_without_user};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -64,6 +64,13 @@ impl TargetArgs {
             let key = self.proxy_key_file.is_some();
             vain("--domain", &[("--population", self.population.is_some()), ("--proxy-key-file", key)])?;
         }
+        if let Some(domain) = &self.domain {
+            check_domain(domain)?;
+            let path = self.url.as_ref().and_then(|url| url.split_once("://")?.1.split_once('/'));
+            if path.is_some_and(|(_, path)| !path.is_empty()) {
+                return Err("with --domain requests go to the apps' own paths: leave out the URL's".into());
+            }
+        }
         if self.url.as_ref().is_some_and(|url| url.starts_with("http://")) {
             vain("an https:// URL", &[("--ca", self.ca.is_some()), ("--insecure", self.insecure)])?;
         }
@@ -73,4 +80,19 @@ impl TargetArgs {
     pub fn proxy_key(&self) -> Result<Option<String>, String> {
         self.proxy_key_file.as_deref().map(read_key).transpose()
     }
+}
+
+/// A name that hosts can stand in front of, with the port that stands in `Host` if that is none of the usual.
+fn check_domain(domain: &str) -> Result<(), String> {
+    let (name, port) = domain.split_once(':').map_or((domain, None), |(name, port)| (name, Some(port)));
+    let is_label = |label: &str| {
+        !label.is_empty() && label.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+    };
+    let good = name.split('.').all(is_label) && port.is_none_or(|port| port.parse::<u16>().is_ok());
+    good.then_some(()).ok_or_else(|| {
+        format!(
+            "--domain `{}`: a name such as preview.example.com, without scheme and path",
+            shown_url(domain)
+        )
+    })
 }

@@ -330,6 +330,23 @@ fn a_target_that_is_not_there_is_an_invalid_result_and_a_wrong_command_none() {
             &["scenario", "smoke", "http://127.0.0.1:1", "--domain", "x", "--assert", "effect.no-such<1s"],
             "no change under this load is called `no-such`",
         ),
+        (&["run", "http://127.0.0.1:1", "--rate", "1", "--assert", "valid<1"], "write `valid` alone"),
+        (&["run", "http://127.0.0.1:1", "--rate", "1", "--assert", "err<1"], "is it 1% or 100%"),
+        (&["run", "http://127.0.0.1:1", "--rate", "1", "--proxy-pid", "0"], "`0` is no process"),
+        (
+            &["run", "http://127.0.0.1:1", "--rate", "1", "--domain", "http://x/"],
+            "--domain `http://x/`: a name such as",
+        ),
+        (&["run", "http://127.0.0.1:1/x", "--rate", "1", "--domain", "x"], "leave out the URL's"),
+        (
+            &["run", "https://127.0.0.1:1", "--rate", "1", "--ca", "/dev/null"],
+            "there is no certificate in it",
+        ),
+        (&["run", "http://127.0.0.1:1", "--rate", "1", "-c", "0"], "connections: 0 is not within 1 to"),
+        (
+            &["interleave", "http://127.0.0.1:1", "--with", "127.0.0.1:2", "--rate", "1", "--for", "1h"],
+            "no http:// or https://",
+        ),
         (&["run", "http://127.0.0.1:1", "--rate", "0"], "`0` is no rate above 0"),
         (&["run", "http://127.0.0.1:1", "--rate", "1", "--timeout", "0s"], "timeout: above 0"),
     ] {

@@ -40,6 +40,10 @@ fn a_stall_shows_in_response_time_and_hides_in_service_time() {
     // Four connections, so four requests, were under way.
     assert!(service.quantile_us(0.95) < 200.0 * MS, "{:?}", service.quantiles());
     assert!(service.max_ns() > 400_000_000, "{:?}", service.quantiles());
+    // A second has what it planned itself, not what was left of those before.
+    let planned: Vec<u64> = result.phases[0].timeline.points.iter().map(|point| point.planned).collect();
+    assert!(planned.iter().all(|planned| (190..=210).contains(planned)), "{planned:?}");
+    assert_eq!(planned.iter().sum::<u64>(), 600);
     let late = heat_bucket(300_000_000);
     let slow: u64 = result.phases[0].timeline.points.iter().map(|p| p.heat[late..].iter().sum::<u64>()).sum();
     assert!(slow >= 30, "half a second shows in the heat map, too: {slow}");

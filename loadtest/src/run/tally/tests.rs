@@ -311,6 +311,23 @@ fn idle_websockets_of_which_none_opened_are_no_result_and_one_is() {
 }
 
 #[test]
+fn what_was_stopped_before_anything_counted_is_no_result() {
+    let mut plan = plan(Load::Hold { rate: 20.0 });
+    plan.phases.insert(0, Phase { warmup: true, ..plan.phases[0].clone() });
+    let class = || vec![ClassResult { planned: 5, sent: 5, ok: 5, ..ClassResult::default() }];
+    let none = || vec![ClassResult::default()];
+    for (second_phase, valid) in [(none(), false), (class(), true)] {
+        let mut tally = Tally::new(&plan, 1);
+        let (lag, idle) = (vec![Hist::default(); 2], vec![None; 2]);
+        let done = Done { classes: vec![class(), second_phase], lag, idle, cut: true };
+        tally.take(0, Report::Done(Box::new(done))).expect("planned");
+        let result = tally.finish(&plan, Vec::new(), SystemTime::now(), None, Vec::new(), Vec::new());
+        assert_eq!(codes(&result), if valid { &["partial"][..] } else { &["partial", "nothing"] });
+        assert_eq!(result.validity.valid, valid);
+    }
+}
+
+#[test]
 fn reports_of_what_was_not_planned_are_refused() {
     let plan = plan(Load::Hold { rate: 1.0 });
     let mut tally = Tally::new(&plan, 1);
