@@ -1,11 +1,10 @@
 //! The figures of a run: which series each shows, on which axes.
 
-use super::chart::{Chart, HEAT_LEVELS, HeatColumn, Ink, Mark, Readout, Size};
+use super::chart::{Chart, Ink, Mark, Readout, Size};
 use super::columns::Column;
 use super::scale::{Numbers, Scale};
-use crate::measure::{bytes_text, number_text, share_text, time_text};
-use crate::result::{Hist, RunResult, ServerCounters, heat_bound_us};
-use std::collections::BTreeMap;
+use crate::measure::{number_text, time_text};
+use crate::result::{Hist, RunResult};
 
 /// Columns of a chart over time. Few enough for a page of some hundred kilobytes.
 pub const COLUMNS_MAX: usize = 240;
@@ -77,7 +76,7 @@ fn round_percent(quantile: f64) -> String {
 }
 
 /// Where the phases are, and their ends.
-fn phases(result: &RunResult) -> Vec<Mark> {
+pub(super) fn phases(result: &RunResult) -> Vec<Mark> {
     let mut marks = Vec::new();
     for phase in &result.phases {
         if phase.warmup {
@@ -91,7 +90,7 @@ fn phases(result: &RunResult) -> Vec<Mark> {
     marks
 }
 
-fn end_of(columns: &[Column]) -> f64 {
+pub(super) fn end_of(columns: &[Column]) -> f64 {
     columns.last().map_or(1.0, |column| column.from_s + column.width_s)
 }
 
@@ -99,7 +98,7 @@ fn line(columns: &[Column], value: impl Fn(&Column) -> f64) -> Vec<(f64, f64)> {
     columns.iter().map(|column| (column.from_s + column.width_s / 2.0, value(column))).collect()
 }
 
-fn readouts(columns: &[Column], text: impl Fn(&Column) -> String) -> Vec<Readout> {
+pub(super) fn readouts(columns: &[Column], text: impl Fn(&Column) -> String) -> Vec<Readout> {
     let one = |column: &Column| Readout {
         from: column.from_s,
         to: column.from_s + column.width_s,
@@ -184,66 +183,6 @@ pub fn times(result: &RunResult, columns: &[Column]) -> Option<Figure<'static>> 
     Some(Figure { svg: chart.svg(), keys: keys.map(|(ink, name)| Key { ink, name }).into() })
 }
 
-/// How response times are spread, over time: the darker, the more of them.
-pub fn heat(result: &RunResult, columns: &[Column]) -> Option<Figure<'static>> {
-    let used = |column: &Column| {
-        let first = column.heat.iter().position(|count| *count > 0)?;
-        Some((first, column.heat.iter().rposition(|count| *count > 0)?))
-    };
-    let first = columns.iter().filter_map(used).map(|range| range.0).min()?;
-    let last = columns.iter().filter_map(used).map(|range| range.1).max()?;
-    let below = |bucket: usize| {
-        if bucket == 0 { heat_bound_us(0) / 2f64.powf(0.25) } else { heat_bound_us(bucket - 1) }
-    };
-    // Levels are of the rate, so that columns of different widths compare.
-    let per_s = |count: u64, column: &Column| count as f64 / column.width_s.max(0.1);
-    let cells = columns.iter().flat_map(|column| column.heat.iter().map(move |count| per_s(*count, column)));
-    let most = cells.fold(0.0, f64::max);
-    let column_cells = |column: &Column| HeatColumn {
-        x: column.from_s,
-        width: column.width_s,
-        cells: column
-            .heat
-            .iter()
-            .enumerate()
-            .filter(|(_, count)| **count > 0)
-            .map(|(bucket, count)| {
-                (below(bucket), heat_bound_us(bucket), heat_level(per_s(*count, column), most))
-            })
-            .collect(),
-    };
-    let text = |column: &Column| {
-        let fullest =
-            column.heat.iter().enumerate().max_by_key(|(_, count)| **count).filter(|(_, count)| **count > 0);
-        fullest.map_or("nothing ended".into(), |(bucket, count)| {
-            let all: u64 = column.heat.iter().sum();
-            let (low, high) = (time_text(below(bucket)), time_text(heat_bound_us(bucket)));
-            format!(
-                "{} ended, {} of them in {low} to {high}",
-                number_text(all as f64),
-                share_text(*count as f64 / all as f64)
-            )
-        })
-    };
-    let chart = Chart {
-        title: "How response times are spread over time",
-        size: Size::Wide,
-        x: Scale::clock(end_of(columns)),
-        y: Scale::log_time(below(first) * 1.25, heat_bound_us(last) / 1.25),
-        marks: phases(result),
-        heat: columns.iter().map(column_cells).collect(),
-        readouts: readouts(columns, text),
-    };
-    Some(Figure { svg: chart.svg(), keys: Vec::new() })
-}
-
-/// Logarithmic: one in a thousand must still be seen.
-fn heat_level(rate: f64, most: f64) -> usize {
-    let decades = 4.0;
-    let share = 1.0 + (rate / most).log10() / decades;
-    ((share * HEAT_LEVELS as f64).ceil() as usize).clamp(1, HEAT_LEVELS)
-}
-
 /// CPU of the load generator's busiest thread and of the proxy, percent of one CPU.
 pub fn cpu(result: &RunResult, columns: &[Column]) -> Option<Figure<'static>> {
     let proxy = |column: &Column| column.proxy_cpu.unwrap_or(f64::NAN);
@@ -295,67 +234,6 @@ pub fn backlog(result: &RunResult, columns: &[Column]) -> Option<Figure<'static>
         readouts: readouts(columns, text),
     };
     Some(Figure { svg: chart.svg(), keys: vec![Key { ink: Ink::Bad, name: "waiting to be sent" }] })
-}
-
-/// Points of a chart of half width: more would be a thicket.
-const MOVED_MAX: usize = 160;
-
-/// Bytes per second the proxy moved, by how.
-pub fn moved(result: &RunResult, server: &ServerCounters) -> Option<Figure<'static>> {
-    // A sample holds only what has moved; the rest is as it was before.
-    let path = |label: &str| -> Vec<(f64, f64)> {
-        let of_path = |name: &&String| name.starts_with("preview_bytes_total{") && name.contains(label);
-        let names: Vec<&String> = server.after.keys().filter(of_path).collect();
-        let sum = |values: &BTreeMap<String, f64>| -> f64 {
-            let value =
-                |name: &&String| values.get(*name).or(server.before.get(*name)).copied().unwrap_or(0.0);
-            names.iter().map(value).sum()
-        };
-        let begin = std::iter::once((0.0, sum(&server.before)));
-        let samples = server.samples.iter().map(|sample| (sample.at_s, sum(&sample.values)));
-        let totals: Vec<(f64, f64)> = begin.chain(samples).collect();
-        // Totals may be thinned out: what lies between two is in their difference.
-        let totals: Vec<_> = totals.iter().step_by(totals.len().div_ceil(MOVED_MAX)).copied().collect();
-        let gain = |pair: &[(f64, f64)]| {
-            let ((from, before), (to, after)) = (pair[0], pair[1]);
-            (((from + to) / 2.0), ((after - before) / (to - from).max(1e-3)).max(0.0))
-        };
-        totals.windows(2).map(gain).collect()
-    };
-    let (copied, spliced) = (path("path=\"copy\""), path("path=\"splice\""));
-    let most = copied.iter().chain(&spliced).map(|point| point.1).fold(0.0, f64::max);
-    if most <= 0.0 {
-        return None;
-    }
-    let half = copied.windows(2).map(|pair| (pair[1].0 - pair[0].0) / 2.0).next().unwrap_or(0.5);
-    let readouts = copied.iter().zip(&spliced).map(|(copied, spliced)| Readout {
-        from: copied.0 - half,
-        to: copied.0 + half,
-        text: format!(
-            "{:.0} s: {}/s spliced, {}/s copied",
-            copied.0,
-            bytes_text(spliced.1),
-            bytes_text(copied.1)
-        ),
-    });
-    let readouts = readouts.collect();
-    let end = server.samples.last().map_or(1.0, |sample| sample.at_s);
-    let mut marks = phases(result);
-    marks.push(Mark::Area(Ink::Series(2), spliced.clone()));
-    marks.push(Mark::Line(Ink::Series(2), spliced));
-    marks.push(Mark::Line(Ink::Series(1), copied));
-    let chart = Chart {
-        title: "Bytes per second through the proxy",
-        size: Size::Half,
-        x: Scale::clock(end),
-        y: Scale::up_to(most, Numbers::Bytes),
-        marks,
-        heat: Vec::new(),
-        readouts,
-    };
-    let keys =
-        [(Ink::Series(2), "spliced: stayed in the kernel"), (Ink::Series(1), "copied through its memory")];
-    Some(Figure { svg: chart.svg(), keys: keys.map(|(ink, name)| Key { ink, name }).into() })
 }
 
 /// What of two runs is laid over each other.

@@ -3,6 +3,8 @@
 use super::chart::Ink;
 use super::columns::{Column, columns};
 use super::figures::{self, COLUMNS_MAX};
+use super::heat;
+use super::moved;
 use super::page::{bad_card, bar, card, figure, page};
 use crate::measure::{Count, Totals, bytes_text, number_text, share_text, time_text};
 use crate::report::planned_rate_text;
@@ -216,7 +218,7 @@ fn over_time(result: &RunResult, columns: &[Column]) -> Markup {
             h2 { "Over time" }
             (figure("Requests per second", &figures::rates(result, columns), &phase_caption(result)))
             @if let Some(chart) = figures::times(result, columns) { (figure("Response times", &chart, "")) }
-            @if let Some(chart) = figures::heat(result, columns) { (figure("Spread of response times", &chart, heat_caption)) }
+            @if let Some(chart) = heat::figure(result, columns) { (figure("Spread of response times", &chart, heat_caption)) }
             @if let Some(chart) = figures::backlog(result, columns) {
                 (figure("Waiting to be sent", &chart, "Due by the plan, but no connection was free. Their wait is in their response time."))
             }
@@ -295,7 +297,7 @@ fn proxy(result: &RunResult, totals: &Totals, columns: &[Column]) -> Markup {
         div.grid {
             @if let Some(chart) = figures::cpu(result, columns) { (figure("CPU, percent of one core", &chart, &lag_text)) }
             @if let Some(server) = &result.server {
-                @if let Some(chart) = figures::moved(result, server) { (figure("Bytes per second", &chart, &moved_text(totals))) }
+                @if let Some(chart) = moved::figure(result, server) { (figure("Bytes per second", &chart, &moved_text(totals))) }
             }
         }
         @if let Some(server) = &result.server { (counters(server)) }
