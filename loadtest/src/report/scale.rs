@@ -48,11 +48,16 @@ impl Scale {
         Self { from: 0.0, to: end.max(1.0), shape: Shape::Linear, numbers: Numbers::Clock }
     }
 
-    /// Microseconds on a logarithmic scale that holds both values with a little room.
+    /// Microseconds on a logarithmic scale that holds both values with a little room: of a wide range a share of it.
     pub fn log_time(least_us: f64, most_us: f64) -> Self {
         let least = if least_us.is_finite() && least_us > 0.0 { least_us } else { 1.0 };
-        let from = least * 0.8;
-        Self { from, to: (most_us * 1.25).max(from * 4.0), shape: Shape::Log, numbers: Numbers::Time }
+        let range = (most_us / least).max(1.0);
+        Self::log_span(least / range.powf(0.04).max(1.25), most_us * range.powf(0.08).max(1.25))
+    }
+
+    /// Microseconds on a logarithmic scale from one to the other, or farther where that is next to nothing.
+    pub fn log_span(from_us: f64, to_us: f64) -> Self {
+        Self { from: from_us, to: to_us.max(from_us * 4.0), shape: Shape::Log, numbers: Numbers::Time }
     }
 
     /// Quantiles up to so many nines.
@@ -82,7 +87,12 @@ impl Scale {
             Shape::Nines => (0..=self.to as i32).map(f64::from).collect(),
             Shape::Log => {
                 let decades = (self.to / self.from).log10();
-                let within: &[f64] = if decades < 2.5 { &[1.0, 2.0, 5.0] } else { &[1.0] };
+                // As many as a chart's height has room for.
+                let within: &[f64] = match decades {
+                    _ if decades < 4.0 => &[1.0, 2.0, 5.0],
+                    _ if decades < 6.0 => &[1.0, 3.0],
+                    _ => &[1.0],
+                };
                 let first = self.from.log10().floor() as i32;
                 let all = (first..=first + decades as i32 + 1)
                     .flat_map(|decade| within.iter().map(move |factor| factor * 10f64.powi(decade)));
@@ -94,6 +104,10 @@ impl Scale {
     fn text(&self, value: f64) -> String {
         match self.numbers {
             Numbers::Clock => clock_text(value),
+            // A tick at 100 s is no round number of minutes.
+            Numbers::Time if self.shape == Shape::Log && value >= 6e7 => {
+                format!("{} s", number_text((value / 1e6).round()))
+            }
             Numbers::Time if self.shape == Shape::Log => trimmed(&time_text(value * (1.0 + 1e-12))),
             Numbers::Time => trimmed(&time_text(value)),
             Numbers::Plain => number_text(value),
@@ -205,9 +219,26 @@ mod tests {
         assert_eq!(labels(&Scale::nines(4.0)), ["0%", "90%", "99%", "99.9%", "99.99%"]);
         assert_eq!(labels(&Scale::log_time(100.0, 3000.0)), ["100 µs", "200 µs", "500 µs", "1 ms", "2 ms"]);
         assert_eq!(
-            labels(&Scale::log_time(10.0, 1e6)),
-            ["10 µs", "100 µs", "1 ms", "10 ms", "100 ms", "1 s"]
+            labels(&Scale::log_time(10.0, 2e5)),
+            ["10 µs", "30 µs", "100 µs", "300 µs", "1 ms", "3 ms", "10 ms", "30 ms", "100 ms", "300 ms"]
         );
+        assert_eq!(labels(&Scale::log_time(1.0, 5e7)).last().map(String::as_str), Some("100 s"));
+    }
+
+    #[test]
+    fn a_logarithmic_axis_has_room_above_and_labels_that_do_not_touch() {
+        for least in [0.7, 95.0, 4400.0] {
+            for range in [1.0, 1.5, 20.0, 900.0, 5e4, 2e6, 1e8] {
+                let scale = Scale::log_time(least, least * range);
+                let top = scale.place(least * range, (0, 1000));
+                assert!((100..=950).contains(&top), "{least} x {range}: the highest is at {top} of 1000");
+                let ticks = scale.ticks();
+                assert!((2..=13).contains(&ticks.len()), "{least} x {range}: {ticks:?}");
+                let places: Vec<i32> = ticks.iter().map(|tick| scale.place(*tick, (0, 1000))).collect();
+                let close = places.windows(2).map(|pair| pair[1] - pair[0]).min();
+                assert!(close >= Some(60), "{least} x {range}: {places:?}");
+            }
+        }
     }
 
     #[test]
