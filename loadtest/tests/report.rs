@@ -18,6 +18,7 @@ fn full() -> RunResult {
         name: "restart runner".into(),
         at_s: 9.5,
         effect_ms: Some(3.0),
+        probes: 5,
         ..ChurnResult::default()
     });
     phase.idle = Some(IdleResult { planned: 1000, open: 998, ..IdleResult::default() });
@@ -187,6 +188,88 @@ fn the_page_shows_every_part_of_a_result() {
     ] {
         assert!(html.contains(text), "{text}");
     }
+}
+
+/// What is between the first of one text and the next of another.
+fn between<'a>(text: &'a str, from: &str, to: &str) -> &'a str {
+    let rest = text.split_once(from).unwrap_or_else(|| panic!("no {from} in {text}")).1;
+    rest.split_once(to).unwrap_or_else(|| panic!("no {to} in {rest}")).0
+}
+
+/// Every element is closed, in order; what has no end in HTML aside.
+fn assert_well_formed(html: &str) {
+    let mut open: Vec<&str> = Vec::new();
+    for tag in html.split('<').skip(1).map(|rest| rest.split('>').next().expect("its end")) {
+        let name = tag.split([' ', '/']).next().unwrap_or_default();
+        match tag.strip_prefix('/') {
+            Some(closed) => assert_eq!(open.pop(), Some(closed), "{tag}"),
+            None if tag.ends_with('/') || ["!DOCTYPE", "meta", "wbr"].contains(&name) => {}
+            None => open.push(name),
+        }
+    }
+    assert!(open.is_empty(), "{open:?}");
+}
+
+#[test]
+fn a_page_is_well_formed_and_every_number_in_it_is_one() {
+    let mut odd = full();
+    for point in &mut odd.phases[1].timeline.points[3..9] {
+        (point.heat, point.proxy_cpu, point.client_cpu) = (Vec::new(), None, 0.0);
+    }
+    odd.phases[1].duration_s = 29.4;
+    let mut short = run(&Recipe { seconds: 1, rate: 1, ..Recipe::default() });
+    short.phases.remove(0);
+    short.server = None;
+    for result in [full(), odd, short, RunResult::default()] {
+        let html = report::html(&result);
+        assert_well_formed(&html);
+        let page = between(&html, "</style>", "</html>");
+        assert!(!page.contains("NaN") && !page.contains("inf"), "{page}");
+    }
+}
+
+#[test]
+fn changes_are_numbered_alike_in_charts_and_table() {
+    let mut result = full();
+    let change =
+        |name: &str, at_s, probes| ChurnResult { name: name.into(), at_s, probes, ..ChurnResult::default() };
+    result.phases[1].churn.push(change("<never made>", 12.0, 0));
+    result.phases[1].churn.push(change("a & b", 12.5, 3));
+    let html = report::html(&result);
+    for title in ["<title>1: restart runner, at 11.5 s</title>", "<title>3: a &amp; b, at 14.5 s</title>"] {
+        // In each chart over time: rates, times, spread, waiting, CPU and bytes.
+        assert_eq!(html.matches(title).count(), 6, "{title}");
+    }
+    assert_eq!(html.matches("<g class=\"flag\">").count(), 12, "what was not made has no line");
+    assert_eq!(html.matches("changes under load, numbered as in their table").count(), 6);
+    let table = between(&html, "<h2>Changes under load</h2>", "</table>");
+    for row in ["<td class=\"n\">1</td><td>restart runner", "<td class=\"n\">3</td><td>a &amp; b"] {
+        assert!(table.contains(row), "{row}: {table}");
+    }
+    result.phases[1].churn.clear();
+    assert!(!report::html(&result).contains("changes under load"), "no legend without a line");
+}
+
+#[test]
+fn a_heat_map_says_what_its_colours_are() {
+    let html = report::html(&full());
+    let legend = between(&html, "<h3>Spread of response times</h3>", "<svg");
+    // The fullest cell of 500 requests a second spread over some octaves has more than 100 and at most 316.
+    assert!(
+        legend.contains("<i class=\"kh8\"></i>≤ 316/s") && legend.contains("<i class=\"kh7\"></i>≤ 100/s"),
+        "{legend}"
+    );
+    assert!(html.contains("two colours on are ten times as many") && !html.contains("powers of ten"));
+}
+
+#[test]
+fn charts_scroll_for_themselves_where_their_text_would_be_too_small() {
+    let html = report::html(&full());
+    assert_eq!(
+        html.matches("<div class=\"scroll\"><svg class=\"").count(),
+        html.matches("role=\"img\"").count()
+    );
+    assert!(html.contains(".scroll .wide { min-width: 52rem; }"));
 }
 
 #[test]

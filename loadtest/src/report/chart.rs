@@ -1,15 +1,18 @@
 //! Charts as inline SVG: axes and marks by `plotters`, hover read-outs and heat cells on top of them.
 //!
 //! Colours are names: each is written as a fixed value nothing else uses, and the page's style sheet gives it its look in
-//! light and in dark. A chart holds no text but numbers and units; what a person or a scenario named stays in the HTML,
-//! where it is escaped.
+//! light and in dark. A chart holds no text but numbers, units and words of ours; what a person or a scenario named is in the
+//! HTML and in the titles of [`Flag`]s, escaped.
 
 use super::scale::Scale;
 use plotters::prelude::*;
 use plotters::series::AreaSeries;
 use std::fmt::Write as _;
 
-const TEXT_SIZE: i32 = 22;
+/// Of axes, in the unit of `plotters`, which writes less of it into the SVG.
+const TEXT_SIZE: i32 = 26;
+/// What the number of a flag takes, with a little air.
+const FLAG_WIDTH: i32 = 48;
 
 /// Of a picture, in half pixels: it is drawn at twice the size it is shown at, since coordinates are whole numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,6 +24,14 @@ pub enum Size {
 }
 
 impl Size {
+    /// What the style sheet calls it: how narrow it may become.
+    fn class(self) -> &'static str {
+        match self {
+            Self::Wide => "wide",
+            Self::Half => "half",
+        }
+    }
+
     fn pixels(self) -> (u32, u32) {
         match self {
             Self::Wide => (1840, 520),
@@ -42,6 +53,8 @@ pub enum Ink {
     Axis,
     Grid,
     Text,
+    /// Of a heat map's cell: 1 to [`HEAT_LEVELS`].
+    Heat(usize),
 }
 
 impl Ink {
@@ -57,6 +70,7 @@ impl Ink {
             Self::Axis => 35,
             Self::Grid => 36,
             Self::Text => 37,
+            Self::Heat(level) => 48 + level,
         };
         RGBColor(u8::try_from(number).unwrap_or(0), 0, 0)
     }
@@ -77,6 +91,14 @@ pub enum Mark {
     Band(f64, f64),
     /// A vertical line at an x.
     Moment(Ink, f64),
+}
+
+/// A vertical line over the whole height, with a number above it and a name under the pointer.
+pub struct Flag {
+    pub x: f64,
+    pub number: usize,
+    /// Anybody's text.
+    pub title: String,
 }
 
 /// What is shown when the pointer is over a stretch of the x axis.
@@ -101,9 +123,13 @@ pub struct Chart<'a> {
     pub title: &'a str,
     pub size: Size,
     pub x: Scale,
+    /// What the numbers of the x axis are, where they do not say so themselves.
+    pub x_title: &'a str,
     pub y: Scale,
     pub marks: Vec<Mark>,
     pub heat: Vec<HeatColumn>,
+    /// In order of x.
+    pub flags: Vec<Flag>,
     pub readouts: Vec<Readout>,
 }
 
@@ -124,11 +150,24 @@ impl Chart<'_> {
         let inner = drawn.find('>').map_or("", |end| &drawn[end + 1..]);
         let inner = inner.trim_end().strip_suffix("</svg>").unwrap_or(inner);
         let (width, height) = self.size.pixels();
-        let mut svg =
-            format!("<svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\">", self.title);
+        let mut svg = format!(
+            "<svg class=\"{}\" viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{}\">",
+            self.size.class(),
+            self.title
+        );
         svg.push_str(inner);
+        if !self.x_title.is_empty() {
+            let (x, y) = ((frame.left + frame.right) / 2, frame.bottom + 62);
+            // Writing to a String cannot fail.
+            let _ = write!(
+                svg,
+                "<text class=\"axis\" x=\"{x}\" y=\"{y}\" text-anchor=\"middle\">{}</text>",
+                self.x_title
+            );
+        }
         self.heat_cells(&frame, &mut svg);
         self.hover(&frame, &mut svg);
+        self.flags(&frame, &mut svg);
         svg.push_str("</svg>");
         svg
     }
@@ -136,9 +175,9 @@ impl Chart<'_> {
     fn draw(&self, into: &mut String) -> Result<Frame, DrawingAreaErrorKind<std::io::Error>> {
         let root = SVGBackend::with_string(into, self.size.pixels()).into_drawing_area();
         let mut chart = ChartBuilder::on(&root)
-            .margin_top(12)
+            .margin_top(if self.flags.is_empty() { 12 } else { 46 })
             .margin_right(28)
-            .x_label_area_size(44)
+            .x_label_area_size(if self.x_title.is_empty() { 44 } else { 72 })
             .y_label_area_size(130)
             .build_cartesian_2d(self.x.clone(), self.y.clone())?;
         let text = Ink::Text.rgb();
@@ -221,6 +260,84 @@ impl Chart<'_> {
                 bottom - top,
                 top + 28,
                 readout.text,
+            );
+        }
+    }
+
+    /// Above everything: its title must be under the pointer, not the strip of a read-out.
+    fn flags(&self, frame: &Frame, svg: &mut String) {
+        let Frame { left, right, top, bottom } = *frame;
+        let places: Vec<i32> = self.flags.iter().map(|flag| self.px(frame, flag.x)).collect();
+        // Where there are more than have room, only every so many has its number written.
+        let room = ((right - left) / FLAG_WIDTH + 1).max(1) as usize;
+        let each = places.len().div_ceil(room).max(1);
+        let numbers = spread(places.iter().step_by(each).copied().collect(), FLAG_WIDTH, right);
+        for (n, (flag, x)) in self.flags.iter().zip(&places).enumerate() {
+            let title = maud::html! { title { (flag.number) ": " (flag.title) } }.into_string();
+            let line = format!("M{x} {bottom}V{top}");
+            let _ = write!(svg, "<g class=\"flag\">{title}<path class=\"grip\" d=\"{line}\"/>");
+            let _ = match numbers.get(n / each).filter(|_| n % each == 0) {
+                Some(at) => write!(
+                    svg,
+                    "<path d=\"{line}L{at} {}\"/><text x=\"{at}\" y=\"{}\" text-anchor=\"middle\">{}</text></g>",
+                    top - 12,
+                    top - 18,
+                    flag.number
+                ),
+                None => write!(svg, "<path d=\"{line}\"/></g>"),
+            };
+        }
+    }
+}
+
+/// Moves places in ascending order apart until each has its width, and none beyond the end.
+fn spread(mut places: Vec<i32>, width: i32, end: i32) -> Vec<i32> {
+    let mut least = i32::MIN;
+    for place in &mut places {
+        *place = (*place).max(least);
+        least = *place + width;
+    }
+    let mut most = end;
+    for place in places.iter_mut().rev() {
+        *place = (*place).min(most);
+        most = *place - width;
+    }
+    places
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::scale::Numbers;
+    use super::*;
+
+    #[test]
+    fn numbers_of_flags_that_are_close_do_not_overlap() {
+        assert_eq!(spread(vec![100, 300, 500], 48, 1000), [100, 300, 500]);
+        assert_eq!(spread(vec![100, 101, 102, 500], 48, 1000), [100, 148, 196, 500]);
+        assert_eq!(spread(vec![100, 980, 990, 1000], 48, 1000), [100, 904, 952, 1000]);
+    }
+
+    #[test]
+    fn of_more_flags_than_have_room_all_are_lines_and_some_have_numbers() {
+        for count in [0, 1, 17, 18, 400] {
+            let flag = |n| Flag { x: n as f64 / 400.0, number: n + 1, title: "<b>".into() };
+            let chart = Chart {
+                title: "Flags",
+                size: Size::Half,
+                x: Scale::clock(1.0),
+                x_title: "",
+                y: Scale::up_to(1.0, Numbers::Plain),
+                marks: Vec::new(),
+                heat: Vec::new(),
+                flags: (0..count).map(flag).collect(),
+                readouts: Vec::new(),
+            };
+            let svg = chart.svg();
+            assert_eq!(svg.matches("<g class=\"flag\">").count(), count);
+            let numbers = svg.matches("text-anchor=\"middle\">").count();
+            assert!(
+                numbers <= 40 && (count == 0 || svg.contains(">1: &lt;b&gt;</title>")),
+                "{count}: {numbers}"
             );
         }
     }

@@ -1,10 +1,12 @@
 //! The figures of a run: which series each shows, on which axes.
 
-use super::chart::{Chart, Ink, Mark, Readout, Size};
+use super::changes::{CHANGES_MAX, Change, changes};
+use super::chart::{Chart, Flag, HeatColumn, Ink, Mark, Readout, Size};
 use super::columns::Column;
 use super::scale::{Numbers, Scale};
 use crate::measure::{number_text, time_text};
-use crate::result::{Hist, RunResult};
+use crate::result::{Hist, PhaseResult, RunResult};
+use std::borrow::Cow;
 
 /// Columns of a chart over time. Few enough for a page of some hundred kilobytes.
 pub const COLUMNS_MAX: usize = 240;
@@ -15,10 +17,22 @@ const CURVE_READOUTS: usize = 60;
 /// A shorter queue is what one second hands to the next.
 const BACKLOG_MIN: u64 = 10;
 
+/// The upper end of a scale of CPU is not below: percent of one core.
+const CPU_LEAST: f64 = 5.0;
+
+/// The colour of flags, see the style sheet.
+const FLAG: Ink = Ink::Series(3);
+
 /// A series' name, for a legend outside the picture, and its colour.
 pub struct Key<'a> {
     pub ink: Ink,
-    pub name: &'a str,
+    pub name: Cow<'a, str>,
+}
+
+impl<'a> Key<'a> {
+    pub fn new(ink: Ink, name: impl Into<Cow<'a, str>>) -> Self {
+        Self { ink, name: name.into() }
+    }
 }
 
 /// A chart and its legend.
@@ -59,12 +73,14 @@ pub fn percentiles<'a>(curves: &[(&'a str, Ink, &Hist)]) -> Option<Figure<'a>> {
         title: "Time by percentile",
         size: Size::Wide,
         x: Scale::nines(nines),
+        x_title: "share of requests that took no longer",
         y: Scale::log_time(least, most),
         marks,
         heat: Vec::new(),
+        flags: Vec::new(),
         readouts: readouts.collect(),
     };
-    let keys = curves.iter().map(|(name, ink, _)| Key { ink: *ink, name }).collect();
+    let keys = curves.iter().map(|(name, ink, _)| Key::new(*ink, *name)).collect();
     Some(Figure { svg: chart.svg(), keys })
 }
 
@@ -75,19 +91,58 @@ fn round_percent(quantile: f64) -> String {
     format!("{percent:.digits$}")
 }
 
-/// Where the phases are, and their ends.
-pub(super) fn phases(result: &RunResult) -> Vec<Mark> {
-    let mut marks = Vec::new();
-    for phase in &result.phases {
-        if phase.warmup {
-            marks.push(Mark::Band(phase.start_s, phase.start_s + phase.duration_s));
-        } else if phase.start_s > 0.0 {
-            marks.push(Mark::Moment(Ink::Grid, phase.start_s));
+/// What one chart over time shows; the axis of time, phases and changes are the same in all of a run's.
+pub(super) struct OverTime {
+    pub title: &'static str,
+    pub size: Size,
+    pub y: Scale,
+    pub marks: Vec<Mark>,
+    pub heat: Vec<HeatColumn>,
+    pub readouts: Vec<Readout>,
+    pub keys: Vec<Key<'static>>,
+}
+
+impl OverTime {
+    pub(super) fn figure(self, result: &RunResult, columns: &[Column]) -> Figure<'static> {
+        let (mut keys, flags) = (self.keys, flags(result));
+        if !flags.is_empty() {
+            keys.push(Key::new(FLAG, "changes under load, numbered as in their table"));
         }
-        let made = phase.churn.iter().filter(|churn| churn.was_made());
-        marks.extend(made.map(|churn| Mark::Moment(Ink::Series(3), phase.start_s + churn.at_s)));
+        let chart = Chart {
+            title: self.title,
+            size: self.size,
+            x: Scale::clock(end_of(columns)),
+            x_title: "",
+            y: self.y,
+            marks: phases(result).into_iter().chain(self.marks).collect(),
+            heat: self.heat,
+            flags,
+            readouts: self.readouts,
+        };
+        Figure { svg: chart.svg(), keys }
     }
-    marks
+}
+
+/// Where the phases are.
+fn phases(result: &RunResult) -> Vec<Mark> {
+    let mark = |phase: &PhaseResult| match phase.warmup {
+        true => Some(Mark::Band(phase.start_s, phase.start_s + phase.duration_s)),
+        false => (phase.start_s > 0.0).then_some(Mark::Moment(Ink::Grid, phase.start_s)),
+    };
+    result.phases.iter().filter_map(mark).collect()
+}
+
+/// Where something was changed.
+fn flags(result: &RunResult) -> Vec<Flag> {
+    let flag = |change: Change<'_>| Flag {
+        x: change.at_s(),
+        number: change.number,
+        title: format!("{}, at {:.1} s", change.churn.name, change.at_s()),
+    };
+    let made = changes(result).take(CHANGES_MAX).filter(|change| change.churn.was_made());
+    let mut flags: Vec<Flag> = made.map(flag).collect();
+    flags.sort_by(|a, b| a.x.total_cmp(&b.x));
+    flags
 }
 
 pub(super) fn end_of(columns: &[Column]) -> f64 {
@@ -95,7 +150,25 @@ pub(super) fn end_of(columns: &[Column]) -> f64 {
 }
 
 fn line(columns: &[Column], value: impl Fn(&Column) -> f64) -> Vec<(f64, f64)> {
-    columns.iter().map(|column| (column.from_s + column.width_s / 2.0, value(column))).collect()
+    let stretch = |column: &Column| (column.from_s, column.from_s + column.width_s, value(column));
+    curve(&columns.iter().map(stretch).collect::<Vec<_>>())
+}
+
+/// A line through the middles of stretches `(from, to, value)` that follow each other. The first and the last of those that
+/// are known reach to their ends: what was measured is shown from its begin to its end.
+pub(super) fn curve(stretches: &[(f64, f64, f64)]) -> Vec<(f64, f64)> {
+    let known = |n: usize| stretches.get(n).is_some_and(|(.., value)| !value.is_nan());
+    let mut points = Vec::with_capacity(stretches.len() + 2);
+    for (n, (from, to, value)) in stretches.iter().copied().enumerate() {
+        if n == 0 || !known(n - 1) {
+            points.push((from, value));
+        }
+        points.push(((from + to) / 2.0, value));
+        if !known(n + 1) {
+            points.push((to, value));
+        }
+    }
+    points
 }
 
 pub(super) fn readouts(columns: &[Column], text: impl Fn(&Column) -> String) -> Vec<Readout> {
@@ -117,17 +190,17 @@ pub fn rates(result: &RunResult, columns: &[Column]) -> Figure<'static> {
     let planned = line(columns, |column| rate(column.planned, column));
     let failed = line(columns, |column| rate(column.failed, column));
     let most = ok.iter().chain(&planned).chain(&failed).map(|point| point.1).fold(0.0, f64::max);
-    let mut marks = phases(result);
-    let mut keys = vec![Key { ink: Ink::Series(0), name: "ended well" }];
+    let mut marks = Vec::new();
+    let mut keys = vec![Key::new(Ink::Series(0), "ended well")];
     marks.push(Mark::Area(Ink::Series(0), ok.clone()));
     marks.push(Mark::Line(Ink::Series(0), ok));
     if columns.iter().any(|column| column.planned > 0) {
         marks.push(Mark::Line(Ink::Dashed(1), planned));
-        keys.push(Key { ink: Ink::Dashed(1), name: "planned" });
+        keys.push(Key::new(Ink::Dashed(1), "planned"));
     }
     if columns.iter().any(|column| column.failed > 0) {
         marks.push(Mark::Line(Ink::Bad, failed));
-        keys.push(Key { ink: Ink::Bad, name: "failed" });
+        keys.push(Key::new(Ink::Bad, "failed"));
     }
     let text = |column: &Column| {
         let per_s = |count| number_text(rate(count, column));
@@ -138,16 +211,16 @@ pub fn rates(result: &RunResult, columns: &[Column]) -> Figure<'static> {
             per_s(column.failed)
         )
     };
-    let chart = Chart {
+    let shown = OverTime {
         title: "Requests per second over time",
         size: Size::Wide,
-        x: Scale::clock(end_of(columns)),
         y: Scale::up_to(most * 1.05, Numbers::Plain),
         marks,
         heat: Vec::new(),
         readouts: readouts(columns, text),
+        keys,
     };
-    Figure { svg: chart.svg(), keys }
+    shown.figure(result, columns)
 }
 
 /// p50, p99 and the longest response time.
@@ -159,10 +232,11 @@ pub fn times(result: &RunResult, columns: &[Column]) -> Option<Figure<'static>> 
     if most <= 0.0 {
         return None;
     }
-    let mut marks = phases(result);
-    marks.push(Mark::Line(Ink::Dashed(2), line(columns, |column| column.max_us)));
-    marks.push(Mark::Line(Ink::Series(1), line(columns, |column| column.p99_us)));
-    marks.push(Mark::Line(Ink::Series(0), line(columns, |column| column.p50_us)));
+    let marks = vec![
+        Mark::Line(Ink::Dashed(2), line(columns, |column| column.max_us)),
+        Mark::Line(Ink::Series(1), line(columns, |column| column.p99_us)),
+        Mark::Line(Ink::Series(0), line(columns, |column| column.p50_us)),
+    ];
     let text = |column: &Column| match column.p50_us.is_nan() {
         true => "nothing ended".into(),
         false => {
@@ -170,17 +244,17 @@ pub fn times(result: &RunResult, columns: &[Column]) -> Option<Figure<'static>> 
             format!("p50 {p50}, p99 {p99}, max {max}")
         }
     };
-    let chart = Chart {
+    let keys = [(Ink::Series(0), "p50"), (Ink::Series(1), "p99"), (Ink::Dashed(2), "longest")];
+    let shown = OverTime {
         title: "Response times over time",
         size: Size::Wide,
-        x: Scale::clock(end_of(columns)),
         y: Scale::log_time(least, most),
         marks,
         heat: Vec::new(),
         readouts: readouts(columns, text),
+        keys: keys.map(|(ink, name)| Key::new(ink, name)).into(),
     };
-    let keys = [(Ink::Series(0), "p50"), (Ink::Series(1), "p99"), (Ink::Dashed(2), "longest")];
-    Some(Figure { svg: chart.svg(), keys: keys.map(|(ink, name)| Key { ink, name }).into() })
+    Some(shown.figure(result, columns))
 }
 
 /// CPU of the load generator's busiest thread and of the proxy, percent of one CPU.
@@ -190,50 +264,54 @@ pub fn cpu(result: &RunResult, columns: &[Column]) -> Option<Figure<'static>> {
     if most <= 0.0 {
         return None;
     }
-    let mut marks = phases(result);
+    let mut marks = Vec::new();
     let mut keys = Vec::new();
     if columns.iter().any(|column| column.proxy_cpu.is_some()) {
         marks.push(Mark::Line(Ink::Series(0), line(columns, proxy)));
-        keys.push(Key { ink: Ink::Series(0), name: "proxy, all threads" });
+        keys.push(Key::new(Ink::Series(0), "proxy, all threads"));
     }
     marks.push(Mark::Line(Ink::Series(1), line(columns, |column| column.client_cpu)));
-    keys.push(Key { ink: Ink::Series(1), name: "load generator, busiest thread" });
+    keys.push(Key::new(Ink::Series(1), "load generator, busiest thread"));
     let text = |column: &Column| {
-        let proxy = column.proxy_cpu.map_or("not watched".into(), |percent| format!("{percent:.0}%"));
-        format!("proxy {proxy}, load generator {:.0}%", column.client_cpu)
+        let percent = |percent: f64| format!("{}%", number_text(percent));
+        let proxy = column.proxy_cpu.map_or("not watched".into(), percent);
+        format!("proxy {proxy}, load generator {}", percent(column.client_cpu))
     };
-    let chart = Chart {
+    let shown = OverTime {
         title: "CPU over time",
         size: Size::Half,
-        x: Scale::clock(end_of(columns)),
-        y: Scale::up_to(most.max(100.0), Numbers::Percent),
+        y: cpu_scale(most),
         marks,
         heat: Vec::new(),
         readouts: readouts(columns, text),
+        keys,
     };
-    Some(Figure { svg: chart.svg(), keys })
+    Some(shown.figure(result, columns))
+}
+
+/// Of a proxy that is hardly busy the lines must not lie on the axis, and several cores are more than 100%.
+fn cpu_scale(most: f64) -> Scale {
+    Scale::up_to((most * 1.05).max(CPU_LEAST), Numbers::Percent)
 }
 
 /// Requests that waited for a connection, and connections.
 pub fn backlog(result: &RunResult, columns: &[Column]) -> Option<Figure<'static>> {
     let most = columns.iter().map(|column| column.backlog).max().filter(|most| *most >= BACKLOG_MIN)?;
     let waiting = line(columns, |column| column.backlog as f64);
-    let mut marks = phases(result);
-    marks.push(Mark::Area(Ink::Bad, waiting.clone()));
-    marks.push(Mark::Line(Ink::Bad, waiting));
+    let marks = vec![Mark::Area(Ink::Bad, waiting.clone()), Mark::Line(Ink::Bad, waiting)];
     let text = |column: &Column| {
         format!("{} waiting, {} connections", number_text(column.backlog as f64), column.connections)
     };
-    let chart = Chart {
+    let shown = OverTime {
         title: "Requests that waited to be sent",
         size: Size::Wide,
-        x: Scale::clock(end_of(columns)),
-        y: Scale::up_to(most as f64, Numbers::Plain),
+        y: Scale::up_to(most as f64 * 1.05, Numbers::Plain),
         marks,
         heat: Vec::new(),
         readouts: readouts(columns, text),
+        keys: vec![Key::new(Ink::Bad, "waiting to be sent")],
     };
-    Some(Figure { svg: chart.svg(), keys: vec![Key { ink: Ink::Bad, name: "waiting to be sent" }] })
+    Some(shown.figure(result, columns))
 }
 
 /// What of two runs is laid over each other.
@@ -263,7 +341,7 @@ pub fn overlay<'a>(title: &'a str, runs: [(&[Column], Ink, &'a str); 2], over: O
         return None;
     }
     let y = match over {
-        Over::ProxyCpu => Scale::up_to(most * 1.05, Numbers::Percent),
+        Over::ProxyCpu => cpu_scale(most),
         Over::P50 | Over::P99 => Scale::log_time(least, most),
     };
     let end = runs.iter().map(|run| end_of(run.0)).fold(0.0, f64::max);
@@ -271,12 +349,38 @@ pub fn overlay<'a>(title: &'a str, runs: [(&[Column], Ink, &'a str); 2], over: O
         title,
         size: Size::Wide,
         x: Scale::clock(end),
+        x_title: "",
         y,
         marks: runs
             .map(|(columns, ink, _)| Mark::Line(ink, line(columns, |column| over.value(column))))
             .into(),
         heat: Vec::new(),
+        flags: Vec::new(),
         readouts: Vec::new(),
     };
-    Some(Figure { svg: chart.svg(), keys: runs.map(|(_, ink, name)| Key { ink, name }).into() })
+    Some(Figure { svg: chart.svg(), keys: runs.map(|(_, ink, name)| Key::new(ink, name)).into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_reaches_the_ends_of_what_is_known() {
+        let none = f64::NAN;
+        let known = |values: &[f64]| {
+            let stretch = |(n, value): (usize, &f64)| (n as f64, n as f64 + 1.0, *value);
+            let stretches: Vec<_> = values.iter().enumerate().map(stretch).collect();
+            curve(&stretches).into_iter().filter(|point| !point.1.is_nan()).collect::<Vec<_>>()
+        };
+        assert_eq!(known(&[7.0, 8.0]), [(0.0, 7.0), (0.5, 7.0), (1.5, 8.0), (2.0, 8.0)]);
+        assert_eq!(known(&[7.0]), [(0.0, 7.0), (0.5, 7.0), (1.0, 7.0)]);
+        assert_eq!(known(&[none, 7.0, none]), [(1.0, 7.0), (1.5, 7.0), (2.0, 7.0)]);
+        assert_eq!(known(&[none]), []);
+    }
+
+    #[test]
+    fn a_scale_of_cpu_fits_what_was_used() {
+        assert_eq!([0.3, 4.9, 6.2, 60.0, 340.0].map(|most| cpu_scale(most).to), [5.0, 6.0, 8.0, 80.0, 400.0]);
+    }
 }

@@ -2,6 +2,7 @@
 //!
 //! Everything is made from a [`RunResult`] alone: a report can be made again from a saved one.
 
+mod changes;
 pub(crate) mod chart;
 pub(crate) mod columns;
 mod csv;

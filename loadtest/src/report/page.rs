@@ -68,7 +68,8 @@ fn style() -> String {
     }
     let _ = write!(css, ".{}{{background:var(--bad)}}", key_class(Ink::Bad));
     for level in 1..=HEAT_LEVELS {
-        let _ = write!(css, ".heat{level}{{fill:var(--h{level})}}");
+        let key = key_class(Ink::Heat(level));
+        let _ = write!(css, ".heat{level}{{fill:var(--h{level})}}.{key}{{background:var(--h{level})}}");
     }
     css
 }
@@ -77,6 +78,7 @@ fn key_class(ink: Ink) -> String {
     match ink {
         Ink::Series(n) => format!("k{}", n % Ink::SERIES + 1),
         Ink::Dashed(n) => format!("kd{}", n % Ink::SERIES + 1),
+        Ink::Heat(level) => format!("kh{level}"),
         _ => "kbad".into(),
     }
 }
@@ -89,7 +91,7 @@ pub fn figure(heading: &str, figure: &Figure<'_>, caption: &str) -> Markup {
                 h3 { (heading) }
                 @for key in &figure.keys { (legend(key)) }
             }
-            (PreEscaped(&figure.svg))
+            div.scroll { (PreEscaped(&figure.svg)) }
             @if !caption.is_empty() { figcaption { (caption) } }
         }
     }

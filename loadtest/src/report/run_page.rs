@@ -1,5 +1,6 @@
 //! The HTML report of one run: what a person wants to know first stands first.
 
+use super::changes::{CHANGES_MAX, Change, changes};
 use super::chart::Ink;
 use super::columns::{Column, columns};
 use super::figures::{self, COLUMNS_MAX};
@@ -211,14 +212,12 @@ fn further_times(totals: &Totals) -> Markup {
 }
 
 fn over_time(result: &RunResult, columns: &[Column]) -> Markup {
-    let heat_caption = "Each column is a stretch of time, each cell a range of response times a quarter of an octave high; the \
-                        stronger its colour, the more requests, by powers of ten.";
     html! {
         @if !columns.is_empty() {
             h2 { "Over time" }
             (figure("Requests per second", &figures::rates(result, columns), &phase_caption(result)))
             @if let Some(chart) = figures::times(result, columns) { (figure("Response times", &chart, "")) }
-            @if let Some(chart) = heat::figure(result, columns) { (figure("Spread of response times", &chart, heat_caption)) }
+            @if let Some(chart) = heat::figure(result, columns) { (figure("Spread of response times", &chart, heat::CAPTION)) }
             @if let Some(chart) = figures::backlog(result, columns) {
                 (figure("Waiting to be sent", &chart, "Due by the plan, but no connection was free. Their wait is in their response time."))
             }
@@ -297,7 +296,7 @@ fn proxy(result: &RunResult, totals: &Totals, columns: &[Column]) -> Markup {
         div.grid {
             @if let Some(chart) = figures::cpu(result, columns) { (figure("CPU, percent of one core", &chart, &lag_text)) }
             @if let Some(server) = &result.server {
-                @if let Some(chart) = moved::figure(result, server) { (figure("Bytes per second", &chart, &moved_text(totals))) }
+                @if let Some(chart) = moved::figure(result, server, columns) { (figure("Bytes per second", &chart, &moved_text(totals))) }
             }
         }
         @if let Some(server) = &result.server { (counters(server)) }
@@ -363,12 +362,7 @@ fn phase_row(phase: &PhaseResult) -> Markup {
 }
 
 fn churn(result: &RunResult) -> Markup {
-    let rows: Vec<_> = result
-        .phases
-        .iter()
-        .flat_map(|phase| phase.churn.iter().map(move |churn| (phase, churn)))
-        .take(ROWS_MAX)
-        .collect();
+    let rows: Vec<_> = changes(result).take(CHANGES_MAX).collect();
     let ms = |churn: &ChurnResult, value: Option<f64>| {
         let none = if churn.unharmed { "not felt" } else { "not seen" };
         value.map_or(none.into(), |ms| time_text(ms * 1e3))
@@ -377,9 +371,10 @@ fn churn(result: &RunResult) -> Markup {
         @if !rows.is_empty() {
             h2 { "Changes under load" }
             div.box { table {
-                tr { th { "change" } th { "phase" } th.n { "at" } th.n { "pulled in" } th.n { "felt after" } th.n { "well again after" } th.n { "probes" } }
-                @for (phase, churn) in rows {
+                tr { th.n { "#" } th { "change" } th { "phase" } th.n { "at" } th.n { "pulled in" } th.n { "felt after" } th.n { "well again after" } th.n { "probes" } }
+                @for Change { number, phase, churn } in rows {
                     tr {
+                        td.n { (number) }
                         td {
                             (churn.name) " "
                             @match churn.verdict() {
@@ -399,7 +394,7 @@ fn churn(result: &RunResult) -> Markup {
                     }
                 }
             } }
-            p.quiet { "Marked in the charts over time." }
+            p.quiet { "Those that were made are lines with their numbers in the charts over time." }
         }
     }
 }
