@@ -5,7 +5,9 @@ mod synthetic;
 use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 use loadtest::report::{self, Outputs};
-use loadtest::result::{ChurnResult, IdleResult, Reason, RunResult, Search, SearchStep};
+use loadtest::result::{
+    ChurnResult, ClassResult, ErrorCount, Hist, IdleResult, Reason, RunResult, Search, SearchStep,
+};
 use std::collections::BTreeMap;
 use synthetic::{Recipe, run};
 
@@ -229,6 +231,20 @@ fn a_page_is_well_formed_and_every_number_in_it_is_one() {
 }
 
 #[test]
+fn what_was_never_counted_is_0_bytes() {
+    for (path, html_says, markdown_says) in [
+        ("splice", "0 B spliced, 0% of all; ", "Bytes spliced: 0%"),
+        ("copy", "; 0 B copied.", "copied for each request: 0 B"),
+    ] {
+        let mut result = full();
+        result.server.as_mut().expect("counters").after.retain(|name, _| !name.contains(path));
+        let (html, markdown) = (report::html(&result), report::markdown(&result));
+        assert!(html.contains(html_says) && markdown.contains(markdown_says), "{path}: {markdown}");
+        assert!(!html.contains("-0 B") && !markdown.contains("-0 B"), "{path}");
+    }
+}
+
+#[test]
 fn changes_are_numbered_alike_in_charts_and_table() {
     let mut result = full();
     let change =
@@ -260,6 +276,88 @@ fn a_heat_map_says_what_its_colours_are() {
         "{legend}"
     );
     assert!(html.contains("two colours on are ten times as many") && !html.contains("powers of ten"));
+}
+
+#[test]
+fn the_command_can_be_given_to_a_shell_again() {
+    let mut result = full();
+    result.meta.command =
+        ["loadtest", "run", "--mix", "get:1k=8,sse=1", "--assert", "p99<5ms"].map(Into::into).into();
+    let html = report::html(&result);
+    let words: Vec<&str> = between(&html, "<td>command</td><td><code>", "</code>")
+        .split("<span class=\"word\">")
+        .skip(1)
+        .map(|word| word.trim_end().trim_end_matches("</span>"))
+        .collect();
+    assert_eq!(words, ["loadtest", "run", "--mix", "get:1k=8,sse=1", "--assert", "'p99&lt;5ms'"]);
+}
+
+#[test]
+fn errors_of_all_are_the_same_everywhere_and_count_idle_websockets() {
+    let mut result = full();
+    result.search = None;
+    let mut connect = Hist::default();
+    (0..900).for_each(|_| connect.record_ns(1_000_000));
+    let errors = vec![ErrorCount { code: "timeout".into(), source: "network".into(), count: 1500 }];
+    let idle = IdleResult { planned: 1000, failed: 1500, lost: 7, connect, errors, ..IdleResult::default() };
+    result.phases[1].idle = Some(idle);
+    for single in [false, true] {
+        if single {
+            result.phases[1].classes.remove("upload");
+        }
+        let (html, markdown) = (report::html(&result), report::markdown(&result));
+        let card = between(between(&html, "<small>errors</small>", "</div>"), "<b>", "</b>");
+        let row = |row: &str| {
+            row.split("<td class=\"n bad\">")
+                .nth(1)
+                .map(|cell| cell.split("</td>").next().unwrap_or("").to_owned())
+        };
+        let all = row(between(&html, "<td>all</td>", "</tr>")).expect("a cell of errors");
+        let in_markdown = |name: &str| {
+            let line = markdown.lines().find(|line| line.starts_with(name)).expect("a row");
+            line.split(" | ")
+                .find(|cell| cell.contains('%'))
+                .expect("a share")
+                .trim_end_matches(" |")
+                .to_owned()
+        };
+        let phase = between(&html, "<h2>Phases</h2>", "</table>")
+            .split("<td>hold</td><td>hold</td>")
+            .nth(1)
+            .expect("its row");
+        assert!(card.ends_with('%') && card != "1.00%", "{card}");
+        assert!(phase.contains(&format!("<td class=\"n\">{card}</td>")), "{phase}");
+        assert_eq!(
+            (all.as_str(), in_markdown("| **all**"), in_markdown("| hold")),
+            (card, card.into(), card.into())
+        );
+    }
+}
+
+#[test]
+fn the_classes_with_the_most_requests_have_curves() {
+    for (count, told) in
+        [(6, None), (7, Some("; 1 more class is in the table only.")), (9, Some("; 3 more classes are in"))]
+    {
+        let mut result = run(&Recipe { seconds: 1, ..Recipe::default() });
+        let classes = &mut result.phases[1].classes;
+        classes.clear();
+        for n in 0..count {
+            let mut class = ClassResult::default();
+            (0..10 + n).for_each(|_| class.response.record_ns(1_000_000));
+            classes.insert(format!("class-{n}"), class);
+        }
+        let html = report::html(&result);
+        let legend = between(&html, "<h3>Time by percentile</h3>", "<svg");
+        let shown: Vec<usize> =
+            (0..count).filter(|n| legend.contains(&format!("</i>class-{n}</span>"))).collect();
+        assert_eq!(shown, (count - 6..count).collect::<Vec<_>>());
+        assert!(
+            told.is_none_or(|told| html.contains(told))
+                && html.contains("in the table only") == told.is_some()
+        );
+        assert!(html.contains("share of requests that took no longer"));
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The Markdown summary: what fits into a CI job's page or a pull request.
 
 use crate::measure::{Totals, bytes_text, number_text, share_text, time_text};
-use crate::report::planned_rate_text;
+use crate::report::{counted_bytes_text, phase_errors, planned_rate_text};
 use crate::result::{ChurnVerdict, ClassResult, ErrorCount, PhaseResult, RunResult, Search};
 use std::fmt::Write as _;
 
@@ -75,9 +75,9 @@ pub fn text(result: &RunResult) -> String {
         let _ = writeln!(text, "System calls per request: {calls:.2}, of them io_uring_enter {enters:.2}.");
     }
     if let Some(spliced) = totals.spliced_share() {
-        let copied = totals
-            .copied_per_request()
-            .map_or(String::new(), |bytes| format!("; copied for each request: {}", bytes_text(bytes)));
+        let copied = totals.copied_per_request().map_or(String::new(), |bytes| {
+            format!("; copied for each request: {}", counted_bytes_text(bytes))
+        });
         let _ = writeln!(text, "Bytes spliced: {}{copied}.", share_text(spliced));
     }
     let of_idle =
@@ -112,7 +112,7 @@ fn phases(text: &mut String, phases: &[PhaseResult]) {
             number_text((phase.duration_s * 10.0).round() / 10.0),
             planned_rate_text(phase.planned_rate),
             number_text(phase.rate()),
-            Totals::error_share(&total).map_or("–".into(), share_text),
+            phase_errors(phase, &total).map_or("–".into(), share_text),
             phase.proxy.as_ref().map_or("–".into(), |proxy| format!("{:.1} µs", proxy.cpu_us_per_request)),
         );
     }

@@ -5,6 +5,7 @@
 mod changes;
 pub(crate) mod chart;
 pub(crate) mod columns;
+mod command;
 mod csv;
 pub(crate) mod figures;
 mod heat;
@@ -16,8 +17,8 @@ mod run_page;
 mod scale;
 
 use crate::assertion::{self, Thresholds};
-use crate::measure::number_text;
-use crate::result::{FORMAT, RunResult};
+use crate::measure::{bytes_text, number_text};
+use crate::result::{ClassResult, FORMAT, PhaseResult, RunResult};
 use clap::Args;
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Write};
@@ -99,6 +100,20 @@ pub(crate) fn planned_rate_text(planned: Option<(f64, f64)>) -> String {
         Some((from, to)) if from == to => format!("{}/s", number_text(to)),
         Some((from, to)) => format!("{} to {}/s", number_text(from), number_text(to)),
     }
+}
+
+/// Bytes that were counted; the sum of no counters is -0.0.
+fn counted_bytes_text(bytes: f64) -> String {
+    bytes_text(bytes + 0.0)
+}
+
+/// What [`crate::measure::Totals::errors`] is of a run, of one phase, whose classes are these in sum.
+fn phase_errors(phase: &PhaseResult, total: &ClassResult) -> Option<f64> {
+    let (idle_ok, idle_bad) =
+        phase.idle.as_ref().map_or((0, 0), |idle| (idle.well(), idle.failures() + idle.unfinished));
+    let bad = total.failed + total.unsent + total.unfinished + idle_bad;
+    let all = total.ok + idle_ok + bad;
+    (all > 0).then(|| bad as f64 / all as f64)
 }
 
 /// The HTML report of a run.

@@ -3,12 +3,13 @@
 use super::changes::{CHANGES_MAX, Change, changes};
 use super::chart::Ink;
 use super::columns::{Column, columns};
+use super::command::quoted;
 use super::figures::{self, COLUMNS_MAX};
 use super::heat;
 use super::moved;
 use super::page::{bad_card, bar, card, figure, page};
 use crate::measure::{Count, Totals, bytes_text, number_text, share_text, time_text};
-use crate::report::planned_rate_text;
+use crate::report::{counted_bytes_text, phase_errors, planned_rate_text};
 use crate::result::{
     ChurnResult, ChurnVerdict, ClassResult, ErrorCount, Hist, PhaseResult, RunResult, Search, ServerCounters,
 };
@@ -44,7 +45,10 @@ fn header(result: &RunResult) -> Markup {
     let (meta, config) = (&result.meta, &result.config);
     html! {
         h1 {
-            (meta.name) " "
+            // A word goes to the next line as a whole: an address is broken only where it is longer than a line, between its parts.
+            @for word in meta.name.split_whitespace() {
+                span.word { @for part in word.split_inclusive(['/', '.', ':', '_', '=', '&']) { (part) wbr; } } " "
+            }
             @if result.validity.valid { span.badge.good { "valid" } } @else { span.badge.bad { "not valid" } }
             @if meta.partial { " " span.badge.warn { "ended early" } }
         }
@@ -90,7 +94,7 @@ fn summary(result: &RunResult, totals: &Totals) -> Markup {
             }
             @if let Some(bytes) = totals.memory_max_bytes() { (card("proxy memory", &bytes_text(bytes as f64), "resident, highest")) }
             @if let Some(spliced) = totals.spliced_share() { (card("spliced", &share_text(spliced), "of body bytes")) }
-            @if let Some(copied) = totals.copied_per_request() { (card("copied", &bytes_text(copied), "per request")) }
+            @if let Some(copied) = totals.copied_per_request() { (card("copied", &counted_bytes_text(copied), "per request")) }
         }
     }
 }
@@ -132,26 +136,36 @@ fn latency(totals: &Totals) -> Markup {
         ("service time", Ink::Dashed(0), &all.service),
     ];
     let single = totals.classes.len() < 2;
+    let mut busiest: Vec<_> = totals.classes.iter().filter(|(_, class)| !class.response.is_empty()).collect();
+    busiest.sort_by_key(|(_, class)| std::cmp::Reverse(class.response.count()));
     if !single {
-        let classes = totals.classes.iter().take(CURVES_MAX).enumerate();
+        let classes = busiest.iter().take(CURVES_MAX).enumerate();
         curves.extend(classes.map(|(n, (name, class))| (name.as_str(), Ink::Series(n + 1), &class.response)));
     }
     let mut caption =
         "Response time runs from when a request should have been sent, service time from when it was. \
                        They part where the proxy made requests wait."
             .to_owned();
-    if totals.classes.len() > CURVES_MAX {
-        let more = totals.classes.len() - CURVES_MAX;
-        caption += &format!(" {more} further class(es) are in the table only.");
+    let more = busiest.len().saturating_sub(CURVES_MAX);
+    if more > 0 {
+        let classes = if more == 1 { "class is" } else { "classes are" };
+        caption += &format!(
+            " Of the classes those with the most requests have a curve; {more} more {classes} in the table only."
+        );
     }
+    // Its errors are those of the cards and of `err`.
+    let sum = !single || totals.idle.is_some();
     html! {
         h2 { "Latency" }
         @if let Some(chart) = figures::percentiles(&curves) { (figure("Time by percentile", &chart, &caption)) }
         div.box { table {
             (class_head())
-            @if !single { (class_row("all", all, totals.duration_s, true)) }
-            @for (name, class) in totals.classes.iter().take(ROWS_MAX) { (class_row(name, class, totals.duration_s, single)) }
+            @if sum { (class_row("all", all, totals.duration_s, totals.errors(), true)) }
+            @for (name, class) in totals.classes.iter().take(ROWS_MAX) {
+                (class_row(name, class, totals.duration_s, Totals::error_share(class), !sum))
+            }
         } }
+        @if totals.idle.is_some() { p.quiet { "The errors of all count idle WebSockets, too; rates, times and bytes do not." } }
         (further_times(totals))
     }
 }
@@ -165,9 +179,8 @@ fn class_head() -> Markup {
     }
 }
 
-fn class_row(name: &str, class: &ClassResult, duration_s: f64, sum: bool) -> Markup {
+fn class_row(name: &str, class: &ClassResult, duration_s: f64, errors: Option<f64>, sum: bool) -> Markup {
     let rate = if duration_s > 0.0 { class.ok as f64 / duration_s } else { 0.0 };
-    let errors = Totals::error_share(class);
     html! {
         tr class=[sum.then_some("sum")] {
             td { (name) }
@@ -307,7 +320,7 @@ fn moved_text(totals: &Totals) -> String {
     totals.moved().map_or(String::new(), |(copied, spliced)| {
         let share =
             totals.spliced_share().map_or(String::new(), |share| format!(", {} of all", share_text(share)));
-        format!("{} spliced{share}; {} copied.", bytes_text(spliced), bytes_text(copied))
+        format!("{} spliced{share}; {} copied.", counted_bytes_text(spliced), counted_bytes_text(copied))
     })
 }
 
@@ -355,7 +368,7 @@ fn phase_row(phase: &PhaseResult) -> Markup {
             td.n { (planned_rate_text(phase.planned_rate)) }
             td.n { (number_text(phase.rate())) "/s" }
             @for quantile in [0.5, 0.99, 1.0] { td.n { (time_text(total.response.quantile_us(quantile))) } }
-            td.n { (Totals::error_share(&total).map_or("–".into(), share_text)) }
+            td.n { (phase_errors(phase, &total).map_or("–".into(), share_text)) }
             td.n { (cpu) }
         }
     }
@@ -405,14 +418,21 @@ fn idle(result: &RunResult) -> Markup {
         @if !rows.is_empty() {
             h2 { "Idle connections" }
             div.box { table {
-                tr { th { "phase" } @for name in ["planned", "open at the end", "failed", "no answer", "lost while idle", "opened again", "connects/s", "connect p50", "connect p99", "memory"] { th.n { (name) } } }
+                tr {
+                    th { "phase" }
+                    @for name in [
+                        "planned", "open at the end", "proxy memory", "failed", "no answer", "cut", "opened again",
+                        "opened per second", "handshake p50", "handshake p99",
+                    ] { th.n { (name) } }
+                }
                 @for (phase, idle) in rows {
                     tr {
                         td { (phase.name) }
-                        @for count in [idle.planned, idle.open, idle.failed, idle.unfinished, idle.lost, idle.reopened] { td.n { (number_text(count as f64)) } }
+                        @for count in [idle.planned, idle.open] { td.n { (number_text(count as f64)) } }
+                        td.n { (phase.proxy.as_ref().map_or("–".into(), |proxy| bytes_text(proxy.memory_max_bytes as f64))) }
+                        @for count in [idle.failed, idle.unfinished, idle.lost, idle.reopened] { td.n { (number_text(count as f64)) } }
                         td.n { (number_text(idle.connects_per_s)) }
                         @for quantile in [0.5, 0.99] { td.n { (time_text(idle.connect.quantile_us(quantile))) } }
-                        td.n { (phase.proxy.as_ref().map_or("–".into(), |proxy| bytes_text(proxy.memory_max_bytes as f64))) }
                     }
                 }
             } }
@@ -464,7 +484,7 @@ fn setup(result: &RunResult) -> Markup {
     html! {
         h2 { "How it was measured" }
         div.box { table {
-            tr { td { "command" } td { code { (meta.command.join(" ")) } } }
+            tr { td { "command" } td { code { @for word in quoted(&meta.command) { span.word { (word) } " " } } } }
             tr { td { "from" } td { (meta.started_at) " to " (meta.ended_at) } }
             tr { td { "target" } td { (config.target) } }
             @if let Some(started) = &meta.started {
