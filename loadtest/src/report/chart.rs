@@ -177,7 +177,7 @@ impl Chart<'_> {
         let mut chart = ChartBuilder::on(&root)
             .margin_top(if self.flags.is_empty() { 12 } else { 46 })
             .margin_right(28)
-            .x_label_area_size(if self.x_title.is_empty() { 44 } else { 72 })
+            .x_label_area_size(if self.x_title.is_empty() { 44 } else { 78 })
             .y_label_area_size(130)
             .build_cartesian_2d(self.x.clone(), self.y.clone())?;
         let text = Ink::Text.rgb();

@@ -57,7 +57,7 @@ pub fn figure(result: &RunResult, columns: &[Column]) -> Option<Figure<'static>>
     let shown = OverTime {
         title: "How response times are spread over time",
         size: Size::Wide,
-        y: Scale::log_span(below(first), heat_bound_us(last)),
+        y: Scale::log_time(below(first), heat_bound_us(last)),
         marks: Vec::new(),
         heat,
         readouts: readouts(columns, text),

@@ -107,7 +107,7 @@ fn counted_bytes_text(bytes: f64) -> String {
     bytes_text(bytes + 0.0)
 }
 
-/// What [`crate::measure::Totals::errors`] is of a run, of one phase, whose classes are these in sum.
+/// [`crate::measure::Totals::errors`] of one phase. `total`: its classes in sum.
 fn phase_errors(phase: &PhaseResult, total: &ClassResult) -> Option<f64> {
     let (idle_ok, idle_bad) =
         phase.idle.as_ref().map_or((0, 0), |idle| (idle.well(), idle.failures() + idle.unfinished));

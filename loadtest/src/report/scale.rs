@@ -48,16 +48,21 @@ impl Scale {
         Self { from: 0.0, to: end.max(1.0), shape: Shape::Linear, numbers: Numbers::Clock }
     }
 
-    /// Microseconds on a logarithmic scale that holds both values with a little room: of a wide range a share of it.
+    /// Microseconds on a logarithmic scale that holds both values with a little room, of a wide range a share of it; up to a
+    /// label above the highest where there is one near.
     pub fn log_time(least_us: f64, most_us: f64) -> Self {
         let least = if least_us.is_finite() && least_us > 0.0 { least_us } else { 1.0 };
         let range = (most_us / least).max(1.0);
-        Self::log_span(least / range.powf(0.04).max(1.25), most_us * range.powf(0.08).max(1.25))
+        let from = least / range.powf(0.04).max(1.25);
+        let ticks = Self::log_span(from, most_us * range.powf(0.16).max(1.25)).ticks();
+        let label = ticks.into_iter().find(|tick| *tick > most_us).unwrap_or(most_us);
+        Self::log_span(from, label.max(most_us * range.powf(0.08).max(1.25)))
     }
 
-    /// Microseconds on a logarithmic scale from one to the other, or farther where that is next to nothing.
-    pub fn log_span(from_us: f64, to_us: f64) -> Self {
-        Self { from: from_us, to: to_us.max(from_us * 4.0), shape: Shape::Log, numbers: Numbers::Time }
+    /// Microseconds on a logarithmic scale from one to the other, or farther both ways where that is next to nothing.
+    fn log_span(from_us: f64, to_us: f64) -> Self {
+        let wider = (4.0 * from_us / to_us).sqrt().max(1.0);
+        Self { from: from_us / wider, to: to_us * wider, shape: Shape::Log, numbers: Numbers::Time }
     }
 
     /// Quantiles up to so many nines.
@@ -89,6 +94,7 @@ impl Scale {
                 let decades = (self.to / self.from).log10();
                 // As many as a chart's height has room for.
                 let within: &[f64] = match decades {
+                    _ if decades < 1.0 => &[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0],
                     _ if decades < 4.0 => &[1.0, 2.0, 5.0],
                     _ if decades < 6.0 => &[1.0, 3.0],
                     _ => &[1.0],
@@ -217,7 +223,10 @@ mod tests {
         );
         assert_eq!(labels(&Scale::clock(600.0))[..3], ["0s", "1m", "2m"]);
         assert_eq!(labels(&Scale::nines(4.0)), ["0%", "90%", "99%", "99.9%", "99.99%"]);
-        assert_eq!(labels(&Scale::log_time(100.0, 3000.0)), ["100 µs", "200 µs", "500 µs", "1 ms", "2 ms"]);
+        assert_eq!(
+            labels(&Scale::log_time(100.0, 3000.0)),
+            ["100 µs", "200 µs", "500 µs", "1 ms", "2 ms", "5 ms"]
+        );
         assert_eq!(
             labels(&Scale::log_time(10.0, 2e5)),
             ["10 µs", "30 µs", "100 µs", "300 µs", "1 ms", "3 ms", "10 ms", "30 ms", "100 ms", "300 ms"]
@@ -231,9 +240,9 @@ mod tests {
             for range in [1.0, 1.5, 20.0, 900.0, 5e4, 2e6, 1e8] {
                 let scale = Scale::log_time(least, least * range);
                 let top = scale.place(least * range, (0, 1000));
-                assert!((100..=950).contains(&top), "{least} x {range}: the highest is at {top} of 1000");
+                assert!((500..=950).contains(&top), "{least} x {range}: the highest is at {top} of 1000");
                 let ticks = scale.ticks();
-                assert!((2..=13).contains(&ticks.len()), "{least} x {range}: {ticks:?}");
+                assert!((3..=13).contains(&ticks.len()), "{least} x {range}: {ticks:?}");
                 let places: Vec<i32> = ticks.iter().map(|tick| scale.place(*tick, (0, 1000))).collect();
                 let close = places.windows(2).map(|pair| pair[1] - pair[0]).min();
                 assert!(close >= Some(60), "{least} x {range}: {places:?}");
