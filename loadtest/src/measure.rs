@@ -7,7 +7,7 @@
 mod text;
 mod totals;
 
-pub use text::{bytes_text, number_text, share_text, time_text};
+pub use text::{bytes_text, number_text, quantile_text, share_text, time_text};
 pub use totals::Totals;
 
 use crate::plan::{Class, Plan};

@@ -595,7 +595,7 @@ fn output_nobody_reads_changes_no_exit_code_and_output_that_is_lost_does() {
     };
     for (words, code) in [
         (&["assert", "a.json", "p99<1ns"][..], 99),
-        (&["assert", "a.json", "p99<1h"], 0),
+        (&["assert", "a.json", "p99<50m"], 0),
         (&["compare", "a.json", "a.json"], 0),
         (&["report", "a.json"], 99),
         (&["report", "a.json", "--csv", "-"], 99),
@@ -663,4 +663,18 @@ fn a_result_that_is_read_is_never_written_over() {
     let (code, said) = run(&["report", "a.json", "--html", "new.html", "--csv", "/dev/null"]);
     assert_eq!(code, Some(99), "its thresholds do not hold: {said}");
     std::fs::remove_dir_all(&folder).expect("ours");
+}
+
+#[test]
+fn a_class_of_which_nothing_has_a_time_has_dashes_and_no_zeros() {
+    let mut result = run(&Recipe::default());
+    let mut class = ClassResult { sent: 3, failed: 3, ..ClassResult::default() };
+    class.count_error("reset", "network", 3);
+    result.phases[1].classes.insert("upload:4k".into(), class);
+    let markdown = report::markdown(&result);
+    let row = markdown.lines().find(|line| line.contains("upload:4k")).expect("a row");
+    assert!(row.contains("| – | – | – |") && !row.contains("| 0 | 0 | 0 |"), "{row}");
+    let page = report::html(&result);
+    let row = page.split("<tr").find(|row| row.contains("upload:4k")).expect("a row");
+    assert_eq!(row.matches(">–<").count(), 6, "{row}");
 }

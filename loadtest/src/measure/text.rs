@@ -1,5 +1,7 @@
 //! Values as people read them.
 
+use crate::result::Hist;
+
 /// Microseconds as `850 ns`, `12.3 µs`, `4.56 ms`, `1.20 s`, `3.5 min`.
 pub fn time_text(us: f64) -> String {
     let (value, unit) = match us {
@@ -11,6 +13,11 @@ pub fn time_text(us: f64) -> String {
         _ => (us / 6e7, "min"),
     };
     format!("{} {unit}", three_digits(value))
+}
+
+/// A quantile's time; a dash where there is none.
+pub fn quantile_text(hist: &Hist, quantile: f64) -> String {
+    if hist.is_empty() { "–".into() } else { time_text(hist.quantile_us(quantile)) }
 }
 
 /// Bytes as `512 B`, `1.5 KiB`, `3.20 GiB`.

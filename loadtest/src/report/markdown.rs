@@ -1,7 +1,7 @@
 //! The Markdown summary: what fits into a CI job's page or a pull request.
 
-use crate::measure::{Totals, bytes_text, number_text, share_text, time_text};
-use crate::report::{counted_bytes_text, phase_errors, planned_rate_text};
+use crate::measure::{Totals, bytes_text, number_text, quantile_text, share_text, time_text};
+use crate::report::{phase_errors, planned_rate_text};
 use crate::result::{ChurnVerdict, ClassResult, ErrorCount, PhaseResult, RunResult, Search};
 use std::fmt::Write as _;
 
@@ -75,9 +75,9 @@ pub fn text(result: &RunResult) -> String {
         let _ = writeln!(text, "System calls per request: {calls:.2}, of them io_uring_enter {enters:.2}.");
     }
     if let Some(spliced) = totals.spliced_share() {
-        let copied = totals.copied_per_request().map_or(String::new(), |bytes| {
-            format!("; copied for each request: {}", counted_bytes_text(bytes))
-        });
+        let copied = totals
+            .copied_per_request()
+            .map_or(String::new(), |bytes| format!("; copied for each request: {}", bytes_text(bytes)));
         let _ = writeln!(text, "Bytes spliced: {}{copied}.", share_text(spliced));
     }
     let of_idle =
@@ -102,8 +102,7 @@ fn phases(text: &mut String, phases: &[PhaseResult]) {
     for phase in phases.iter().take(PHASES_MAX) {
         let total = phase.total();
         let warmup = if phase.warmup { " (not measured)" } else { "" };
-        let [p50, p99, max] =
-            [0.5, 0.99, 1.0].map(|quantile| time_text(total.response.quantile_us(quantile)));
+        let [p50, p99, max] = [0.5, 0.99, 1.0].map(|quantile| quantile_text(&total.response, quantile));
         let _ = writeln!(
             text,
             "| {}{warmup} | {} | {} | {} | {}/s | {p50} | {p99} | {max} | {} | {} |",
@@ -179,7 +178,7 @@ fn idle(text: &mut String, totals: &Totals) {
         idle.unfinished,
         idle.lost,
         idle.reopened,
-        time_text(idle.connect.quantile_us(0.99)),
+        quantile_text(&idle.connect, 0.99),
     );
 }
 
@@ -187,7 +186,7 @@ fn class_row(text: &mut String, name: &str, class: &ClassResult, duration_s: f64
     let rate = if duration_s > 0.0 { class.ok as f64 / duration_s } else { 0.0 };
     let _ = write!(text, "| {name} | {}/s |", number_text(rate));
     for quantile in [0.5, 0.9, 0.99, 0.999, 1.0] {
-        let _ = write!(text, " {} |", time_text(class.response.quantile_us(quantile)));
+        let _ = write!(text, " {} |", quantile_text(&class.response, quantile));
     }
     let _ = writeln!(text, " {} |", errors.map_or("–".into(), share_text));
 }

@@ -17,7 +17,7 @@ mod run_page;
 mod scale;
 
 use crate::assertion::{self, Thresholds};
-use crate::measure::{bytes_text, number_text};
+use crate::measure::number_text;
 use crate::result::{ClassResult, FORMAT, PhaseResult, RunResult};
 use clap::Args;
 use std::fs::File;
@@ -100,11 +100,6 @@ pub(crate) fn planned_rate_text(planned: Option<(f64, f64)>) -> String {
         Some((from, to)) if from == to => format!("{}/s", number_text(to)),
         Some((from, to)) => format!("{} to {}/s", number_text(from), number_text(to)),
     }
-}
-
-/// Bytes that were counted; the sum of no counters is -0.0.
-fn counted_bytes_text(bytes: f64) -> String {
-    bytes_text(bytes + 0.0)
 }
 
 /// [`crate::measure::Totals::errors`] of one phase. `total`: its classes in sum.

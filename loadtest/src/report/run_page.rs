@@ -8,8 +8,8 @@ use super::figures::{self, COLUMNS_MAX};
 use super::heat;
 use super::moved;
 use super::page::{bad_card, bar, card, figure, page};
-use crate::measure::{Count, Totals, bytes_text, number_text, share_text, time_text};
-use crate::report::{counted_bytes_text, phase_errors, planned_rate_text};
+use crate::measure::{Count, Totals, bytes_text, number_text, quantile_text, share_text, time_text};
+use crate::report::{phase_errors, planned_rate_text};
 use crate::result::{
     ChurnResult, ChurnVerdict, ClassResult, ErrorCount, Hist, PhaseResult, RunResult, Search, ServerCounters,
 };
@@ -67,7 +67,7 @@ fn header(result: &RunResult) -> Markup {
 fn summary(result: &RunResult, totals: &Totals) -> Markup {
     let all = &totals.all;
     let rate = if totals.duration_s > 0.0 { all.ok as f64 / totals.duration_s } else { 0.0 };
-    let response = |quantile| time_text(all.response.quantile_us(quantile));
+    let response = |quantile| quantile_text(&all.response, quantile);
     let count = |count| totals.count(count);
     let bad = count(Count::Failed) + count(Count::Unsent) + count(Count::Unfinished);
     let of = format!("of {}", number_text((count(Count::Ok) + bad) as f64));
@@ -82,7 +82,7 @@ fn summary(result: &RunResult, totals: &Totals) -> Markup {
         div.cards {
             (card("rate", &format!("{}/s", number_text(rate)), &planned_text(result)))
             (card("p50", &response(0.5), "response time"))
-            (card("p99", &response(0.99), &format!("service {}", time_text(all.service.quantile_us(0.99)))))
+            (card("p99", &response(0.99), &format!("service {}", quantile_text(&all.service, 0.99))))
             (card("p99.9", &response(0.999), &format!("longest {}", response(1.0))))
             @if bad > 0 { (bad_card("errors", &errors, &of)) } @else { (card("errors", &errors, &of)) }
             @if let Some(cpu_us) = totals.cpu_us() {
@@ -94,7 +94,7 @@ fn summary(result: &RunResult, totals: &Totals) -> Markup {
             }
             @if let Some(bytes) = totals.memory_max_bytes() { (card("proxy memory", &bytes_text(bytes as f64), "resident, highest")) }
             @if let Some(spliced) = totals.spliced_share() { (card("spliced", &share_text(spliced), "of body bytes")) }
-            @if let Some(copied) = totals.copied_per_request() { (card("copied", &counted_bytes_text(copied), "per request")) }
+            @if let Some(copied) = totals.copied_per_request() { (card("copied", &bytes_text(copied), "per request")) }
         }
     }
 }
@@ -185,8 +185,8 @@ fn class_row(name: &str, class: &ClassResult, duration_s: f64, errors: Option<f6
         tr class=[sum.then_some("sum")] {
             td { (name) }
             td.n { (number_text(rate)) "/s" }
-            @for quantile in [0.5, 0.9, 0.99, 0.999, 1.0] { td.n { (time_text(class.response.quantile_us(quantile))) } }
-            td.n { (time_text(class.service.quantile_us(0.99))) }
+            @for quantile in [0.5, 0.9, 0.99, 0.999, 1.0] { td.n { (quantile_text(&class.response, quantile)) } }
+            td.n { (quantile_text(&class.service, 0.99)) }
             td.n.bad[errors.is_some_and(|share| share > 0.0)] { (errors.map_or("–".into(), share_text)) }
             td.n { (bytes_text(class.bytes_down as f64)) }
             td.n { (bytes_text(class.bytes_up as f64)) }
@@ -215,7 +215,7 @@ fn further_times(totals: &Totals) -> Markup {
                 @for (class, name, hist) in rows {
                     tr {
                         td { (class) } td { (name) } td.n { (number_text(hist.count() as f64)) }
-                        @for quantile in [0.5, 0.9, 0.99, 0.999, 1.0] { td.n { (time_text(hist.quantile_us(quantile))) } }
+                        @for quantile in [0.5, 0.9, 0.99, 0.999, 1.0] { td.n { (quantile_text(hist, quantile)) } }
                     }
                 }
             } }
@@ -301,7 +301,7 @@ fn proxy(result: &RunResult, totals: &Totals, columns: &[Column]) -> Markup {
     let lag_text = if lag.is_empty() {
         String::new()
     } else {
-        let (p99, most) = (time_text(lag.quantile_us(0.99)), time_text(lag.quantile_us(1.0)));
+        let (p99, most) = (quantile_text(lag, 0.99), quantile_text(lag, 1.0));
         format!("The load generator sent 99% of requests within {p99} of their time, the latest {most} late.")
     };
     html! {
@@ -320,7 +320,7 @@ fn moved_text(totals: &Totals) -> String {
     totals.moved().map_or(String::new(), |(copied, spliced)| {
         let share =
             totals.spliced_share().map_or(String::new(), |share| format!(", {} of all", share_text(share)));
-        format!("{} spliced{share}; {} copied.", counted_bytes_text(spliced), counted_bytes_text(copied))
+        format!("{} spliced{share}; {} copied.", bytes_text(spliced), bytes_text(copied))
     })
 }
 
@@ -367,7 +367,7 @@ fn phase_row(phase: &PhaseResult) -> Markup {
             td.n { (number_text((phase.duration_s * 10.0).round() / 10.0)) }
             td.n { (planned_rate_text(phase.planned_rate)) }
             td.n { (number_text(phase.rate())) "/s" }
-            @for quantile in [0.5, 0.99, 1.0] { td.n { (time_text(total.response.quantile_us(quantile))) } }
+            @for quantile in [0.5, 0.99, 1.0] { td.n { (quantile_text(&total.response, quantile)) } }
             td.n { (phase_errors(phase, &total).map_or("–".into(), share_text)) }
             td.n { (cpu) }
         }
@@ -432,7 +432,7 @@ fn idle(result: &RunResult) -> Markup {
                         td.n { (phase.proxy.as_ref().map_or("–".into(), |proxy| bytes_text(proxy.memory_max_bytes as f64))) }
                         @for count in [idle.failed, idle.unfinished, idle.lost, idle.reopened] { td.n { (number_text(count as f64)) } }
                         td.n { (number_text(idle.connects_per_s)) }
-                        @for quantile in [0.5, 0.99] { td.n { (time_text(idle.connect.quantile_us(quantile))) } }
+                        @for quantile in [0.5, 0.99] { td.n { (quantile_text(&idle.connect, quantile)) } }
                     }
                 }
             } }
