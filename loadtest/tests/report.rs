@@ -16,6 +16,7 @@ fn full() -> RunResult {
     let mut result = run(&Recipe { errors: 0.01, ..Recipe::default() });
     let phase = &mut result.phases[1];
     phase.timeline.points[10].backlog = 100;
+    phase.timeline.points.iter_mut().for_each(|point| point.idle = 998);
     phase.churn.push(ChurnResult {
         name: "restart runner".into(),
         at_s: 9.5,
@@ -112,6 +113,8 @@ fn a_timeline_is_a_line_for_each_second_with_the_phase_s_name_as_text() {
     result.phases[1].name = "=a, \"b\"".into();
     result.phases[1].timeline.points[2].proxy_cpu = None;
     let mut bytes = Vec::new();
+    result.phases[1].timeline.points[0].idle = 7;
+    result.phases[1].timeline.points[1].heat.fill(0);
     report::write_csv(&result, &mut bytes).expect("memory takes it");
     let text = String::from_utf8(bytes).expect("text");
     let lines: Vec<&str> = text.split_terminator("\r\n").collect();
@@ -122,7 +125,8 @@ fn a_timeline_is_a_line_for_each_second_with_the_phase_s_name_as_text() {
         lines[1].starts_with("\"warm-up\",true,0,1,50,50,50,0,") && lines[1].split(',').count() == columns
     );
     assert!(lines[3].starts_with("\"'=a, \"\"b\"\"\",false,2,1,50,50,50,0,"), "{}", lines[3]);
-    assert!(lines[5].ends_with(','), "what was not measured is empty: {}", lines[5]);
+    assert!(lines[3].ends_with(",7") && lines[4].contains(",,,"), "held idle, and no times: {}", lines[4]);
+    assert!(lines[5].ends_with(",,0"), "what was not measured is empty: {}", lines[5]);
 }
 
 /// Everything in the page that could make a browser fetch something.
@@ -180,6 +184,7 @@ fn the_page_shows_every_part_of_a_result() {
         "Phases",
         "Changes under load",
         "Idle connections",
+        "Idle WebSockets held",
         "Highest rate with p99&lt;5ms",
         "the machine was busy",
         "Further times",
@@ -253,11 +258,11 @@ fn changes_are_numbered_alike_in_charts_and_table() {
     result.phases[1].churn.push(change("a & b", 12.5, 3));
     let html = report::html(&result);
     for title in ["<title>1: restart runner, at 11.5 s</title>", "<title>3: a &amp; b, at 14.5 s</title>"] {
-        // In each chart over time: rates, times, spread, waiting, CPU and bytes.
-        assert_eq!(html.matches(title).count(), 6, "{title}");
+        // In each chart over time: rates, times, spread, waiting, CPU, bytes and what is held idle.
+        assert_eq!(html.matches(title).count(), 7, "{title}");
     }
-    assert_eq!(html.matches("<g class=\"flag\">").count(), 12, "what was not made has no line");
-    assert_eq!(html.matches("changes under load, numbered as in their table").count(), 6);
+    assert_eq!(html.matches("<g class=\"flag\">").count(), 14, "what was not made has no line");
+    assert_eq!(html.matches("changes under load, numbered as in their table").count(), 7);
     let table = between(&html, "<h2>Changes under load</h2>", "</table>");
     for row in ["<td class=\"n\">1</td><td>restart runner", "<td class=\"n\">3</td><td>a &amp; b"] {
         assert!(table.contains(row), "{row}: {table}");

@@ -19,6 +19,7 @@ pub struct Column {
     pub max_us: f64,
     pub backlog: u64,
     pub connections: u64,
+    pub idle: u64,
     /// Percent of one CPU.
     pub client_cpu: f64,
     pub proxy_cpu: Option<f64>,
@@ -61,6 +62,7 @@ fn of_point(point: &Point, start_s: f64, width_s: f64) -> Column {
         max_us: time(point.max_us),
         backlog: point.backlog,
         connections: point.connections,
+        idle: point.idle,
         client_cpu: point.client_cpu,
         proxy_cpu: point.proxy_cpu,
     }
@@ -97,6 +99,8 @@ fn merged(columns: &[Column]) -> Column {
             max_us,
             backlog: columns.iter().map(|column| column.backlog).max().unwrap_or(0),
             connections: columns.iter().map(|column| column.connections).max().unwrap_or(0),
+            // As it was at the end.
+            idle: columns.last().map_or(0, |column| column.idle),
             client_cpu: mean(&|column| Some(column.client_cpu)).unwrap_or(0.0),
             proxy_cpu: mean(&|column| column.proxy_cpu),
             heat,

@@ -314,6 +314,22 @@ pub fn backlog(result: &RunResult, columns: &[Column]) -> Option<Figure<'static>
     Some(shown.figure(result, columns))
 }
 
+/// WebSockets that are held, if any are.
+pub fn idle(result: &RunResult, columns: &[Column]) -> Option<Figure<'static>> {
+    let most = columns.iter().map(|column| column.idle).max().filter(|most| *most > 0)?;
+    let held = line(columns, |column| column.idle as f64);
+    let shown = OverTime {
+        title: "Idle WebSockets held",
+        size: Size::Wide,
+        y: Scale::up_to(most as f64 * 1.05, Numbers::Plain),
+        marks: vec![Mark::Area(Ink::Series(0), held.clone()), Mark::Line(Ink::Series(0), held)],
+        heat: Vec::new(),
+        readouts: readouts(columns, |column| format!("{} held", number_text(column.idle as f64))),
+        keys: vec![Key::new(Ink::Series(0), "open")],
+    };
+    Some(shown.figure(result, columns))
+}
+
 /// What of two runs is laid over each other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Over {

@@ -34,7 +34,7 @@ pub fn text(result: &RunResult) -> String {
         (proxy(result, &totals, &columns))
         (phases(result))
         (churn(result))
-        (idle(result))
+        (idle(result, &columns))
         (search(result))
         (setup(result))
     };
@@ -412,11 +412,12 @@ fn churn(result: &RunResult) -> Markup {
     }
 }
 
-fn idle(result: &RunResult) -> Markup {
+fn idle(result: &RunResult, columns: &[Column]) -> Markup {
     let rows: Vec<_> = result.phases.iter().filter_map(|phase| Some((phase, phase.idle.as_ref()?))).collect();
     html! {
         @if !rows.is_empty() {
             h2 { "Idle connections" }
+            @if let Some(chart) = figures::idle(result, columns) { (figure("Idle WebSockets held", &chart, "")) }
             div.box { table {
                 tr {
                     th { "phase" }
