@@ -72,7 +72,12 @@ impl Remote {
         }
         let address = name.to_socket_addrs()?.next().ok_or(io::ErrorKind::AddrNotAvailable)?;
         let mut channel = Channel::new(TcpStream::connect_timeout(&address, ANSWER_MAX)?)?;
-        let FromAgent::Hello { version, nonce } = channel.receive(LINE_BYTES_MAX, ANSWER_MAX)? else {
+        let hello = channel.receive(LINE_BYTES_MAX, ANSWER_MAX).map_err(|error| match error.kind() {
+            // Something else, or so old that it says hello in another way.
+            io::ErrorKind::InvalidData => io::Error::other("is no agent of this loadtest's version"),
+            _ => error,
+        })?;
+        let FromAgent::Hello { version, nonce } = hello else {
             return Err(io::Error::other("is no agent"));
         };
         if version != VERSION {

@@ -135,6 +135,26 @@ fn an_agent_that_says_nothing_is_called_that() {
 }
 
 #[test]
+fn what_is_no_agent_of_this_version_is_called_that() {
+    let server = Server::start(|_| ok());
+    for greeting in ["HTTP/1.1 400 Bad Request\r\n\r\n", "{\"version\":\"0.0.1\"}\n"] {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let name = listener.local_addr().expect("bound").to_string();
+        let greets = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("somebody");
+            stream.write_all(greeting.as_bytes()).expect("open");
+            // Until the coordinator goes.
+            drop(stream.read(&mut [0]));
+        });
+        let error = on(vec![name.clone()], KEY, &server, &Arc::default()).expect_err("no agent");
+        assert_eq!(error, format!("agent {name}: is no agent of this loadtest's version"));
+        greets.join().expect("it ends");
+    }
+    let error = on(vec!["127.0.0.1".into()], KEY, &server, &Arc::default()).expect_err("no port");
+    assert_eq!(error, "agent 127.0.0.1: no port: agents are named host:port");
+}
+
+#[test]
 fn strangers_hold_nobody_up_and_may_not_say_much() {
     let server = Server::start(|_| ok());
     let (name, _) = lasting_agent();
