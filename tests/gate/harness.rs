@@ -249,6 +249,9 @@ impl Runner {
 
     pub fn start_at(ip: IpAddr, behave: impl Fn(Wire, usize) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind((ip, 0)).expect("the address has a free port");
+        // Of hundreds at once the kernel loses one now and then where only 128 may wait: it falls back on SYN cookies, and resets
+        // who sends on behind an acknowledgement it had to drop.
+        rustix::net::listen(&listener, 4096).expect("more may wait");
         let addr = listener.local_addr().expect("it is bound");
         let tapes: Arc<Mutex<Vec<Tape>>> = Arc::default();
         let forgets = Arc::new(AtomicBool::new(false));
